@@ -1,1 +1,1 @@
-"""Sealift: a virtual machine monitor for guests whose memory is encrypted against the machine that runs them."""
+"""Sealift: a virtual machine monitor for guests whose memory is encrypted against the host that runs them."""

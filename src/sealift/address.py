@@ -52,9 +52,7 @@ class RamBlock:
         if self.gpa < 0 or not page_aligned(self.gpa):
             raise UserError(f"RAMBlock {self.name} starts at {self.gpa:#x}, which is not the start of a page")
         if self.size <= 0 or not page_aligned(self.size):
-            raise UserError(
-                f"memory of {self.size} bytes is not a whole number of 4096-byte pages; round it up"
-            )
+            raise UserError(f"memory of {self.size} bytes is not a whole number of 4096-byte pages")
 
 
 @dataclass(frozen=True, slots=True)

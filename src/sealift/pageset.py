@@ -30,7 +30,7 @@ class PageSet:
         self.words: Words = np.zeros(length, np.uint64) if words is None else words
         if self.words.shape != (length,):
             raise ValueError(f"{pages} pages need {length} words, not {self.words.shape}")
-        self._bits = memoryview(self.words)
+        self._bits = self.words.data
 
     @classmethod
     def full(cls, pages: int) -> PageSet:
@@ -124,7 +124,8 @@ class PageSet:
 
     def holds(self, numbers: PageNumbers) -> npt.NDArray[np.bool_]:
         """Which of `numbers` are in the set, as an array of the same length."""
-        return (self.words[numbers >> 6] >> (numbers & np.uint64(63)) & np.uint64(1)).astype(np.bool_)
+        bits: npt.NDArray[np.uint64] = self.words[numbers >> 6] >> (numbers & np.uint64(63))
+        return np.asarray(bits & np.uint64(1), np.bool_)
 
     def add_range(self, first: int, count: int) -> None:
         """Add pages first .. first+count-1."""
