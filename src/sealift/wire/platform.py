@@ -1,0 +1,394 @@
+"""The platform's interface: what a VMM may ask of the process that plays the silicon.
+
+Named after the Linux interfaces it stands in for (``/dev/kvm``, ``/dev/sev``)::
+
+    VMM                                            platform process
+     │── request ──────── control socket ────────►│   one reply to every request, in order
+     │◄─────────────────── reply or Failed ───────│
+     │── Run ──────────── one socket a vCPU ─────►│   enters the guest
+     │◄──────────────────────────── an exit ──────│   port I/O, hypercall, halt, fault, interrupted
+     │── pull, open … ──── handler socket ───────►│   see sealift.wire.handler
+
+Memory is shared by memfds that replies carry; the private plane is not among them. A request that the VM's
+`Phase` does not allow fails with a sentence and changes nothing (`ALLOWED` is the table).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeAlias
+
+import msgspec
+
+
+class Phase(enum.Enum):
+    """Where a VM is in its life, as far as the platform is concerned."""
+
+    EMPTY = "empty"
+    """No VM yet."""
+    CREATED = "created"
+    """RAM exists; no launch has started."""
+    LAUNCHING = "launching"
+    """LAUNCH_START succeeded; the image is being measured (launch-update, launch-secret)."""
+    RUNNING = "running"
+    """Launched; vCPUs may run."""
+    INCOMING = "incoming"
+    """Its handler receives a migration."""
+    STOPPED = "stopped"
+    """Its handler has closed the outgoing stream; a cancel leads back to running."""
+    FENCED = "fenced"
+    """Handed over: only the target's answer (or the owner) decides."""
+    GONE = "gone"
+    """It runs elsewhere, or will run nowhere."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all messages: the class name is the tag on the wire."""
+
+
+# --- memory and vCPUs -------------------------------------------------------------------------------------------
+
+
+class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One RAMBlock: name, first GPA, size in bytes."""
+
+    name: str
+    gpa: int
+    size: int
+
+
+class CreateVm(Message, frozen=True):
+    """Make the VM. Reply: VmCreated with the shared plane's and the bitmap area's memfds."""
+
+    blocks: tuple[Block, ...]
+    vcpus: int
+
+
+class VmCreated(Message, frozen=True):
+    """The bitmap area holds one set of RAM pages (sealift.pageset); requests say what they leave there."""
+
+    bitmap_bytes: int
+
+
+class CreateVcpu(Message, frozen=True):
+    """Make vCPU `index`. Reply: Done with its socket, which then takes Run and answers exits."""
+
+    index: int
+
+
+class Registers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """General and control registers of one vCPU, as the VMM of an SEV (not SEV-ES) guest may see and set them.
+
+    `general` holds rax rbx rcx rdx rsi rdi rbp rsp r8..r15, in this order.
+    """
+
+    general: tuple[int, ...]
+    rip: int
+    rflags: int
+    cr0: int
+    cr2: int
+    cr3: int
+    cr4: int
+    efer: int
+
+
+class GetRegisters(Message, frozen=True):
+    """Reply: VcpuRegisters."""
+
+    index: int
+
+
+class VcpuRegisters(Message, frozen=True):
+    """Answer to GetRegisters."""
+
+    registers: Registers
+
+
+class SetRegisters(Message, frozen=True):
+    """Set them; the vCPU must be out of guest mode."""
+
+    index: int
+    registers: Registers
+
+
+class Kick(Message, frozen=True):
+    """Make vCPU `index` leave guest mode soon; its pending Run ends with Interrupted (or what came first)."""
+
+    index: int
+
+
+class GetSharedDirtyLog(Message, frozen=True):
+    """Move the set of shared-plane pages written since the last call to the bitmap area. Reply: Count."""
+
+
+class GetPageStates(Message, frozen=True):
+    """Copy the set of pages in shared state to the bitmap area. Reply: Count."""
+
+
+class MarkSharedDirty(Message, frozen=True):
+    """A device of the VMM wrote shared memory: `count` pages from RAM page `first`."""
+
+    first: int
+    count: int
+
+
+class ReadHostView(Message, frozen=True):
+    """Put on the shared plane what DRAM shows the host for these pages: ciphertext where they are private."""
+
+    first: int
+    count: int
+
+
+class WriteHostView(Message, frozen=True):
+    """Take what the host put on the shared plane as new DRAM content: private pages get its decryption."""
+
+    first: int
+    count: int
+
+
+class Count(Message, frozen=True):
+    """Pages in the set that was left in the bitmap area."""
+
+    pages: int
+
+
+# --- secure processor -------------------------------------------------------------------------------------------
+
+
+class GetPlatformInfo(Message, frozen=True):
+    """Reply: PlatformInfo."""
+
+
+class PlatformInfo(Message, frozen=True):
+    """What the platform says of itself; none of it is secret and none of it is proof.
+
+    `cbit` is the C-bit's position, `ca_chain` ASK‖ARK as the manufacturer publishes them, `handler_digest` the
+    SHA-256 of the handler modules that were loaded.
+    """
+
+    api_major: int
+    api_minor: int
+    build_id: int
+    cbit: int
+    reduced_phys_bits: int
+    engine: str
+    handler_digest: bytes
+    ca_chain: bytes
+
+
+class PdhCertExport(Message, frozen=True):
+    """Reply: PdhCertificates."""
+
+
+class PdhCertificates(Message, frozen=True):
+    """PDH (2084 bytes) and PEK‖OCA‖CEK (6252 bytes)."""
+
+    pdh: bytes
+    cert_chain: bytes
+
+
+class LaunchStart(Message, frozen=True):
+    """LAUNCH_START with the owner's policy, Diffie-Hellman certificate and session blob."""
+
+    policy: int
+    dh_cert: bytes
+    session: bytes
+
+
+class LaunchUpdateData(Message, frozen=True):
+    """LAUNCH_UPDATE_DATA: measure and encrypt what the VMM put on the shared plane at `gpa`."""
+
+    gpa: int
+    length: int
+
+
+class LaunchMeasure(Message, frozen=True):
+    """LAUNCH_MEASURE. Reply: Measurement."""
+
+
+class Measurement(Message, frozen=True):
+    """Measurement (32 bytes) and nonce (16 bytes)."""
+
+    measure: bytes
+
+
+class LaunchSecret(Message, frozen=True):
+    """LAUNCH_SECRET: the owner's packet, to be decrypted to `gpa`."""
+
+    header: bytes
+    payload: bytes
+    gpa: int
+
+
+class LaunchFinish(Message, frozen=True):
+    """LAUNCH_FINISH: the guest may run; the handler takes its key out of the secret area first."""
+
+
+class GetGuestStatus(Message, frozen=True):
+    """GUEST_STATUS and the VM's phase. Reply: GuestStatus."""
+
+
+class GuestStatus(Message, frozen=True):
+    """State by the SEV API's number, policy, handle; and where the VM is in its life."""
+
+    phase: Phase
+    state: int
+    policy: int
+    handle: int
+
+
+# --- handler ----------------------------------------------------------------------------------------------------
+
+
+class OpenHandler(Message, frozen=True):
+    """Connect to the guest's migration handler.
+
+    Reply: HandlerOpened with its socket, the outgoing ring (which only the platform can write) and the incoming one.
+    """
+
+
+class HandlerOpened(Message, frozen=True):
+    """Shape of both rings, and where the RFC's mailbox is (from the guest's own GUIDed table)."""
+
+    slots: int
+    slot_size: int
+    mailbox_gpa: int
+    mailbox_size: int
+
+
+# --- replies ----------------------------------------------------------------------------------------------------
+
+
+class Done(Message, frozen=True):
+    """The request succeeded and has nothing to say."""
+
+
+class Failed(Message, frozen=True):
+    """The request failed and changed nothing; `status` is the firmware's status code where there is one."""
+
+    reason: str
+    status: int | None = None
+
+
+Request: TypeAlias = (
+    CreateVm
+    | CreateVcpu
+    | GetRegisters
+    | SetRegisters
+    | Kick
+    | GetSharedDirtyLog
+    | GetPageStates
+    | MarkSharedDirty
+    | ReadHostView
+    | WriteHostView
+    | GetPlatformInfo
+    | PdhCertExport
+    | LaunchStart
+    | LaunchUpdateData
+    | LaunchMeasure
+    | LaunchSecret
+    | LaunchFinish
+    | GetGuestStatus
+    | OpenHandler
+)
+
+Reply: TypeAlias = (
+    VmCreated
+    | VcpuRegisters
+    | Count
+    | PlatformInfo
+    | PdhCertificates
+    | Measurement
+    | GuestStatus
+    | HandlerOpened
+    | Done
+    | Failed
+)
+
+
+# --- vCPU sockets -----------------------------------------------------------------------------------------------
+
+
+class Run(Message, frozen=True):
+    """Enter the guest. `data` completes a PortIn; with `immediate_exit` only that is done."""
+
+    data: int = 0
+    immediate_exit: bool = False
+
+
+class PortOut(Message, frozen=True):
+    """The guest wrote `value` (`size` bytes) to an I/O port; the instruction is complete."""
+
+    port: int
+    size: int
+    value: int
+
+
+class PortIn(Message, frozen=True):
+    """The guest reads `size` bytes from an I/O port; the next Run brings them."""
+
+    port: int
+    size: int
+
+
+class PageStateChange(Message, frozen=True):
+    """KVM_HC_MAP_GPA_RANGE has been carried out: `pages` from `gpa` are now private (encrypted) or shared."""
+
+    gpa: int
+    pages: int
+    encrypted: bool
+
+
+class Halt(Message, frozen=True):
+    """HLT; another Run goes on behind it."""
+
+
+class Fault(Message, frozen=True):
+    """The guest cannot go on: an exception it has no handler for (or a triple fault)."""
+
+    reason: str
+    rip: int
+    address: int
+    error_code: int
+
+
+class Interrupted(Message, frozen=True):
+    """The vCPU was kicked, or the Run asked for an immediate exit."""
+
+
+Exit: TypeAlias = PortOut | PortIn | PageStateChange | Halt | Fault | Interrupted | Failed
+
+
+# --- the table of requests and states ------------------------------------------------------------------------------
+
+_ANY = frozenset(Phase)
+_BEFORE = frozenset({Phase.EMPTY})
+_MADE = _ANY - _BEFORE
+_SETUP = frozenset({Phase.CREATED, Phase.LAUNCHING})
+_LAUNCHING = frozenset({Phase.LAUNCHING})
+_RUNNING = frozenset({Phase.RUNNING})
+_ALIVE = frozenset({Phase.RUNNING, Phase.STOPPED})
+
+ALLOWED: dict[type[Message], frozenset[Phase]] = {
+    GetPlatformInfo: _ANY,
+    PdhCertExport: _ANY,
+    GetGuestStatus: _ANY,
+    CreateVm: _BEFORE,
+    CreateVcpu: _SETUP,
+    LaunchStart: frozenset({Phase.CREATED}),
+    LaunchUpdateData: _LAUNCHING,
+    LaunchMeasure: _LAUNCHING,
+    LaunchSecret: _LAUNCHING,
+    LaunchFinish: _LAUNCHING,
+    GetRegisters: _SETUP | _ALIVE,
+    SetRegisters: _SETUP | _RUNNING,
+    Kick: _MADE,
+    GetSharedDirtyLog: _MADE,
+    GetPageStates: _MADE,
+    MarkSharedDirty: _MADE,
+    ReadHostView: _MADE,
+    WriteHostView: frozenset({Phase.RUNNING}),
+    OpenHandler: _MADE - _SETUP,
+    Run: _RUNNING,
+}
+"""For every request the phases in which it may be made; a request that is missing here is never allowed."""
