@@ -1,0 +1,1 @@
+"""Trusted: what plays the silicon. Runs only inside the platform process."""

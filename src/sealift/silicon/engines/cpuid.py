@@ -1,0 +1,49 @@
+"""CPUID as the platform shows it to guests (AMD64 APM volume 3, appendix E; KVM's leaves 0x4000_0000).
+
+The values come from here and never from the VMM: 0x8000_001F tells the guest that its memory is encrypted and
+which page-table bit says so.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Leaf: TypeAlias = tuple[int, int, int, int]
+"""eax, ebx, ecx, edx."""
+
+KVM_FEATURE_HC_MAP_GPA_RANGE = 1 << 16
+KVM_FEATURE_MIGRATION_CONTROL = 1 << 17
+
+_EPYC_V1 = 0x00800F12
+_HYPERVISOR = 1 << 31
+# fpu tsc msr pae cx8 pge cmov pat mmx fxsr sse sse2
+_EDX_1 = sum(1 << bit for bit in (0, 4, 5, 6, 8, 13, 15, 16, 23, 24, 25, 26))
+_ECX_1 = 1 << 0 | 1 << 13 | _HYPERVISOR  # sse3 cx16
+_EDX_80000001 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 29  # syscall nx 1-GiB pages long mode
+_LINEAR_BITS = 48
+
+
+def leaves(*, vcpu: int, vcpus: int, cbit: int) -> dict[int, Leaf]:
+    """All leaves that vCPU `vcpu` of `vcpus` sees; any other leaf reads as zeros."""
+    sev, reduced_phys_bits = 1 << 1, 1
+    return {
+        0x0: (0x1, *_vendor(b"AuthenticAMD")),
+        0x1: (_EPYC_V1, vcpu << 24 | vcpus << 16, _ECX_1, _EDX_1),
+        0x4000_0000: (0x4000_0001, *_words(b"KVMKVMKVM\0\0\0")),
+        0x4000_0001: (KVM_FEATURE_HC_MAP_GPA_RANGE | KVM_FEATURE_MIGRATION_CONTROL, 0, 0, 0),
+        0x8000_0000: (0x8000_001F, *_vendor(b"AuthenticAMD")),
+        0x8000_0001: (_EPYC_V1, 0, 1, _EDX_80000001),
+        0x8000_0008: (_LINEAR_BITS << 8 | cbit, 0, vcpus - 1, 0),
+        0x8000_001F: (sev, cbit | reduced_phys_bits << 6, 0, 0),
+    }
+
+
+def _words(text: bytes) -> tuple[int, int, int]:
+    first, second, third = (int.from_bytes(text[i : i + 4], "little") for i in (0, 4, 8))
+    return first, second, third
+
+
+def _vendor(name: bytes) -> tuple[int, int, int]:
+    """CPUID spreads the vendor over ebx, edx, ecx; returned as ebx, ecx, edx."""
+    ebx, edx, ecx = _words(name)
+    return ebx, ecx, edx

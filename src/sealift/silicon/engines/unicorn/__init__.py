@@ -1,0 +1,1 @@
+"""The portable engine: Unicorn executes instructions, our own page walker decides what they reach."""

@@ -1,0 +1,144 @@
+"""A vCPU's architectural state as named registers.
+
+Unicorn's own context blob is tied to one build of the library, so state that travels is written register by
+register. Segment descriptors are flat in 64-bit mode; what programs of this engine can change is FS and GS base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+from unicorn import Uc, UcError
+from unicorn import x86_const as x86
+
+from sealift.errors import StreamError
+from sealift.wire.platform import Registers
+
+_STATE_VERSION = 1
+_GENERAL = (
+    *("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP"),
+    *(f"R{number}" for number in range(8, 16)),
+)
+_CONTROL = ("CR0", "CR2", "CR3", "CR4", "CR8")
+_INTEGERS = (*_GENERAL, *_CONTROL, "RIP", "EFLAGS", "FS_BASE", "GS_BASE", "MXCSR", "FPCW", "FPSW", "FPTAG")
+_VECTORS = tuple(f"XMM{number}" for number in range(16))
+_X87 = tuple(f"FP{number}" for number in range(8))
+_MSRS = {
+    "EFER": 0xC000_0080,
+    "STAR": 0xC000_0081,
+    "LSTAR": 0xC000_0082,
+    "CSTAR": 0xC000_0083,
+    "SFMASK": 0xC000_0084,
+    "KERNEL_GS_BASE": 0xC000_0102,
+    "SYSENTER_CS": 0x174,
+    "SYSENTER_ESP": 0x175,
+    "SYSENTER_EIP": 0x176,
+    "PAT": 0x277,
+}
+_EFER = _MSRS["EFER"]
+_MAX_64 = (1 << 64) - 1
+
+
+def _register(name: str) -> int:
+    constant: int = getattr(x86, f"UC_X86_REG_{name}")
+    return constant
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Names to values; vectors as 16 little-endian bytes, x87 registers as (mantissa, exponent with sign)."""
+
+    version: int
+    integers: dict[str, int]
+    msrs: dict[str, int]
+    vectors: dict[str, bytes]
+    x87: dict[str, tuple[int, int]]
+
+
+def read_registers(uc: Uc) -> Registers:
+    """General and control registers of a stopped emulator."""
+    return Registers(
+        general=tuple(uc.reg_read(_register(name)) for name in _GENERAL),
+        rip=uc.reg_read(x86.UC_X86_REG_RIP),
+        rflags=uc.reg_read(x86.UC_X86_REG_RFLAGS),
+        cr0=uc.reg_read(x86.UC_X86_REG_CR0),
+        cr2=uc.reg_read(x86.UC_X86_REG_CR2),
+        cr3=uc.reg_read(x86.UC_X86_REG_CR3),
+        cr4=uc.reg_read(x86.UC_X86_REG_CR4),
+        efer=uc.msr_read(_EFER),
+    )
+
+
+def write_registers(uc: Uc, registers: Registers) -> None:
+    """Load general and control registers into a stopped emulator.
+
+    Raises:
+        StreamError: not 16 general registers, or a value that is not 64 bits wide.
+    """
+    values = (*registers.general, registers.rip, registers.rflags, registers.cr2, registers.cr3, registers.efer)
+    if len(registers.general) != len(_GENERAL) or not all(0 <= value <= _MAX_64 for value in values):
+        raise StreamError("registers must be sixteen general ones, each a 64-bit number")
+    uc.msr_write(_EFER, registers.efer)
+    uc.reg_write(x86.UC_X86_REG_CR4, registers.cr4)
+    uc.reg_write(x86.UC_X86_REG_CR3, registers.cr3)
+    uc.reg_write(x86.UC_X86_REG_CR2, registers.cr2)
+    uc.reg_write(x86.UC_X86_REG_CR0, registers.cr0)
+    for name, value in zip(_GENERAL, registers.general, strict=True):
+        uc.reg_write(_register(name), value)
+    uc.reg_write(x86.UC_X86_REG_RFLAGS, registers.rflags)
+    uc.reg_write(x86.UC_X86_REG_RIP, registers.rip)
+
+
+def save_state(uc: Uc) -> bytes:
+    """The whole state of a stopped emulator."""
+    state = _State(
+        version=_STATE_VERSION,
+        integers={name: uc.reg_read(_register(name)) for name in _INTEGERS},
+        msrs={name: uc.msr_read(number) for name, number in _MSRS.items()},
+        vectors={name: uc.reg_read(_register(name)).to_bytes(16, "little") for name in _VECTORS},
+        x87={name: uc.reg_read(_register(name)) for name in _X87},
+    )
+    return msgspec.msgpack.encode(state)
+
+
+def restore_state(uc: Uc, data: bytes) -> None:
+    """Load `save_state`'s result into a fresh emulator.
+
+    Raises:
+        StreamError: not a state of this version, or registers missing, unknown or too wide.
+    """
+    try:
+        state = msgspec.msgpack.decode(data, type=_State)
+    except msgspec.DecodeError as error:
+        raise StreamError("vCPU state does not parse") from error
+    if state.version != _STATE_VERSION:
+        raise StreamError(f"vCPU state has version {state.version}; this engine reads version {_STATE_VERSION}")
+    _expect(state.integers, _INTEGERS)
+    _expect(state.msrs, _MSRS)
+    _expect(state.vectors, _VECTORS)
+    _expect(state.x87, _X87)
+    try:
+        _load(uc, state)
+    except (UcError, OverflowError, ValueError) as error:
+        raise StreamError("vCPU state holds a value its register cannot take") from error
+
+
+def _expect(found: Mapping[str, object], names: Iterable[str]) -> None:
+    if set(found) != set(names):
+        raise StreamError("vCPU state lacks registers or has unknown ones")
+
+
+def _load(uc: Uc, state: _State) -> None:
+    # EFER and CR4 before CR0: paging must find long mode and PAE already set.
+    for name, value in state.msrs.items():
+        uc.msr_write(_MSRS[name], value)
+    late = ("CR0", "EFLAGS", "RIP")
+    for name, value in state.integers.items():
+        if name not in late:
+            uc.reg_write(_register(name), value)
+    for name, raw in state.vectors.items():
+        uc.reg_write(_register(name), int.from_bytes(raw, "little"))
+    for name, pair in state.x87.items():
+        uc.reg_write(_register(name), pair)
+    for name in late:
+        uc.reg_write(_register(name), state.integers[name])

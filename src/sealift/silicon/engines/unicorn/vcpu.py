@@ -1,0 +1,256 @@
+"""One emulated vCPU: a Unicorn instance, its TLB-fill hook, and the reasons it leaves guest mode.
+
+Hooks note an outcome and stop the emulator, which then stops right behind the instruction. A vCPU is only ever
+emulated by its own thread while it holds the engine's turn; what other threads want of it (a TLB flush, leaving
+guest mode) is noted and carried out at the next slice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import unicorn
+from unicorn import Uc, UcError
+from unicorn import unicorn_const as const
+from unicorn import x86_const as x86
+
+from sealift.address import PAGE_SHIFT
+from sealift.errors import InternalError
+from sealift.pageset import PageSet
+from sealift.silicon.engines.cpuid import Leaf
+from sealift.silicon.engines.interface import Hypercall, Outcome
+from sealift.silicon.engines.unicorn import registers
+from sealift.silicon.engines.unicorn.turn import Turn
+from sealift.silicon.engines.unicorn.walker import Access, PageFault, Translation, Walker
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.wire.platform import Fault, Halt, Interrupted, PortIn, PortOut, Registers
+
+SHARED_WINDOW = 1 << 52
+"""Emulator-physical address at which the shared plane is mapped; the private plane is mapped at 0."""
+
+_QUANTUM_S = 0.002
+"""How long a vCPU lets another one run before it asks for its turn."""
+
+_VMMCALL = b"\x0f\x01\xd9"
+_CR0_PAGING = 1 << 31
+_NO_END = 0  # `emu_start` runs until a hook stops it: the list of exit addresses is empty
+
+
+class Board(Protocol):
+    """What the vCPUs of one engine have in common."""
+
+    memory: GuestMemory
+    walker: Walker
+    turn: Turn
+    encrypted_log: PageSet
+    plain_log: PageSet
+    running: UnicornVcpu | None
+
+
+class UnicornVcpu:
+    """A vCPU of the portable engine (see `sealift.silicon.engines.interface.Vcpu`)."""
+
+    def __init__(self, board: Board, leaves: dict[int, Leaf]) -> None:
+        self._board = board
+        self._leaves = leaves
+        self._outcome: Outcome | None = None
+        self._flush = False
+        self._interrupt = threading.Event()
+        self._preempted = False
+        self._gate = threading.Lock()
+        self._uc = self._emulator()
+
+    def _emulator(self) -> Uc:
+        uc = Uc(const.UC_ARCH_X86, const.UC_MODE_64)
+        uc.ctl_exits_enabled(True)  # noqa: FBT003  # Unicorn's signature
+        uc.ctl_set_exits([])
+        uc.ctl_set_tlb_mode(const.UC_TLB_VIRTUAL)
+        memory = self._board.memory
+        for block, offset in memory.layout.ranges():
+            for base, plane in ((0, memory.private), (SHARED_WINDOW, memory.shared)):
+                uc.mem_map_ptr(base + block.gpa, block.size, const.UC_PROT_ALL, plane.address + offset)
+        uc.hook_add(const.UC_HOOK_TLB_FILL, self._fill)
+        uc.hook_add(const.UC_HOOK_INSN_INVALID, self._invalid_instruction)
+        uc.hook_add(const.UC_HOOK_INTR, self._exception)
+        instruction_hooks: tuple[tuple[Callable[..., Any], int], ...] = (
+            (self._in, x86.UC_X86_INS_IN),
+            (self._out, x86.UC_X86_INS_OUT),
+            (self._cpuid, x86.UC_X86_INS_CPUID),
+        )
+        for hook, instruction in instruction_hooks:
+            uc.hook_add(const.UC_HOOK_INSN, hook, None, 1, 0, instruction)
+        return uc
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Enter the guest until something needs the outside."""
+        while not self._interrupt.is_set():
+            with self._board.turn.held(_QUANTUM_S):
+                outcome = self._slice()
+            if outcome is not None:
+                return outcome
+        self._interrupt.clear()
+        return Interrupted()
+
+    def _slice(self) -> Outcome | None:
+        if self._flush:
+            self._flush = False
+            self._uc.ctl(unicorn.UC_CTL_TLB_FLUSH, unicorn.UC_CTL_IO_WRITE)
+            self._uc.ctl_flush_tb()
+        self._outcome = None
+        with self._gate:
+            self._preempted = False
+        self._board.running = self
+        try:
+            self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_RIP), _NO_END)
+        except UcError as error:
+            if self._outcome is None:
+                self._outcome = self._fault(f"{error}", 0, 0)
+        finally:
+            self._board.running = None
+        if self._outcome is None and not self._preempted:
+            return Halt()  # the one instruction that ends emulation without a hook
+        return self._outcome
+
+    def kick(self) -> None:
+        """Make the current or else the next `run` return Interrupted soon."""
+        self._interrupt.set()
+        self.preempt()
+
+    def preempt(self) -> None:
+        """Make the current slice end soon; without effect between slices."""
+        with self._gate:
+            self._preempted = True
+            self._uc.emu_stop()
+
+    def request_flush(self) -> None:
+        """Drop all cached translations, of addresses and of code, before the next instruction; holder of the turn."""
+        self._flush = True
+
+    # --- completing what went outside ----------------------------------------------------------------------------
+
+    def complete_port_in(self, size: int, value: int) -> None:
+        """Give the last IN its data: the accumulator's low bytes, a 32-bit one clearing the upper half."""
+        mask = (1 << 8 * size) - 1
+        kept = 0 if size == 4 else self._uc.reg_read(x86.UC_X86_REG_RAX) & ~mask
+        self._uc.reg_write(x86.UC_X86_REG_RAX, kept | value & mask)
+
+    def complete_hypercall(self, result: int) -> None:
+        """Give the last VMMCALL its result (two's complement)."""
+        self._uc.reg_write(x86.UC_X86_REG_RAX, result & ((1 << 64) - 1))
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def registers(self) -> Registers:
+        """General and control registers."""
+        return registers.read_registers(self._uc)
+
+    def set_registers(self, values: Registers) -> None:
+        """Load general and control registers."""
+        registers.write_registers(self._uc, values)
+        self._flush = True
+
+    def save(self) -> bytes:
+        """The whole architectural state."""
+        return registers.save_state(self._uc)
+
+    def restore(self, state: bytes) -> None:
+        """Load `save`'s state."""
+        registers.restore_state(self._uc, state)
+        self._flush = True
+
+    # --- hooks ---------------------------------------------------------------------------------------------------
+
+    def _fill(self, uc: Uc, address: int, access: int, entry: Any, _user: object) -> bool:  # noqa: ANN401  # ctypes
+        kind = Access(access)
+        board = self._board
+        try:
+            found = self._translate(uc, address, kind)
+        except PageFault as fault:
+            self._outcome = self._fault(f"{kind.name.lower()} of {fault}", fault.address, fault.error_code)
+            uc.reg_write(x86.UC_X86_REG_CR2, fault.address)
+            return False
+        page = found.offset >> PAGE_SHIFT
+        shared = not found.encrypted and page in board.memory.states
+        if shared and kind is Access.FETCH:
+            # Silicon fetches through the key whatever the C-bit says: the entry serves this fetch alone.
+            entry.paddr, entry.perms = found.gpa, const.UC_PROT_EXEC
+            return True
+        log = board.encrypted_log if found.encrypted else board.plain_log
+        if kind is Access.WRITE:
+            log.mark(page)
+        permissions = const.UC_PROT_READ
+        if found.writable and page in log:
+            permissions |= const.UC_PROT_WRITE
+        if found.executable and not shared:
+            permissions |= const.UC_PROT_EXEC
+        entry.paddr = found.gpa + SHARED_WINDOW if shared else found.gpa
+        entry.perms = permissions
+        return True
+
+    def _translate(self, uc: Uc, address: int, kind: Access) -> Translation:
+        walker = self._board.walker
+        if uc.reg_read(x86.UC_X86_REG_CR0) & _CR0_PAGING:
+            return walker.translate(uc.reg_read(x86.UC_X86_REG_CR3), address, kind)
+        return walker.untranslated(address)
+
+    def _in(self, uc: Uc, port: int, size: int, _user: object) -> int:
+        self._leave(uc, PortIn(port, size))
+        return 0
+
+    def _out(self, uc: Uc, port: int, size: int, value: int, _user: object) -> None:
+        self._leave(uc, PortOut(port, size, value))
+
+    def _cpuid(self, uc: Uc, _user: object) -> int:
+        leaf = self._leaves.get(uc.reg_read(x86.UC_X86_REG_EAX), (0, 0, 0, 0))
+        targets = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
+        for register, value in zip(targets, leaf, strict=True):
+            uc.reg_write(register, value)
+        return 1  # skip Unicorn's own
+
+    def _invalid_instruction(self, uc: Uc, _user: object) -> bool:
+        rip = uc.reg_read(x86.UC_X86_REG_RIP)
+        if self._fetch(uc, rip, len(_VMMCALL)) != _VMMCALL:
+            self._outcome = self._fault("an invalid instruction", rip, 0)
+            return False
+        uc.reg_write(x86.UC_X86_REG_RIP, rip + len(_VMMCALL))
+        number, *arguments = (
+            uc.reg_read(register)
+            for register in (
+                x86.UC_X86_REG_RAX,
+                x86.UC_X86_REG_RBX,
+                x86.UC_X86_REG_RCX,
+                x86.UC_X86_REG_RDX,
+                x86.UC_X86_REG_RSI,
+            )
+        )
+        first, second, third, fourth = arguments
+        self._leave(uc, Hypercall(number, (first, second, third, fourth)))
+        return True
+
+    def _exception(self, uc: Uc, vector: int, _user: object) -> None:
+        self._outcome = self._fault(f"exception {vector}, for which it has no handler", 0, 0)
+        uc.emu_stop()
+
+    def _leave(self, uc: Uc, outcome: Outcome) -> None:
+        if self._outcome is not None:
+            raise InternalError(f"a vCPU has two outcomes: {self._outcome} and {outcome}")
+        self._outcome = outcome
+        uc.emu_stop()
+
+    def _fetch(self, uc: Uc, address: int, length: int) -> bytes:
+        """Instruction bytes as the guest executes them, from the private plane; empty where nothing is mapped."""
+        fetched = bytearray()
+        for position in range(address, address + length):
+            try:
+                found = self._translate(uc, position & ~0xFFF, Access.FETCH)
+            except PageFault:
+                return b""
+            fetched.append(self._board.memory.private.data[found.offset + (position & 0xFFF)])
+        return bytes(fetched)
+
+    def _fault(self, reason: str, address: int, error_code: int) -> Fault:
+        return Fault(reason, self._uc.reg_read(x86.UC_X86_REG_RIP), address, error_code)
