@@ -1,0 +1,1 @@
+"""AMD's SEV formats and cryptography as pure functions: nothing here does I/O or keeps state."""
