@@ -264,9 +264,13 @@ class Done(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """The request failed and changed nothing; `status` is the firmware's status code where there is one."""
+    """The request failed and changed nothing.
+
+    `branch` names the branch of the error tree, `status` is the firmware's status code where there is one.
+    """
 
     reason: str
+    branch: str = "RefusedError"
     status: int | None = None
 
 

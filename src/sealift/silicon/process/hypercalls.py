@@ -1,0 +1,26 @@
+"""The guest's hypercalls (Linux: Documentation/virt/kvm/x86/hypercalls.rst)."""
+
+from __future__ import annotations
+
+from sealift.address import PAGE_SHIFT, page_aligned
+from sealift.silicon.engines.interface import Hypercall
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.wire.platform import PageStateChange
+
+KVM_HC_MAP_GPA_RANGE = 12
+_SIZE_MASK = 0xF  # preferred page size: a hint
+_ENCRYPTED = 1 << 4
+_ENOSYS, _EINVAL = 1000, 22  # KVM_ENOSYS and KVM_EINVAL, returned negated
+
+
+def carry_out(memory: GuestMemory, call: Hypercall) -> tuple[int, PageStateChange | None]:
+    """The result for the guest, and the change of page states for the VMM if there was one."""
+    if call.number != KVM_HC_MAP_GPA_RANGE:
+        return -_ENOSYS, None
+    gpa, pages, attributes, _ = call.arguments
+    offset = memory.layout.offset(gpa, pages << PAGE_SHIFT) if pages else None
+    if offset is None or not page_aligned(gpa) or attributes & ~(_SIZE_MASK | _ENCRYPTED):
+        return -_EINVAL, None
+    encrypted = bool(attributes & _ENCRYPTED)
+    memory.convert(offset >> PAGE_SHIFT, pages, to_shared=not encrypted)
+    return 0, PageStateChange(gpa, pages, encrypted)

@@ -1,0 +1,75 @@
+"""One thread for each vCPU: takes Run from the VMM, answers exits."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import assert_never
+
+from sealift.errors import LostError, SealiftError
+from sealift.silicon.engines.interface import Hypercall, Vcpu
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.process.gate import RunGate
+from sealift.silicon.process.hypercalls import carry_out
+from sealift.wire.channel import Channel
+from sealift.wire.failure import to_failed
+from sealift.wire.platform import Exit, Fault, Halt, Interrupted, PortIn, PortOut, Run
+
+
+class VcpuService:
+    """Serves one vCPU socket until the other end closes it.
+
+    Attributes:
+        vcpu: replaced by a fresh one when migration state is loaded.
+    """
+
+    def __init__(self, vcpu: Vcpu, sock: socket.socket, memory: GuestMemory, gate: RunGate) -> None:
+        self.vcpu = vcpu
+        self._memory = memory
+        self._gate = gate
+        self._channel: Channel[Run, Exit] = Channel(sock, Run)
+        self._input: PortIn | None = None
+
+    def start(self, name: str) -> None:
+        """Serve in a thread of its own, which ends with the connection."""
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                request, _ = self._channel.receive()
+                try:
+                    answer: Exit = self._run(request)
+                except SealiftError as error:
+                    answer = to_failed(error)
+                self._channel.send(answer)
+        except LostError:
+            self._channel.close()
+
+    def _run(self, request: Run) -> Exit:
+        with self._gate.entered():
+            if self._input is not None:
+                self.vcpu.complete_port_in(self._input.size, request.data)
+                self._input = None
+                self._gate.unfinished(-1)
+            if request.immediate_exit:
+                return Interrupted()
+            return self._until_exit()
+
+    def _until_exit(self) -> Exit:
+        while True:
+            outcome = self.vcpu.run()
+            match outcome:
+                case Hypercall():
+                    result, change = carry_out(self._memory, outcome)
+                    self.vcpu.complete_hypercall(result)
+                    if change is not None:
+                        return change
+                case PortIn():
+                    self._input = outcome
+                    self._gate.unfinished(+1)
+                    return outcome
+                case PortOut() | Halt() | Fault() | Interrupted():
+                    return outcome
+                case _:
+                    assert_never(outcome)

@@ -1,0 +1,1 @@
+"""Device models. Each has a ``save()``/``restore(state)`` pair with a version."""

@@ -1,0 +1,96 @@
+"""The client of the guest's migration handler."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TypeVar
+
+from sealift.errors import InternalError, LostError
+from sealift.vmm.memory import Mapping
+from sealift.wire import handler as wire
+from sealift.wire.channel import Channel
+from sealift.wire.failure import from_failed
+from sealift.wire.platform import Done, Failed, HandlerOpened, Message
+from sealift.wire.token import TokenKind
+
+R = TypeVar("R", bound=Message)
+
+
+class HandlerClient:
+    """Asks the handler; replies come in the order of requests, so several may be underway.
+
+    Attributes:
+        outgoing: ring slots that the handler fills (read-only here).
+        incoming: ring slots that we fill.
+        shape: number and size of slots, place of the mailbox.
+    """
+
+    def __init__(self, sock: socket.socket, shape: HandlerOpened, *, outgoing: Mapping, incoming: Mapping) -> None:
+        self.shape = shape
+        self.outgoing = outgoing
+        self.incoming = incoming
+        self._channel: Channel[wire.HandlerReply, Message] = Channel(sock, wire.HandlerReply)
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Disconnect and unmap the rings."""
+        self._channel.close()
+        self.outgoing.close()
+        self.incoming.close()
+
+    def send(self, message: Message) -> None:
+        """Ask without waiting; `receive` must follow once for each, in order and in the same thread."""
+        self._channel.send(message)
+
+    def receive(self, expect: type[R]) -> R:
+        """The reply to the oldest request underway.
+
+        Raises:
+            SealiftError: what the handler says went wrong.
+        """
+        reply, _ = self._channel.receive()
+        if isinstance(reply, Failed):
+            raise from_failed(reply)
+        if not isinstance(reply, expect):
+            raise InternalError(f"the handler answered with {type(reply).__name__} instead of {expect.__name__}")
+        return reply
+
+    def request(self, message: Message, expect: type[R]) -> R:
+        """Ask, and wait for the reply; nothing else may be underway."""
+        with self._lock:
+            try:
+                self.send(message)
+                return self.receive(expect)
+            except LostError as error:
+                raise LostError("the migration handler is gone") from error
+
+    def do(self, message: Message) -> None:
+        """A request that is answered with Done."""
+        self.request(message, Done)
+
+    def status(self) -> wire.HandlerStatus:
+        """State and readiness."""
+        return self.request(wire.GetStatus(), wire.HandlerStatus)
+
+    def blob(self, message: Message) -> bytes:
+        """A request that is answered with bytes for the other side's handler."""
+        return self.request(message, wire.Blob).data
+
+    def fetch(self, kind: TokenKind) -> bytes:
+        """A token of this side."""
+        return self.blob(wire.Fetch(kind))
+
+    def deliver(self, token: bytes) -> None:
+        """A token of the other side."""
+        self.do(wire.Deliver(token))
+
+    def slot_out(self, slot: int, length: int) -> memoryview:
+        """The record that lies in an outgoing slot."""
+        start = slot * self.shape.slot_size
+        return self.outgoing.view[start : start + length]
+
+    def slot_in(self, slot: int) -> memoryview:
+        """A whole incoming slot."""
+        start = slot * self.shape.slot_size
+        return self.incoming.view[start : start + self.shape.slot_size]

@@ -1,0 +1,92 @@
+"""Launching a confidential guest: the VMM's half of the conversation between platform and owner.
+
+1. evidence (certificates, handler digest) to the owner, who answers with a launch session;
+2. LAUNCH_START, then LAUNCH_UPDATE_DATA for every piece of the image in its fixed order, LAUNCH_MEASURE;
+3. the measurement to the owner, who releases the secret only if it is the expected one; LAUNCH_SECRET;
+4. LAUNCH_FINISH, entry registers; the guest can run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sealift.launch.image import EntryState, GuestRecipe
+from sealift.vmm.memory import SharedMemory
+from sealift.vmm.platform import Platform
+from sealift.wire import platform as wire
+from sealift.wire.owner import OwnerService, PlatformEvidence
+
+_RFLAGS = 2  # the bit that always reads as 1
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """What a VMM knows of a finished launch; `measure` is LAUNCH_MEASURE's 48 bytes, the name of the launch."""
+
+    launch_id: str
+    policy: int
+    measure: bytes
+    recipe: GuestRecipe
+
+
+def evidence_of(platform: Platform) -> PlatformEvidence:
+    """What an owner needs to judge a platform."""
+    info = platform.info()
+    certificates = platform.request(wire.PdhCertExport(), wire.PdhCertificates)
+    return PlatformEvidence(
+        pdh=certificates.pdh,
+        cert_chain=certificates.cert_chain,
+        ca_chain=info.ca_chain,
+        api_major=info.api_major,
+        api_minor=info.api_minor,
+        build_id=info.build_id,
+        handler_digest=info.handler_digest,
+    )
+
+
+def launch(
+    platform: Platform,
+    memory: SharedMemory,
+    recipe: GuestRecipe,
+    owner: OwnerService,
+    source_measure: bytes | None = None,
+) -> Launched:
+    """Launch `recipe`, or with `source_measure` its receiver for the guest of that launch.
+
+    Raises:
+        RefusedError: the owner refused; its message is the reason.
+        FirmwareError: the platform refused a command.
+    """
+    evidence = evidence_of(platform)
+    recipe = replace(recipe, handler_digest=evidence.handler_digest)
+    if source_measure is None:
+        grant = owner.begin(evidence)
+    else:
+        recipe = recipe.receiver()
+        grant = owner.begin_receiver(evidence, source_measure)
+    platform.do(wire.LaunchStart(grant.policy, grant.dh_cert, grant.session))
+    for piece in recipe.pieces():
+        memory.place(piece.gpa, piece.data)
+        platform.do(wire.LaunchUpdateData(piece.gpa, len(piece.data)))
+    measure = platform.request(wire.LaunchMeasure(), wire.Measurement).measure
+    secret = owner.release(grant.launch_id, measure)
+    platform.do(wire.LaunchSecret(secret.header, secret.payload, recipe.areas().secret.gpa))
+    platform.do(wire.LaunchFinish())
+    for vcpu in range(recipe.vcpus):
+        platform.do(wire.SetRegisters(vcpu, _registers(recipe.entry(vcpu))))
+    return Launched(grant.launch_id, grant.policy, measure, recipe)
+
+
+def _registers(entry: EntryState) -> wire.Registers:
+    general = [0] * 16
+    general[5], general[4], general[7] = entry.rdi, entry.rsi, entry.rsp
+    return wire.Registers(
+        general=tuple(general),
+        rip=entry.rip,
+        rflags=_RFLAGS,
+        cr0=entry.cr0,
+        cr2=0,
+        cr3=entry.cr3,
+        cr4=entry.cr4,
+        efer=entry.efer,
+    )

@@ -1,0 +1,151 @@
+"""The machine: a platform's VM with its devices, vCPUs and run state.
+
+::
+
+    vCPU threads ──exits──► Machine ──► port bus ──► serial, pause port
+                               │
+                               ├── run state (prelaunch, running, paused, …) ──► listeners
+                               └── page encryption bitmap, as the guest's hypercalls told it
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from sealift.address import PAGE_SHIFT, RamLayout
+from sealift.errors import SealiftError, sentence
+from sealift.pageset import PageSet
+from sealift.vmm.console import Console
+from sealift.vmm.devices.bus import PortBus
+from sealift.vmm.devices.pause import PausePort
+from sealift.vmm.devices.serial import Serial
+from sealift.vmm.platform import Platform
+from sealift.vmm.runstate import RunState, RunStateMachine
+from sealift.vmm.vcpu import VcpuSet
+from sealift.wire.platform import Fault, Kick
+
+_CONSOLE_LINES_IN_REPORT = 10
+
+
+class Machine:
+    """One VM.
+
+    `listener` is called with every new run state, from whatever thread changed it.
+
+    Attributes:
+        memory: the shared plane.
+        shared_pages: the page encryption bitmap's complement: pages in shared state.
+        report: why the guest ended, when it ended by a fault.
+    """
+
+    def __init__(
+        self,
+        platform: Platform,
+        layout: RamLayout,
+        vcpus: int,
+        console: Console,
+        listener: Callable[[RunState], None],
+    ) -> None:
+        self.platform = platform
+        self.layout = layout
+        self.vcpu_count = vcpus
+        self.console = console
+        self.report: str | None = None
+        self.memory = platform.create_vm(layout, vcpus)
+        self.shared_pages = PageSet(layout.pages)
+        self._states_lock = threading.Lock()
+        self._device_lock = threading.Lock()
+        self.serial = Serial(console.transmit)
+        self.bus = PortBus((self.serial, PausePort(self._rest)))
+        self._run_state = RunStateMachine(RunState.PRELAUNCH, listener)
+        channels = [platform.create_vcpu(index) for index in range(vcpus)]
+        self.vcpus = VcpuSet(channels, lambda index: platform.do(Kick(index)), self)
+
+    # --- run state -----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> RunState:
+        """The run state."""
+        return self._run_state.state
+
+    def resume(self) -> None:
+        """Run the guest."""
+        self._run_state.move(RunState.RUNNING)
+        self.vcpus.resume()
+
+    def pause(self, state: RunState = RunState.PAUSED) -> None:
+        """Stop the guest in `state`; returns when every vCPU is out of it."""
+        self.vcpus.pause()
+        self.console.flush()
+        self._run_state.move(state)
+
+    def enter(self, state: RunState) -> None:
+        """Change the state of a guest that is stopped."""
+        self._run_state.move(state)
+
+    def close(self) -> None:
+        """End the platform and the vCPU threads; the guest is gone."""
+        self._run_state.move(RunState.SHUTDOWN)
+        self.platform.close()
+        self.vcpus.end()
+        self.console.flush()
+
+    # --- exits (see sealift.vmm.vcpu.ExitHandler) ------------------------------------------------------------------
+
+    def port_in(self, port: int, size: int) -> int:
+        """Data for a port input."""
+        with self._device_lock:
+            return self.bus.read(port, size)
+
+    def port_out(self, port: int, size: int, value: int) -> None:
+        """A port output."""
+        with self._device_lock:
+            self.bus.write(port, size, value)
+
+    def page_state_changed(self, gpa: int, pages: int, *, encrypted: bool) -> None:
+        """The guest declared pages private or shared, and the platform acted on it."""
+        offset = self.layout.offset(gpa, pages << PAGE_SHIFT)
+        if offset is None:
+            return  # the platform refuses such calls: nothing has changed
+        with self._states_lock:
+            if encrypted:
+                self.shared_pages.remove_range(offset >> PAGE_SHIFT, pages)
+            else:
+                self.shared_pages.add_range(offset >> PAGE_SHIFT, pages)
+
+    def shared_pages_now(self) -> PageSet:
+        """A copy of the set of shared pages."""
+        with self._states_lock:
+            return self.shared_pages.copy()
+
+    def replace_shared_pages(self, pages: PageSet) -> None:
+        """Take over the page states that a migration brought."""
+        with self._states_lock:
+            self.shared_pages = pages
+
+    def fault(self, vcpu: int, fault: Fault) -> None:
+        """The guest cannot go on."""
+        self.console.flush()
+        registers = self.platform.registers(vcpu)
+        tail = "\n".join(f"  | {line}" for line in self.console.tail(_CONSOLE_LINES_IN_REPORT))
+        self.report = (
+            f"vCPU {vcpu} stopped: {fault.reason} (rip {fault.rip:#x}, address {fault.address:#x}, "
+            f"cr3 {registers.cr3:#x}, rsp {registers.general[7]:#x})\nlast console lines:\n{tail}"
+        )
+        self.vcpus.pause()
+        self._run_state.move(RunState.GUEST_PANICKED)
+
+    def failed(self, vcpu: int, error: SealiftError) -> None:
+        """The platform refused to run a vCPU, or is gone."""
+        self.report = f"vCPU {vcpu} cannot run: {sentence(error)}"
+        self.vcpus.pause()
+        self._run_state.move(RunState.INTERNAL_ERROR)
+
+    def _rest(self, seconds: float) -> None:
+        # Called by the pause port under the device lock, which a resting vCPU must not keep from the others.
+        self._device_lock.release()
+        try:
+            self.vcpus.rest(seconds)
+        finally:
+            self._device_lock.acquire()

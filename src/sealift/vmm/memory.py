@@ -1,0 +1,68 @@
+"""What the VMM can see of guest memory: the shared plane, and the rings."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Callable
+
+from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
+from sealift.errors import GuestError
+
+
+class Mapping:
+    """A memfd mapped here; takes over the descriptor and keeps it (for people who want to look into it)."""
+
+    def __init__(self, fd: int, size: int, *, writable: bool = True) -> None:
+        self.fd = fd
+        self.size = size
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(fd, size, prot=protection)
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Unmap; views that are still around keep the memory until they go."""
+        self.view.release()
+        with contextlib.suppress(BufferError):  # someone still reads through a view; the mapping goes with it
+            self._map.close()
+        os.close(self.fd)
+
+
+class SharedMemory:
+    """The shared plane by GPA. Devices write through here, so that what they write is marked dirty.
+
+    `mark` is told RAM pages (first, count) after they were written: write first, mark second, signal third.
+    """
+
+    def __init__(self, fd: int, layout: RamLayout, mark: Callable[[int, int], None]) -> None:
+        self.mapping = Mapping(fd, layout.size)
+        self.layout = layout
+        self._mark = mark
+
+    def place(self, gpa: int, data: bytes) -> None:
+        """Put bytes there without marking them: the launch image, before LAUNCH_UPDATE_DATA takes it."""
+        offset = self._offset(gpa, len(data))
+        self.mapping.view[offset : offset + len(data)] = data
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """A device writes; the pages are marked dirty."""
+        offset = self._offset(gpa, len(data))
+        self.mapping.view[offset : offset + len(data)] = data
+        self._mark(offset >> PAGE_SHIFT, pages_spanned(offset, len(data)))
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """A device reads."""
+        offset = self._offset(gpa, length)
+        return bytes(self.mapping.view[offset : offset + length])
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """A window for a device that marks by itself."""
+        offset = self._offset(gpa, length)
+        return self.mapping.view[offset : offset + length]
+
+    def _offset(self, gpa: int, length: int) -> int:
+        offset = self.layout.offset(gpa, length)
+        if offset is None:
+            raise GuestError(f"{length} bytes at GPA {gpa:#x} are not all guest RAM")
+        return offset

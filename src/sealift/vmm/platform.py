@@ -1,0 +1,174 @@
+"""The client of the platform process: one method a request, errors as exceptions of the tree."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from sealift.address import RamLayout
+from sealift.errors import InternalError, LostError
+from sealift.pageset import PageSet
+from sealift.vmm.handler import HandlerClient
+from sealift.vmm.memory import Mapping, SharedMemory
+from sealift.wire import platform as wire
+from sealift.wire.channel import Channel, socket_pair
+from sealift.wire.failure import from_failed
+
+_EXIT_PATIENCE_S = 5.0
+"""A platform process ends at once when its connection closes; longer than this means it hangs."""
+
+R = TypeVar("R", bound=wire.Message)
+
+
+class Platform:
+    """A platform process and the VM in it. Requests may come from any thread.
+
+    Its life follows this connection: `close` (or our death) ends the process and the guest with it.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._process = process
+        self._channel: Channel[wire.Reply, wire.Message] = Channel(sock, wire.Reply)
+        self._lock = threading.Lock()
+        self._layout: RamLayout | None = None
+        self._memory: SharedMemory | None = None
+        self._bitmap: Mapping | None = None
+
+    @classmethod
+    def start(cls, identity: Path, manufacturer: Path) -> Platform:
+        """Start a platform process with the identity kept in a directory (made on first use)."""
+        ours, theirs = socket_pair()
+        with theirs:
+            command = [sys.executable, "-m", "sealift.silicon.process"]
+            arguments = [str(theirs.fileno()), str(identity), str(manufacturer)]
+            process = subprocess.Popen(
+                command + arguments,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C in a terminal goes to the whole process group; the platform's life follows the VMM's instead.
+                start_new_session=True,
+            )
+        return cls(process, ours)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the platform process."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """End the platform process; the guest is gone. Does nothing the second time."""
+        self._channel.shutdown()
+        self._channel.close()
+        try:
+            self._process.wait(_EXIT_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def request(self, message: wire.Message, expect: type[R]) -> R:
+        """Ask, and wait for the reply.
+
+        Raises:
+            SealiftError: what the platform says went wrong; LostError when it is gone.
+        """
+        reply, fds = self._exchange(message, expect)
+        _close_all(fds)
+        return reply
+
+    def _exchange(self, message: wire.Message, expect: type[R]) -> tuple[R, list[int]]:
+        try:
+            with self._lock:
+                self._channel.send(message)
+                reply, fds = self._channel.receive()
+        except LostError as error:
+            raise LostError(f"the platform process {self.pid} is gone") from error
+        if isinstance(reply, wire.Failed):
+            _close_all(fds)
+            raise from_failed(reply)
+        if not isinstance(reply, expect):
+            _close_all(fds)
+            raise InternalError(f"the platform answered {type(message).__name__} with {type(reply).__name__}")
+        return reply, fds
+
+    def info(self) -> wire.PlatformInfo:
+        """What the platform says of itself."""
+        return self.request(wire.GetPlatformInfo(), wire.PlatformInfo)
+
+    def status(self) -> wire.GuestStatus:
+        """GUEST_STATUS and the VM's phase."""
+        return self.request(wire.GetGuestStatus(), wire.GuestStatus)
+
+    def create_vm(self, layout: RamLayout, vcpus: int) -> SharedMemory:
+        """Make the VM and map its shared plane."""
+        blocks = tuple(wire.Block(block.name, block.gpa, block.size) for block in layout.blocks)
+        made, fds = self._exchange(wire.CreateVm(blocks, vcpus), wire.VmCreated)
+        shared, bitmap = _expect_fds(fds, 2)
+        self._layout = layout
+        self._bitmap = Mapping(bitmap, made.bitmap_bytes)
+        self._memory = SharedMemory(shared, layout, self.mark_shared_dirty)
+        return self._memory
+
+    def create_vcpu(self, index: int) -> Channel[wire.Exit, wire.Run]:
+        """Make a vCPU; its channel takes Run and answers exits."""
+        _, fds = self._exchange(wire.CreateVcpu(index), wire.Done)
+        (fd,) = _expect_fds(fds, 1)
+        return Channel(socket.socket(fileno=fd), wire.Exit)
+
+    def open_handler(self) -> HandlerClient:
+        """Connect to the guest's migration handler."""
+        opened, fds = self._exchange(wire.OpenHandler(), wire.HandlerOpened)
+        sock, outgoing, incoming = _expect_fds(fds, 3)
+        size = opened.slots * opened.slot_size
+        return HandlerClient(
+            socket.socket(fileno=sock),
+            opened,
+            outgoing=Mapping(outgoing, size, writable=False),
+            incoming=Mapping(incoming, size),
+        )
+
+    def registers(self, index: int) -> wire.Registers:
+        """General and control registers of a vCPU."""
+        return self.request(wire.GetRegisters(index), wire.VcpuRegisters).registers
+
+    def do(self, message: wire.Message) -> None:
+        """A request that is answered with Done."""
+        self.request(message, wire.Done)
+
+    def mark_shared_dirty(self, first: int, count: int) -> None:
+        """A device of ours wrote `count` shared pages from RAM page `first`."""
+        self.do(wire.MarkSharedDirty(first, count))
+
+    def shared_dirty(self) -> PageSet:
+        """Move the set of shared-plane pages written since the last call here."""
+        return self._bitmap_after(wire.GetSharedDirtyLog())
+
+    def page_states(self) -> PageSet:
+        """The pages in shared state, as the platform has it."""
+        return self._bitmap_after(wire.GetPageStates())
+
+    def _bitmap_after(self, message: wire.Message) -> PageSet:
+        if self._bitmap is None or self._layout is None:
+            raise InternalError("no VM was created")
+        self.request(message, wire.Count)
+        pages = self._layout.pages
+        return PageSet.from_bytes(pages, bytes(self._bitmap.view[: (pages + 63) // 64 * 8]))
+
+
+def _expect_fds(fds: Sequence[int], count: int) -> Sequence[int]:
+    if len(fds) != count:
+        _close_all(fds)
+        raise InternalError(f"the platform sent {len(fds)} descriptors instead of {count}")
+    return fds
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,174 @@
+"""vCPU threads: each blocks in Run on its own socket, handles the exit under the device lock, and runs on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol, assert_never
+
+from sealift.errors import SealiftError
+from sealift.wire import platform as wire
+from sealift.wire.channel import Channel
+from sealift.wire.failure import from_failed
+
+
+class ExitHandler(Protocol):
+    """What the machine does about exits; called on the vCPU's thread."""
+
+    def port_in(self, port: int, size: int) -> int:
+        """Data for a port input."""
+
+    def port_out(self, port: int, size: int, value: int) -> None:
+        """A port output."""
+
+    def page_state_changed(self, gpa: int, pages: int, *, encrypted: bool) -> None:
+        """The guest declared pages private or shared."""
+
+    def fault(self, vcpu: int, fault: wire.Fault) -> None:
+        """The guest cannot go on."""
+
+    def failed(self, vcpu: int, error: SealiftError) -> None:
+        """The platform refused to run it, or is gone."""
+
+
+class VcpuSet:
+    """All vCPUs of a VM: start, pause, resume, end. Pausing returns only when every vCPU is out of the guest.
+
+    `kick` makes one vCPU leave guest mode.
+    """
+
+    def __init__(
+        self,
+        channels: list[Channel[wire.Exit, wire.Run]],
+        kick: Callable[[int], None],
+        handler: ExitHandler,
+    ) -> None:
+        self._kick = kick
+        self._handler = handler
+        self._changed = threading.Condition()
+        self._permitted = False
+        self._ended = False
+        self._active: set[int] = set()
+        self._halted: set[int] = set()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(index, channel), name=f"vcpu-{index}", daemon=True)
+            for index, channel in enumerate(channels)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def resume(self) -> None:
+        """Let the vCPUs run."""
+        with self._changed:
+            self._permitted = True
+            self._changed.notify_all()
+
+    def pause(self) -> None:
+        """Get every vCPU out of the guest, with its port input (if any) completed; returns when all are."""
+        with self._changed:
+            self._permitted = False
+            self._changed.notify_all()
+            if threading.current_thread() in self._threads:
+                return  # called from an exit: this vCPU is out, and must not wait for itself
+            while self._active:
+                for index in self._active:
+                    self._kick(index)
+                # A kick that falls before its Run is remembered by the platform; the wait is only a second belt.
+                self._changed.wait(0.1)
+
+    def rest(self, seconds: float) -> None:
+        """Keep the calling vCPU idle, until `pause` or `end` at the latest."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._permitted or self._ended, seconds)
+
+    @property
+    def halted(self) -> frozenset[int]:
+        """VCPUs that executed HLT; without interrupts nothing wakes them."""
+        with self._changed:
+            return frozenset(self._halted)
+
+    def set_halted(self, halted: frozenset[int]) -> None:
+        """Take over which vCPUs are halted (after a migration)."""
+        with self._changed:
+            self._halted = set(halted)
+            self._changed.notify_all()
+
+    def wait_all_halted(self, timeout_s: float) -> bool:
+        """Wait until every vCPU executed HLT; False when that takes too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._halted) == len(self._threads), timeout_s)
+
+    def end(self) -> None:
+        """End the threads; the channels must be closed (by ending the platform) for those inside a Run."""
+        with self._changed:
+            self._ended = True
+            self._permitted = False
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _serve(self, index: int, channel: Channel[wire.Exit, wire.Run]) -> None:
+        data = 0
+        while self._admitted(index):
+            try:
+                data = self._one_run(index, channel, data)
+            except SealiftError as error:
+                self._leave(index)
+                if not self._ended:
+                    self._handler.failed(index, error)
+                return
+        channel.close()
+
+    def _admitted(self, index: int) -> bool:
+        with self._changed:
+            self._active.discard(index)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._ended or (self._permitted and index not in self._halted))
+            if self._ended:
+                return False
+            self._active.add(index)
+            return True
+
+    def _leave(self, index: int) -> None:
+        with self._changed:
+            self._active.discard(index)
+            self._halted.add(index)
+            self._changed.notify_all()
+
+    def _one_run(self, index: int, channel: Channel[wire.Exit, wire.Run], data: int) -> int:
+        """Run until the vCPU has to park."""
+        while True:
+            with self._changed:
+                stop = not self._permitted
+            # With a port input underway this completes it even when the VM is to stop.
+            channel.send(wire.Run(data, immediate_exit=stop))
+            left, _ = channel.receive()
+            match left:
+                case wire.PortIn():
+                    data = self._handler.port_in(left.port, left.size)
+                    continue
+                case wire.PortOut():
+                    self._handler.port_out(left.port, left.size, left.value)
+                case wire.PageStateChange():
+                    self._handler.page_state_changed(left.gpa, left.pages, encrypted=left.encrypted)
+                case wire.Interrupted():
+                    pass
+                case wire.Halt():
+                    with self._changed:
+                        self._halted.add(index)
+                case wire.Fault():
+                    self._handler.fault(index, left)
+                    with self._changed:
+                        self._halted.add(index)
+                case wire.Failed():
+                    raise from_failed(left)
+                case _:
+                    assert_never(left)
+            data = 0
+            if self._must_park(index):
+                return 0
+
+    def _must_park(self, index: int) -> bool:
+        with self._changed:
+            return not self._permitted or self._ended or index in self._halted

@@ -1,0 +1,181 @@
+"""What a VMM asks of the migration handler in its guest, over the handler's own socket.
+
+The handler answers while the guest runs, is stopped or hangs; it sleeps on this socket when there is nothing to do.
+Requests are answered in order, so a VMM may have several underway. Records travel in ring slots, which are memfds;
+what travels here is copied by the kernel and cannot change after it was checked::
+
+    source VMM   Offer, Confirm │ BeginEpoch, Pull …, EndEpoch │ Stop, SealState …, Close │ tokens
+    target VMM   Answer, Confirmed │ Open …                                               │ tokens
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from sealift.wire.platform import Done, Failed, Message
+from sealift.wire.token import TokenKind
+
+
+class Offer(Message, frozen=True):
+    """Source: begin a migration over `channels` channels. Reply: Blob, for the target's handler."""
+
+    channels: int
+
+
+class Answer(Message, frozen=True):
+    """Target: take the source's offer. Reply: Blob, for the source's handler."""
+
+    offer: bytes
+
+
+class Confirm(Message, frozen=True):
+    """Source: take the target's answer. Reply: Blob, for the target's handler."""
+
+    answer: bytes
+
+
+class Confirmed(Message, frozen=True):
+    """Target: take the source's confirmation; records are accepted from now on."""
+
+    confirm: bytes
+
+
+class BeginEpoch(Message, frozen=True):
+    """Source: read the dirty logs and start a round over what is unsent. Reply: EpochBegun."""
+
+
+class Pull(Message, frozen=True):
+    """Source: seal the next pages of the round, `pages` at most, into a slot of the outgoing ring. Reply: Sealed."""
+
+    channel: int
+    slot: int
+    pages: int
+
+
+class EndEpoch(Message, frozen=True):
+    """Source: seal the token that closes the round on a channel. Reply: Sealed."""
+
+    channel: int
+    slot: int
+
+
+class RoundPages(Message, frozen=True):
+    """Source, mailbox transfer: RAM pages of the round from `first` on, `limit` at most. Reply: PageList."""
+
+    first: int
+    limit: int
+
+
+class ServeMailbox(Message, frozen=True):
+    """The mailbox's doorbell: a command lies in it. Reply: Done once it is answered there."""
+
+
+class Stop(Message, frozen=True):
+    """Source: bar the vCPUs (all must have left guest mode) until Cancel."""
+
+
+class SealState(Message, frozen=True):
+    """Source: seal the next piece of machine state. Reply: Sealed; `remaining` counts pieces still to come."""
+
+    slot: int
+
+
+class Close(Message, frozen=True):
+    """Source: seal the close record, which ends the stream. Reply: Sealed."""
+
+    slot: int
+
+
+class Open(Message, frozen=True):
+    """Target: check and open the record of `length` bytes in a slot of the incoming ring. Reply: Opened."""
+
+    slot: int
+    length: int
+
+
+class Fetch(Message, frozen=True):
+    """Make (or fetch again) a token of this side. Reply: Blob."""
+
+    kind: TokenKind
+
+
+class Deliver(Message, frozen=True):
+    """Take a token of the other side."""
+
+    token: bytes
+
+
+class Cancel(Message, frozen=True):
+    """Source: end the migration before FINAL; the guest may run."""
+
+
+class GetStatus(Message, frozen=True):
+    """Reply: HandlerStatus."""
+
+
+class Blob(Message, frozen=True):
+    """Bytes for the other side's handler; opaque to VMMs."""
+
+    data: bytes
+
+
+class EpochBegun(Message, frozen=True):
+    """Number of the epoch, and private pages to send in it."""
+
+    epoch: int
+    pages: int
+
+
+class Sealed(Message, frozen=True):
+    """A record of `length` bytes lies in the slot. It holds `pages`; `remaining` are still to come in the round."""
+
+    length: int
+    pages: int
+    remaining: int
+
+
+class Opened(Message, frozen=True):
+    """The record was authentic and in its place; `kind` as in sealift.wire.record, `pages` were written."""
+
+    kind: int
+    pages: int
+
+
+class PageList(Message, frozen=True):
+    """RAM page numbers, each 8 bytes little-endian."""
+
+    numbers: bytes
+
+
+class HandlerStatus(Message, frozen=True):
+    """`ready`: it has a migration key, or is a receiver that has not served yet; `state` as the commit table names it.
+
+    `migration` is the id of the current migration (16 bytes), empty before one.
+    """
+
+    ready: bool
+    state: str
+    migration: bytes
+
+
+HandlerRequest: TypeAlias = (
+    Offer
+    | Answer
+    | Confirm
+    | Confirmed
+    | BeginEpoch
+    | Pull
+    | EndEpoch
+    | RoundPages
+    | ServeMailbox
+    | Stop
+    | SealState
+    | Close
+    | Open
+    | Fetch
+    | Deliver
+    | Cancel
+    | GetStatus
+)
+
+HandlerReply: TypeAlias = Blob | EpochBegun | Sealed | Opened | PageList | HandlerStatus | Done | Failed
