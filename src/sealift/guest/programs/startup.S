@@ -1,0 +1,129 @@
+/*
+ * The start-up code: the first instructions of every vCPU.
+ *
+ * It is a flat binary that ends at the anchor and is entered in 64-bit mode on the page tables below, which map
+ * the first GiB one to one and without C-bit: until a page is declared shared, that reaches private memory.
+ *
+ *   vCPU 0   builds the real page tables (startup.c), switches to them, declares the mailbox shared,
+ *            releases the others
+ *   others   wait for the CR3 that vCPU 0 leaves
+ *   all      call the kernel: rdi = start-up table, rsi = vCPU number
+ *
+ * Registers hold nothing on entry that is used: the vCPU's number comes from CPUID, the rest from the measured
+ * start-up table. A failure ends in ud2: there is no IDT, so the guest ends there and the platform reports it.
+ */
+
+	/* sealift.launch.areas draws the map. */
+	.set	ANCHOR,			0x810000
+	.set	SECRET_BLOCK,		ANCHOR
+	.set	SECRET_BLOCK_SIZE,	0x4000
+	.set	STARTUP_TABLE,		0x814000
+	.set	MAILBOX,		0x820000
+	.set	MAILBOX_SIZE,		0x2000
+
+	/* struct startup_table */
+	.set	TABLE_VCPUS,		0x0c
+	.set	TABLE_ENTRY,		0x30
+	.set	TABLE_STACKS,		0x78
+	.set	STACK_SHIFT,		14
+
+	.section .text
+	.code64
+	.globl	startup_entry
+startup_entry:
+	cld
+	mov	$1, %eax
+	xor	%ecx, %ecx
+	cpuid
+	shr	$24, %ebx			/* initial APIC id = vCPU number */
+	mov	$STARTUP_TABLE, %r12d
+	cmpq	$0, TABLE_ENTRY(%r12)		/* a receiver has nothing to run */
+	je	stop
+	cmp	TABLE_VCPUS(%r12), %ebx
+	jae	stop
+
+	lea	1(%rbx), %rsp			/* stacks grow down from the end of each vCPU's area */
+	shl	$STACK_SHIFT, %rsp
+	add	TABLE_STACKS(%r12), %rsp
+
+	test	%ebx, %ebx
+	jnz	wait
+	mov	%r12, %rdi
+	call	startup_map_memory
+	mov	%rax, %r13
+	mov	%rax, %cr3
+	mov	%r12, %rdi
+	call	startup_share_mailbox
+	mov	%r13, startup_cr3
+	jmp	run
+
+wait:
+	pause
+	mov	startup_cr3, %rax
+	test	%rax, %rax
+	jz	wait
+	mov	%rax, %cr3
+
+run:
+	mov	%r12, %rdi
+	mov	%ebx, %esi
+	call	*TABLE_ENTRY(%r12)
+
+stop:
+	hlt
+	jmp	stop
+
+	/* Zero until vCPU 0 has built the page tables. A page of its own: code pages are never written. */
+	.section .data
+	.balign	4096
+startup_cr3:
+	.quad	0
+	.balign	4096
+
+	.section .tables, "a"
+	.balign	4096
+	.globl	startup_bootstrap
+startup_bootstrap:
+	.quad	bootstrap_pointers + 0x63
+	.balign	4096
+bootstrap_pointers:
+	.quad	bootstrap_directory + 0x63
+	.balign	4096
+bootstrap_directory:
+	.set	address, 0
+	.rept	512
+	.quad	address + 0xe3
+	.set	address, address + 0x200000
+	.endr
+
+	/* The GUIDed table: see sealift.launch.guided. Each entry ends with its length and its GUID. */
+	.macro	guid a, b, c, d:vararg
+	.long	\a
+	.short	\b, \c
+	.byte	\d
+	.endm
+
+	.section .footer, "a"
+footer_start:
+	.long	MAILBOX, MAILBOX_SIZE
+	.short	8 + 18
+	guid	0x5a5bf2f3, 0xc123, 0x4f16, 0x81, 0xcb, 0xcc, 0x9f, 0x92, 0x9c, 0x58, 0x75
+
+	.long	STARTUP_TABLE, 4096
+	.short	8 + 18
+	guid	0x23650f51, 0x3c55, 0x4f08, 0xa4, 0xe2, 0xd0, 0x53, 0x60, 0x16, 0x93, 0x1b
+
+	.long	startup_entry, startup_bootstrap
+	.short	8 + 18
+	guid	0x6654b260, 0xafdf, 0x4881, 0xb4, 0xb1, 0xb7, 0xf7, 0x17, 0xd4, 0x63, 0x09
+
+	.long	SECRET_BLOCK, SECRET_BLOCK_SIZE
+	.short	8 + 18
+	guid	0x4c2eb361, 0x7d9b, 0x4cc3, 0x80, 0x81, 0x12, 0x7c, 0x90, 0xd3, 0xd2, 0x94
+
+	.short	footer_end - footer_start
+	guid	0x96b582de, 0x1fb2, 0x45f7, 0xba, 0xea, 0xa3, 0x66, 0xc5, 0x5a, 0x08, 0x2d
+footer_end:
+	.fill	32, 1, 0			/* where firmware has its reset vector */
+
+	.section .note.GNU-stack, "", @progbits
