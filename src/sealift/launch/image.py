@@ -19,10 +19,7 @@ from sealift.errors import UserError
 from sealift.launch.areas import ANCHOR, Area, StartupAreas, areas_of
 from sealift.launch.elf import Kernel, load
 from sealift.launch.paging import page_table_pages
-from sealift.launch.startup import StartupTable
-
-STACK_SIZE = 16 << 10
-"""Bytes of stack for each vCPU: as Linux gives its kernel threads."""
+from sealift.launch.startup import STACK_SIZE, StartupTable
 
 BOOTSTRAP_LIMIT = 1 << 30
 """The bootstrap page tables map this much; page tables and stacks must be made below it."""

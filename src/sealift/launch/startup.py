@@ -12,7 +12,7 @@ Offsets; integers are little-endian, unnamed bytes are 0. ``guest/programs/runti
 0x048   2 u64  mailbox: GPA, size (likewise)
 0x058   2 u64  payload: GPA, size
 0x068   2 u64  room for page tables
-0x078   2 u64  stacks, one after the other, all of one size
+0x078   2 u64  stacks, 16 KiB for each vCPU
 0x088   u64    first GPA the kernel may use as it likes
 0x090   u32    RAMBlocks
 0x094   u32    bytes of command line
@@ -39,6 +39,8 @@ MAX_BLOCKS = 16
 """RAMBlocks that have room in the page; a PC has two."""
 MAX_BLOCK_NAME = 48
 MAX_COMMAND_LINE = 1024
+STACK_SIZE = 16 << 10
+"""Bytes of stack for each vCPU: as Linux gives its kernel threads."""
 DIGEST_SIZE = 32
 
 _HEAD = struct.Struct("<8sII32s 12Q II")
