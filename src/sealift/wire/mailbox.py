@@ -71,6 +71,8 @@ class Result(enum.IntEnum):
     """No migration is under way that could take this command."""
     STALE = -7
     """The sequence number is 0, older than the last one, or the last one with another command."""
+    MALFORMED = -8
+    """What lies in IO header and IO page is no record of one page; nothing was opened."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,11 @@ class RecordHeader:
     length: int
 
     @property
+    def name(self) -> str:
+        """The record, in words."""
+        return f"record {self.sequence} of channel {self.channel}"
+
+    @property
     def body(self) -> int:
         """Byte offset of the ciphertext; what lies before is the associated data."""
         return HEADER_SIZE + self.count * _NUMBER_SIZE

@@ -1,0 +1,176 @@
+"""The commit table: which step is allowed in which state, where it leads, and where the guest may run.
+
+::
+
+    source  RUNNING ─ OFFERED ─ SENDING ─ STOPPED ─ CLOSED ─ CLEARED ─ FENCED ─ GONE
+               ▲          cancel, or ABORTED before FINAL │              │
+               └──────────────────────────────────────────┘◄── ABORTED ──┘
+    target  WAITING ─ ANSWERED ─ RECEIVING ─ PREPARED ─ READY ─ STARTED (then a source, for its next hop)
+               └───────────┴──────────┴──────────┴────────┴──► ABORTED
+
+The design's SENDING, STOPPED, FENCED and GONE are told apart further: OFFERED has no confirmed keys yet, CLOSED has
+made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, OFFERED and SENDING on the
+source and in STARTED on the target. Never two: the source leaves the states that may run before it makes FINAL, the
+target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a token
+that a target makes only on entering a state from which there is no way to STARTED.
+
+The crash matrix of the tests and the handover document are generated from `STEPS` and `FACTS`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sealift.errors import UserError
+
+
+class Role(enum.Enum):
+    """Which side of a migration a handler was launched as; the platform's state decides."""
+
+    SOURCE = enum.auto()
+    TARGET = enum.auto()
+
+
+class State(enum.Enum):
+    """Where a handler is."""
+
+    RUNNING = enum.auto()
+    OFFERED = enum.auto()
+    SENDING = enum.auto()
+    STOPPED = enum.auto()
+    CLOSED = enum.auto()
+    CLEARED = enum.auto()
+    FENCED = enum.auto()
+    GONE = enum.auto()
+    WAITING = enum.auto()
+    ANSWERED = enum.auto()
+    RECEIVING = enum.auto()
+    PREPARED = enum.auto()
+    READY = enum.auto()
+    STARTED = enum.auto()
+    ABORTED = enum.auto()
+
+
+class Event(enum.Enum):
+    """What can be asked of a handler, or happen to it; the value completes "cannot …"."""
+
+    OFFER = "offer a migration"
+    CONFIRM = "confirm the exchange"
+    SEND = "seal pages of a round"
+    STOP = "stop the guest for the last round"
+    SEAL_STATE = "seal the machine state"
+    CLOSE = "close the stream"
+    TAKE_PREPARED = "take a PREPARED token"
+    MAKE_FINAL = "make the FINAL token"
+    TAKE_STARTED = "take a STARTED token"
+    ANSWER = "answer an offer"
+    TAKE_CONFIRM = "take the source's confirmation"
+    OPEN = "open a record"
+    ACCEPT = "accept the stream"
+    TAKE_FINAL = "take a FINAL token"
+    MAKE_STARTED = "start the guest"
+    TAKE_ABORTED = "take an ABORTED token"
+    CANCEL = "cancel the migration"
+
+
+@dataclass(frozen=True, slots=True)
+class StateFacts:
+    """What a state means: may the guest's vCPUs enter guest mode, and what leads on from here."""
+
+    runs: bool
+    way_out: str
+
+
+FACTS: Mapping[State, StateFacts] = MappingProxyType(
+    {
+        State.RUNNING: StateFacts(runs=True, way_out="offer a migration first"),
+        State.OFFERED: StateFacts(runs=True, way_out="confirm the target's answer, or cancel"),
+        State.SENDING: StateFacts(runs=True, way_out="stop the guest for the last round, or cancel"),
+        State.STOPPED: StateFacts(runs=False, way_out="finish the last round and close the stream, or cancel"),
+        State.CLOSED: StateFacts(runs=False, way_out="deliver the target's PREPARED token, or cancel"),
+        State.CLEARED: StateFacts(runs=False, way_out="make the FINAL token, or cancel"),
+        State.FENCED: StateFacts(runs=False, way_out="deliver the target's STARTED or ABORTED token"),
+        State.GONE: StateFacts(runs=False, way_out="the guest runs on the target; end this one"),
+        State.WAITING: StateFacts(runs=False, way_out="answer the source's offer"),
+        State.ANSWERED: StateFacts(runs=False, way_out="deliver the source's confirmation, or cancel"),
+        State.RECEIVING: StateFacts(runs=False, way_out="open the source's records, or cancel"),
+        State.PREPARED: StateFacts(runs=False, way_out="deliver the source's FINAL token, or cancel"),
+        State.READY: StateFacts(runs=False, way_out="make the STARTED token, or cancel"),
+        State.STARTED: StateFacts(runs=True, way_out="offer a migration to yet another host first"),
+        State.ABORTED: StateFacts(runs=False, way_out="launch a new receiver; this one is spent"),
+    }
+)
+
+_BEFORE_FENCE = (State.OFFERED, State.SENDING, State.STOPPED, State.CLOSED, State.CLEARED)
+_BEFORE_START = (State.WAITING, State.ANSWERED, State.RECEIVING, State.PREPARED, State.READY)
+_AT_HOME = (State.RUNNING, State.STARTED)
+
+STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
+    {
+        Event.OFFER: dict.fromkeys((*_AT_HOME, *_BEFORE_FENCE), State.OFFERED),
+        Event.CONFIRM: {State.OFFERED: State.SENDING},
+        Event.SEND: {State.SENDING: State.SENDING, State.STOPPED: State.STOPPED},
+        Event.STOP: {State.SENDING: State.STOPPED},
+        Event.SEAL_STATE: {State.STOPPED: State.STOPPED},
+        Event.CLOSE: {State.STOPPED: State.CLOSED, State.CLOSED: State.CLOSED},
+        Event.TAKE_PREPARED: {State.CLOSED: State.CLEARED},
+        Event.MAKE_FINAL: {State.CLEARED: State.FENCED},
+        Event.TAKE_STARTED: {State.FENCED: State.GONE},
+        Event.ANSWER: {State.WAITING: State.ANSWERED},
+        Event.TAKE_CONFIRM: {State.ANSWERED: State.RECEIVING},
+        Event.OPEN: {State.RECEIVING: State.RECEIVING},
+        Event.ACCEPT: {State.RECEIVING: State.PREPARED},
+        Event.TAKE_FINAL: {State.PREPARED: State.READY},
+        Event.MAKE_STARTED: {State.READY: State.STARTED},
+        Event.TAKE_ABORTED: dict.fromkeys(
+            (State.SENDING, State.STOPPED, State.CLOSED, State.CLEARED, State.FENCED), State.RUNNING
+        ),
+        Event.CANCEL: {
+            **dict.fromkeys((State.RUNNING, *_BEFORE_FENCE), State.RUNNING),
+            **dict.fromkeys((*_BEFORE_START, State.ABORTED), State.ABORTED),
+            State.STARTED: State.STARTED,
+        },
+    }
+)
+"""For every event the states that allow it, and where it leads; a pair that is missing is refused."""
+
+START = MappingProxyType({Role.SOURCE: State.RUNNING, Role.TARGET: State.WAITING})
+
+
+class Commit:
+    """One handler's place in the table; not thread-safe by itself."""
+
+    def __init__(self, role: Role) -> None:
+        self.state = START[role]
+
+    @property
+    def may_run(self) -> bool:
+        """Whether the guest's vCPUs may enter guest mode."""
+        return FACTS[self.state].runs
+
+    def allows(self, event: Event) -> bool:
+        """Whether `event` is possible now."""
+        return self.state in STEPS[event]
+
+    def require(self, event: Event) -> None:
+        """Do nothing if `event` is possible now.
+
+        Raises:
+            UserError: it is not; the message names the state and the way out.
+        """
+        if not self.allows(event):
+            raise UserError(
+                f"the migration handler cannot {event.value} in state {self.state.name}: {FACTS[self.state].way_out}"
+            )
+
+    def step(self, event: Event) -> None:
+        """Go where `event` leads.
+
+        Raises:
+            UserError: as `require`; the state stays.
+        """
+        self.require(event)
+        self.state = STEPS[event][self.state]

@@ -1,0 +1,391 @@
+"""The migration handler's only door: every request is checked against the commit table, then carried out.
+
+A source is asked, in this order::
+
+    offer → confirm(answer) → { begin_epoch → pull … → end_epoch on every channel } …
+      → stop → one more such round → seal_state … → close
+      → deliver(PREPARED) → token(FINAL) → deliver(STARTED)
+
+and a target::
+
+    answer(offer) → confirmed(confirm) → open(record) … → token(PREPARED) → deliver(FINAL) → token(STARTED)
+
+A source may cancel until it made FINAL. Whatever fails while a target opens records ends that target. The file is
+long because it is the whole list of requests; what they do is in the modules beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+
+from sealift.errors import InternalError, SealError, UserError
+from sealift.guest.handler.channels import Sealed
+from sealift.guest.handler.commit import Commit, Event, Role, State
+from sealift.guest.handler.exchange import NO_KEY, Initiator, respond
+from sealift.guest.handler.incoming import Incoming
+from sealift.guest.handler.interfaces import Clock, Guest, LaunchFacts
+from sealift.guest.handler.opener import Opened
+from sealift.guest.handler.outgoing import Outgoing
+from sealift.guest.handler.sealer import Pull
+from sealift.guest.handler.tokens import TokenDesk
+from sealift.launch.secrets import MigrationSecret
+from sealift.pageset import PageNumbers, PageSet
+from sealift.wire.record import MAX_CHANNELS, RecordKind
+from sealift.wire.token import TokenKind
+
+EXCHANGE_LIMIT_S = 60.0
+"""How long ephemeral keys wait for the peer's next message; Intel's MigTD allows each phase as much."""
+
+_TAKES = {
+    TokenKind.PREPARED: Event.TAKE_PREPARED,
+    TokenKind.FINAL: Event.TAKE_FINAL,
+    TokenKind.STARTED: Event.TAKE_STARTED,
+    TokenKind.ABORTED: Event.TAKE_ABORTED,
+}
+
+T = TypeVar("T")
+
+
+class MigrationHandler:
+    """One guest's migration handler; thread-safe.
+
+    Attributes:
+        facts: what is known of the guest since its launch.
+        excluded: RAM pages that never travel.
+    """
+
+    def __init__(
+        self, role: Role, facts: LaunchFacts, secret: MigrationSecret | None, guest: Guest, clock: Clock
+    ) -> None:
+        """Make the handler of a launched guest, or (role TARGET) of a receiver.
+
+        `secret` is None if the owner released no migration key.
+        """
+        self.facts = facts
+        self.excluded = PageSet.of(facts.layout.pages, np.array(facts.excluded, np.uint64))
+        self._commit = Commit(role)
+        self._secret = secret
+        self._guest = guest
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._deadline = 0.0
+        self._initiator: Initiator | None = None
+        self._outgoing: Outgoing | None = None
+        self._incoming: Incoming | None = None
+        self._made: dict[TokenKind, bytes] = {}
+        self._taken: set[bytes] = set()
+
+    # --- both roles ------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where the handler is in the commit table."""
+        return self._commit.state
+
+    @property
+    def may_run(self) -> bool:
+        """Whether the guest's vCPUs may enter guest mode."""
+        return self._commit.may_run
+
+    def allows(self, event: Event) -> bool:
+        """Whether `event` is possible in this state."""
+        return self._commit.allows(event)
+
+    def cancel(self) -> None:
+        """Give the migration up: a source's guest may run again, a target is aborted for good.
+
+        Raises:
+            UserError: FINAL was made, so only the target (or the owner) can say who runs; or the guest has gone.
+        """
+        with self._lock:
+            self._commit.step(Event.CANCEL)
+            match self._commit.state:
+                case State.RUNNING:
+                    self._end_source()
+                case State.ABORTED:
+                    self._end_target()
+                case _:
+                    pass  # STARTED: there is nothing to give up
+
+    def token(self, kind: TokenKind) -> bytes:
+        """Make the token of that kind, which takes the step it stands for; once made, fetch the same bytes again.
+
+        Making ABORTED is a target's cancel. PREPARED is made by the close record.
+
+        Raises:
+            UserError: not possible in this state.
+        """
+        with self._lock:
+            if kind not in self._made:
+                self._make(kind)
+            return self._made[kind]
+
+    def deliver(self, token: bytes) -> TokenKind | None:
+        """Take a token of the peer; its kind, or None if it had already been taken.
+
+        Raises:
+            StreamError, SealError: it is not authentic or belongs elsewhere; nothing has changed.
+            UserError: it is authentic but impossible in this state; nothing has changed.
+        """
+        with self._lock:
+            if token in self._taken:
+                return None
+            kind = self._desk().check(token, fenced=self._commit.state is State.FENCED)
+            self._commit.step(_TAKES[kind])
+            if kind is TokenKind.ABORTED:
+                self._end_source()
+            elif kind is TokenKind.STARTED:
+                self._drop_outgoing()
+            self._taken.add(token)
+            return kind
+
+    # --- source ----------------------------------------------------------------------------------------------
+
+    def offer(self, channels: int = 1) -> bytes:
+        """Begin a key exchange: the OFFER message. Ends whatever session there was before FINAL.
+
+        Raises:
+            UserError: the owner gave no migration key, `channels` is out of range, or the state forbids it.
+        """
+        with self._lock:
+            self._commit.require(Event.OFFER)
+            if not 1 <= channels <= MAX_CHANNELS:
+                raise UserError(f"{channels} channels are not possible; ask for 1 to {MAX_CHANNELS}")
+            initiator = Initiator(self.facts, self._owners_secret(), channels)
+            self._end_source()
+            self._commit.step(Event.OFFER)
+            self._initiator = initiator
+            self._deadline = self._clock.monotonic() + EXCHANGE_LIMIT_S
+            return initiator.offer
+
+    def confirm(self, answer: bytes) -> bytes:
+        """Take the ANSWER and begin to log writes; the CONFIRM message.
+
+        A bad answer changes nothing: the true one may still come, until the time limit.
+
+        Raises:
+            StreamError, SealError: the answer does not parse, or is not that of the approved target.
+            UserError: too late, or no offer was made.
+        """
+        with self._lock:
+            self._commit.require(Event.CONFIRM)
+            if self._clock.monotonic() > self._deadline:
+                self.cancel()
+                raise UserError(f"the target's answer came after {EXCHANGE_LIMIT_S:.0f} s; offer again")
+            session, confirm = _held(self._initiator).finish(answer)
+            self._outgoing = Outgoing(session, self._guest, self.excluded)
+            self._commit.step(Event.CONFIRM)
+            self._initiator = None
+            return confirm
+
+    def begin_epoch(self) -> tuple[int, int]:
+        """Begin a round with every page that is unsent now; its epoch and number of pages.
+
+        Raises:
+            UserError: see `Outgoing.begin_epoch`; or the state forbids it.
+        """
+        with self._lock:
+            return self._sending().begin_epoch()
+
+    def pull(self, request: Pull, out: memoryview) -> Sealed:
+        """Seal the next pages of the round to the front of `out`, which only the platform can write.
+
+        Raises:
+            UserError: see `Sealer.pull`; or the state forbids it.
+        """
+        return self._sending().sealer.pull(request, out)
+
+    def seal_page(self, page: int) -> bytes | None:
+        """The record of one page of the round (mailbox); None if it is not, or no more, in the round.
+
+        Raises:
+            UserError: see `Sealer.seal_page`; or the state forbids it.
+        """
+        return self._sending().sealer.seal_page(page)
+
+    def round_pages(self, first: int, limit: int) -> PageNumbers:
+        """At most `limit` pages left in the round from page `first` on; for the mailbox, which asks page by page.
+
+        Raises:
+            UserError: the state forbids it, or `first` or `limit` is negative.
+        """
+        if first < 0 or limit < 0:
+            raise UserError("pages of a round are listed from page 0 or later, and not fewer than none")
+        return self._sending().sealer.listed(first, limit)
+
+    def end_epoch(self, channel: int) -> bytes:
+        """The epoch token record that closes the round on one channel; the same bytes until the next one begins.
+
+        Raises:
+            UserError: pages are left in the round, no such channel, or the state forbids it.
+        """
+        return self._sending().sealer.end_epoch(channel)
+
+    def unsent_pages(self) -> int:
+        """Pages left in the round and pages written since it began: what is still to move.
+
+        Raises:
+            UserError: no migration is sending.
+        """
+        return self._sending().unsent_pages()
+
+    def stop(self) -> None:
+        """Enter the last round: from here the guest may not run until a cancel.
+
+        Raises:
+            UserError: a vCPU is not stopped, or the state forbids it.
+        """
+        with self._lock:
+            self._sending(Event.STOP).check_stopped()
+            self._commit.step(Event.STOP)
+
+    def seal_state(self, out: memoryview) -> Sealed:
+        """Seal the next piece of presence set and machine state; repeat until nothing remains.
+
+        Raises:
+            UserError: pages are unsent, the round is not closed, `out` is too small, or the state forbids it.
+        """
+        with self._lock:
+            return self._sending(Event.SEAL_STATE).seal_state(out)
+
+    def close(self) -> bytes:
+        """The close record; the same bytes when asked again.
+
+        Raises:
+            UserError: a vCPU is not stopped, pages are unsent, state is not sealed, or the state forbids it.
+        """
+        with self._lock:
+            record = self._sending(Event.CLOSE).close()
+            self._commit.step(Event.CLOSE)
+            return record
+
+    # --- target ----------------------------------------------------------------------------------------------
+
+    def answer(self, offer: bytes) -> bytes:
+        """Take the OFFER; the ANSWER message. A bad offer changes nothing; a good one is this receiver's only one.
+
+        Raises:
+            StreamError, SealError: the offer does not parse, or is for another guest.
+            UserError: the owner gave no key, or the state forbids it.
+        """
+        with self._lock:
+            self._commit.require(Event.ANSWER)
+            session, answer = respond(self.facts, self._owners_secret(), offer)
+            self._incoming = Incoming(session, self._guest, self.excluded)
+            self._commit.step(Event.ANSWER)
+            self._deadline = self._clock.monotonic() + EXCHANGE_LIMIT_S
+            return answer
+
+    def confirmed(self, confirm: bytes) -> None:
+        """Take the CONFIRM message; records may come now. A bad one aborts this target.
+
+        Raises:
+            StreamError, SealError: it does not parse, or is not the source's.
+            UserError: too late, or the state forbids it.
+        """
+        with self._lock:
+            self._commit.require(Event.TAKE_CONFIRM)
+            with self._fatal():
+                if self._clock.monotonic() > self._deadline:
+                    raise UserError(
+                        f"the source's confirmation came after {EXCHANGE_LIMIT_S:.0f} s; launch a new receiver"
+                    )
+                _held(self._incoming).check_confirm(confirm)
+                self._commit.step(Event.TAKE_CONFIRM)
+
+    def open(self, record: memoryview) -> Opened:
+        """Open one record from memory that others can write. Any failure aborts this target.
+
+        The close record also checks that all is there, makes holes of all pages the source has none of, and loads
+        the machine state: then the handler is PREPARED.
+
+        Raises:
+            StreamError, SealError: the record, or the whole stream, is not what is due.
+            UserError: the state forbids it; nothing has changed.
+        """
+        with self._lock:
+            self._commit.require(Event.OPEN)
+            incoming = _held(self._incoming)
+        with self._fatal():
+            opened = incoming.opener.open(record)
+            if opened.kind is RecordKind.CLOSE:
+                with self._lock:
+                    self._commit.require(Event.ACCEPT)
+                    incoming.prepare()
+                    self._commit.step(Event.ACCEPT)
+                    self._made[TokenKind.PREPARED] = incoming.desk.make(TokenKind.PREPARED)
+            return opened
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def _owners_secret(self) -> MigrationSecret:
+        if self._secret is None:
+            raise UserError(NO_KEY)
+        return self._secret
+
+    def _sending(self, event: Event = Event.SEND) -> Outgoing:
+        with self._lock:
+            self._commit.require(event)
+            return _held(self._outgoing)
+
+    def _desk(self) -> TokenDesk:
+        session = self._outgoing or self._incoming
+        if session is None:
+            raise SealError("a token came while no migration is under way")
+        return session.desk
+
+    def _make(self, kind: TokenKind) -> None:
+        match kind:
+            case TokenKind.FINAL:
+                self._commit.require(Event.MAKE_FINAL)
+                outgoing = _held(self._outgoing)
+                outgoing.check_all_sent()
+                self._commit.step(Event.MAKE_FINAL)
+                self._made[kind] = outgoing.desk.make(kind)
+            case TokenKind.STARTED:
+                self._commit.step(Event.MAKE_STARTED)
+                self._made[kind] = _held(self._incoming).desk.make(kind)
+                self._incoming = None
+            case TokenKind.ABORTED if self._incoming is not None:
+                self.cancel()
+            case _:
+                raise UserError(f"there is no {kind.name} token to fetch in state {self._commit.state.name}")
+
+    @contextmanager
+    def _fatal(self) -> Iterator[None]:
+        """Whatever fails in here is the end of this target."""
+        try:
+            yield
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _end_target(self) -> None:
+        """Destroy the session and its keys, leaving behind the token that says so."""
+        if self._incoming is not None:
+            self._made[TokenKind.ABORTED] = self._incoming.desk.make(TokenKind.ABORTED)
+        self._incoming = None
+
+    def _end_source(self) -> None:
+        """Destroy the session, its keys and its tokens: as if it had never been."""
+        self._drop_outgoing()
+        self._made.pop(TokenKind.FINAL, None)
+        self._taken.clear()
+
+    def _drop_outgoing(self) -> None:
+        if self._outgoing is not None:
+            self._outgoing.end()
+        self._outgoing = None
+        self._initiator = None
+
+
+def _held(part: T | None) -> T:
+    """A part that the commit table says is there."""
+    if part is None:
+        raise InternalError("the commit table allowed a step whose session is not there")
+    return part

@@ -1,0 +1,53 @@
+"""One migration to here, from the answered offer to the guest's start."""
+
+from __future__ import annotations
+
+from sealift.errors import InternalError
+from sealift.guest.handler.commit import Role
+from sealift.guest.handler.exchange import Session, check_confirm
+from sealift.guest.handler.interfaces import Guest
+from sealift.guest.handler.opener import Opener
+from sealift.guest.handler.tokens import TokenDesk
+from sealift.pageset import PageSet
+
+
+class Incoming:
+    """The target's session.
+
+    Attributes:
+        opener: opens this session's records.
+        desk: makes and checks this session's tokens.
+    """
+
+    def __init__(self, session: Session, guest: Guest, excluded: PageSet) -> None:
+        self.opener = Opener(session, guest.pages, excluded)
+        self.desk = TokenDesk(Role.TARGET, session)
+        self._session = session
+        self._guest = guest
+        self._excluded = excluded
+
+    def check_confirm(self, confirm: bytes) -> None:
+        """The source must have the same keys and have seen the same exchange.
+
+        Raises:
+            StreamError, SealError: the message does not parse, or is not the source's.
+        """
+        check_confirm(self._session, confirm)
+
+    def prepare(self) -> None:
+        """After the close record: check that all is there, make holes, load the machine state.
+
+        Pages that never travel are left as they are: they belong to each side's own handler.
+
+        Raises:
+            SealError, StreamError: something is missing, or the machine state makes no sense here.
+        """
+        state = self.opener.finish()
+        if self.opener.close_digest is None:
+            raise InternalError("a stream was to be accepted before its close record")
+        holes = PageSet.full(state.presence.pages)
+        holes -= state.presence
+        holes -= self._excluded
+        self._guest.pages.punch(holes)
+        self._guest.machine.load(state.machine)
+        self.desk.close_digest = self.opener.close_digest

@@ -1,0 +1,115 @@
+"""One migration away from here, from the confirmed exchange to its end: what is unsent, sealed, and closed."""
+
+from __future__ import annotations
+
+import hashlib
+
+from sealift.errors import UserError
+from sealift.guest.handler.channels import Sealed
+from sealift.guest.handler.commit import Role
+from sealift.guest.handler.exchange import Session
+from sealift.guest.handler.interfaces import Guest
+from sealift.guest.handler.sealer import Sealer
+from sealift.guest.handler.state import HandlerState
+from sealift.guest.handler.tokens import TokenDesk
+from sealift.pageset import PageSet
+
+
+class Outgoing:
+    """The source's session; the caller serialises all but the sealer's own calls.
+
+    Attributes:
+        sealer: seals this session's records.
+        desk: makes and checks this session's tokens.
+    """
+
+    def __init__(self, session: Session, guest: Guest, excluded: PageSet) -> None:
+        """Begin to log writes; everything the guest has is unsent."""
+        self.sealer = Sealer(session, guest.pages)
+        self.desk = TokenDesk(Role.SOURCE, session)
+        self._guest = guest
+        self._excluded = excluded
+        self._sent = PageSet(guest.pages.pages)
+        self._close = b""
+        # Log first: a page that fills between the two calls is in the log or in the populated set, or in both.
+        guest.unsent.start()
+        guest.unsent.put_back(guest.pages.populated())
+
+    def end(self) -> None:
+        """Seal nothing more and stop logging."""
+        self.sealer.retire()
+        self._guest.unsent.stop()
+
+    def begin_epoch(self) -> tuple[int, int]:
+        """Begin a round with every page that is unsent now; its epoch and number of pages.
+
+        Populated pages that this session never sent are added: reading a hole can populate it without a write.
+
+        Raises:
+            UserError: the round before is not closed on every channel, or the state is sealed.
+        """
+        self.sealer.check_ready_for_epoch()
+        never_sent = self._never_sent(self._guest.pages.populated())
+        pages = self._guest.unsent.take()
+        pages |= never_sent
+        pages -= self._excluded
+        self._sent |= pages
+        count = len(pages)
+        return self.sealer.begin_epoch(pages), count
+
+    def unsent_pages(self) -> int:
+        """Pages left in the round, and pages written since it began."""
+        return self.sealer.remaining + self._guest.unsent.count()
+
+    def check_stopped(self) -> None:
+        """The guest must be stopped.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not self._guest.machine.stopped():
+            raise UserError("the guest's vCPUs are not stopped; stop the guest first")
+
+    def check_all_sent(self) -> None:
+        """The guest must be stopped, every round closed and nothing unsent.
+
+        Raises:
+            UserError: something is missing, and what.
+        """
+        self.check_stopped()
+        self.sealer.check_epoch_ended()
+        unsent = self._guest.unsent.count()
+        if unsent:
+            raise UserError(f"{unsent} pages were written since the last round; begin another one first")
+
+    def seal_state(self, out: memoryview) -> Sealed:
+        """Seal the next piece of presence set and machine state, which are taken at the first call.
+
+        Raises:
+            UserError: see `check_all_sent`; or `out` is too small.
+        """
+        if not self.sealer.has_state:
+            self.check_all_sent()
+            presence = self._guest.pages.populated()
+            if self._never_sent(presence):
+                raise UserError("pages were populated since the round began; begin another one first")
+            self.sealer.set_state(HandlerState(presence, self._guest.machine.save()).encode())
+        return self.sealer.seal_state(out)
+
+    def close(self) -> bytes:
+        """The close record; the same bytes when asked again.
+
+        Raises:
+            UserError: see `check_all_sent`; or state is left to seal.
+        """
+        if not self._close:
+            self.check_all_sent()
+            self._close = self.sealer.close()
+            self.desk.close_digest = hashlib.sha256(self._close).digest()
+        return self._close
+
+    def _never_sent(self, populated: PageSet) -> PageSet:
+        found = populated.copy()
+        found -= self._sent
+        found -= self._excluded
+        return found

@@ -1,0 +1,246 @@
+"""The source's records: pages of a round, epoch tokens, state and close, sealed on several channels.
+
+A sequence number is spent when a record is sealed; nothing is ever sealed twice under one. Records are written
+straight to memory that only the platform can write, from one of two places: the guest's own pages where they form a
+run, else a private copy. The guest may write its pages meanwhile: then the record holds some mixture, its tag still
+fits (it covers the ciphertext), and the page is in the next round.
+
+Locking: a channel's lock orders its records and is held while AES-GCM runs; the session's lock guards the round and
+is held for moments. The first may be held when the second is taken, never the other way.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from sealift.address import PAGE_SIZE
+from sealift.errors import UserError
+from sealift.guest.handler.channels import NO_PAGES, Sealed, SealingChannel
+from sealift.guest.handler.exchange import Session
+from sealift.guest.handler.interfaces import GuestPages
+from sealift.guest.handler.rounds import Round, is_run
+from sealift.pageset import PageNumbers, PageSet
+from sealift.wire.record import (
+    FIRST_EPOCH,
+    RecordKind,
+    StatePiece,
+    encode_close,
+    page_record_size,
+    pages_fitting,
+    state_fitting,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A request for the next pages of the round.
+
+    Attributes:
+        number: the request's number on its channel: one more than the last, or the last again to have its answer
+            once more.
+        pages: at most so many.
+    """
+
+    channel: int
+    number: int
+    pages: int
+
+
+class Sealer:
+    """Everything one session seals."""
+
+    def __init__(self, session: Session, pages: GuestPages) -> None:
+        self._lock = threading.Lock()
+        self._pages = pages
+        self._channels = [SealingChannel(number, session) for number in range(session.channels)]
+        self._round = Round(PageSet(pages.pages))
+        self._state: bytes | None = None
+        self._state_sealed = 0
+        self._retired = False
+        self.epoch = FIRST_EPOCH - 1
+
+    @property
+    def remaining(self) -> int:
+        """Pages left in the round."""
+        return self._round.remaining
+
+    def retire(self) -> None:
+        """The session is over: nothing more is sealed."""
+        with self._lock:
+            self._retired = True
+            self._round = Round(PageSet(self._pages.pages))
+
+    def check_epoch_ended(self) -> None:
+        """Whether the round is closed on every channel.
+
+        Raises:
+            UserError: it is not; the message names the first channel that lacks its token.
+        """
+        for number, channel in enumerate(self._channels):
+            if channel.ended_epoch != self.epoch:
+                raise UserError(f"epoch {self.epoch} is not closed on channel {number}; end it there first")
+
+    def check_ready_for_epoch(self) -> None:
+        """Whether another round may begin.
+
+        Raises:
+            UserError: the one before is not closed on every channel, or the state was already sealed.
+        """
+        self.check_epoch_ended()
+        if self._state is not None:
+            raise UserError("the machine state is already sealed; close the stream, or cancel")
+
+    def begin_epoch(self, pages: PageSet) -> int:
+        """Begin the next round with `pages`, which are taken over; its epoch.
+
+        Raises:
+            UserError: the round before is not closed on every channel, or the state was already sealed.
+        """
+        self.check_ready_for_epoch()
+        with self._lock:
+            self.epoch += 1
+            self._round = Round(pages)
+            return self.epoch
+
+    def pull(self, request: Pull, out: memoryview) -> Sealed:
+        """Seal the next pages of the round to the front of `out`.
+
+        The last request again gives the same answer; should `out` be another place, the same bytes are copied there.
+
+        Raises:
+            UserError: no such channel, a request number out of turn, the epoch is closed on this channel, or `out`
+                is too small for a page.
+        """
+        channel = self._channel(request.channel)
+        with channel.lock:
+            if request.number == channel.last_request != 0:
+                return _repeat(channel, out)
+            if request.number != channel.last_request + 1:
+                raise UserError(
+                    f"pull request {request.number} on channel {request.channel} is out of turn; "
+                    f"the next one is {channel.last_request + 1}"
+                )
+            limit = min(request.pages, pages_fitting(len(out)))
+            if limit < 1:
+                raise UserError(f"a slot of {len(out)} bytes and a limit of {request.pages} pages hold no page")
+            numbers, remaining = self._take(channel, limit)
+            length = self._seal_pages(channel, numbers, out) if numbers.size else 0
+            channel.last_request = request.number
+            channel.last_answer = Sealed(length, numbers.size, remaining)
+            channel.last_record = out[:length]
+            return channel.last_answer
+
+    def seal_page(self, page: int) -> bytes | None:
+        """The record of one page of the round, on channel 0; None if it is not (or no more) in the round.
+
+        Raises:
+            UserError: the epoch is closed on channel 0.
+        """
+        channel = self._channels[0]
+        with channel.lock:
+            self._check_epoch_open(channel)
+            with self._lock:
+                if self._retired or not self._round.take_page(page):
+                    return None
+            out = bytearray(page_record_size(1))
+            self._seal_pages(channel, np.array([page], np.uint64), memoryview(out))
+            return bytes(out)
+
+    def listed(self, first: int, limit: int) -> PageNumbers:
+        """The first `limit` pages left in the round from page `first` on."""
+        with self._lock:
+            return self._round.listed(first, limit)
+
+    def end_epoch(self, number: int) -> bytes:
+        """The epoch token record of one channel; the same bytes until the next epoch begins.
+
+        Raises:
+            UserError: no such channel, no epoch was begun, or pages are left in the round.
+        """
+        channel = self._channel(number)
+        with channel.lock:
+            if self.remaining:
+                raise UserError(f"epoch {self.epoch} has {self.remaining} pages left; pull them first")
+            if self.epoch < FIRST_EPOCH:
+                raise UserError("no epoch was begun")
+            if channel.ended_epoch != self.epoch:
+                channel.epoch_token = channel.seal_bytes(RecordKind.EPOCH, self.epoch, b"")
+                channel.ended_epoch = self.epoch
+            return channel.epoch_token
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the state was handed over."""
+        return self._state is not None
+
+    def set_state(self, state: bytes) -> None:
+        """Hand over the state to seal."""
+        self._state = state
+
+    def seal_state(self, out: memoryview) -> Sealed:
+        """Seal the next piece of the state to the front of `out`; length 0 when all is sealed.
+
+        Raises:
+            UserError: `out` is too small.
+        """
+        state, at = self._state or b"", self._state_sealed
+        room = state_fitting(len(out))
+        if room < 1:
+            raise UserError(f"a slot of {len(out)} bytes holds no machine state")
+        if at == len(state):
+            return Sealed(0, 0, 0)
+        piece = StatePiece(len(state), at, state[at : at + room])
+        channel = self._channels[0]
+        with channel.lock:
+            self._state_sealed += len(piece.data)
+            length = channel.seal(RecordKind.STATE, self.epoch + 1, NO_PAGES, piece.encode(), out)
+        return Sealed(length, 0, len(state) - self._state_sealed)
+
+    def close(self) -> bytes:
+        """The close record.
+
+        Raises:
+            UserError: a round is not closed on every channel, or state is left to seal.
+        """
+        self.check_epoch_ended()
+        if self._state is None or self._state_sealed != len(self._state):
+            raise UserError("the machine state is not sealed to its end; seal the rest first")
+        channel = self._channels[0]
+        ends = tuple(channel.end() for channel in self._channels)
+        with channel.lock:
+            return channel.seal_bytes(RecordKind.CLOSE, self.epoch + 1, encode_close(ends))
+
+    def _channel(self, number: int) -> SealingChannel:
+        if not 0 <= number < len(self._channels):
+            raise UserError(f"there is no channel {number}; this migration has {len(self._channels)}")
+        return self._channels[number]
+
+    def _check_epoch_open(self, channel: SealingChannel) -> None:
+        if channel.ended_epoch == self.epoch:
+            raise UserError(f"epoch {self.epoch} is closed on this channel; begin the next one first")
+
+    def _take(self, channel: SealingChannel, limit: int) -> tuple[PageNumbers, int]:
+        self._check_epoch_open(channel)
+        with self._lock:
+            if self._retired:
+                raise UserError("this migration is over; offer a new one")
+            return self._round.take(limit), self._round.remaining
+
+    def _seal_pages(self, channel: SealingChannel, numbers: PageNumbers, out: memoryview) -> int:
+        if is_run(numbers):
+            plain = self._pages.window(int(numbers[0]), numbers.size)
+        else:
+            plain = channel.staging(numbers.size * PAGE_SIZE)
+            self._pages.gather(numbers, plain)
+        return channel.seal(RecordKind.PAGES, self.epoch, numbers, plain, out)
+
+
+def _repeat(channel: SealingChannel, out: memoryview) -> Sealed:
+    length = channel.last_answer.length
+    if len(out) < length:
+        raise UserError(f"a slot of {len(out)} bytes cannot take the record of {length} bytes again")
+    out[:length] = channel.last_record
+    return channel.last_answer

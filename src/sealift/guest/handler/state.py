@@ -1,0 +1,89 @@
+"""The state that travels beside pages: which pages exist, and the machine's own state, as one blob.
+
+::
+
+    presence set, ceil(pages / 64) * 8 bytes │ machine state, the rest
+
+It is cut into STATE records, which the target puts together again. Its size depends on the guest's shape alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sealift.errors import SealError
+from sealift.pageset import PageSet
+from sealift.wire.record import StatePiece
+
+MAX_MACHINE_STATE = 64 << 20
+"""Page states take a bit a page (32 MiB for 1 TiB of RAM), a vCPU with XSAVE a few KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerState:
+    """Pages that are no holes, and the opaque machine state."""
+
+    presence: PageSet
+    machine: bytes
+
+    def encode(self) -> bytes:
+        """The blob."""
+        return self.presence.to_bytes() + self.machine
+
+    @classmethod
+    def decode(cls, pages: int, blob: bytes) -> HandlerState:
+        """Parse the blob of a guest of `pages` pages.
+
+        Raises:
+            SealError: its presence set is not one of such a guest.
+        """
+        size = presence_size(pages)
+        try:
+            return cls(PageSet.from_bytes(pages, blob[:size]), blob[size:])
+        except ValueError as error:
+            raise SealError("the source's presence set does not fit this guest") from error
+
+
+def presence_size(pages: int) -> int:
+    """Bytes of an encoded presence set."""
+    return (pages + 63) // 64 * 8
+
+
+class StateCollector:
+    """Puts the pieces of a state together; they must come in order and without gaps."""
+
+    def __init__(self, pages: int) -> None:
+        self._pages = pages
+        self._limit = presence_size(pages) + MAX_MACHINE_STATE
+        self._total = 0
+        self._blob = bytearray()
+
+    @property
+    def begun(self) -> bool:
+        """Whether any piece came."""
+        return self._total > 0
+
+    def add(self, piece: StatePiece) -> None:
+        """Append one piece.
+
+        Raises:
+            SealError: it does not follow the one before, or the state is over its limit.
+        """
+        if piece.total > self._limit:
+            raise SealError(f"the source's state of {piece.total} bytes is over the limit of {self._limit}")
+        if self.begun and piece.total != self._total:
+            raise SealError(f"the source's state was {self._total} bytes long and is now {piece.total}")
+        if piece.offset != len(self._blob) or piece.offset + len(piece.data) > piece.total:
+            raise SealError(f"a piece of the source's state for byte {piece.offset} came out of place")
+        self._total = piece.total
+        self._blob += piece.data
+
+    def finish(self) -> HandlerState:
+        """The whole state.
+
+        Raises:
+            SealError: pieces are missing.
+        """
+        if not self.begun or len(self._blob) != self._total:
+            raise SealError(f"the source's state ends after {len(self._blob)} of {self._total} bytes")
+        return HandlerState.decode(self._pages, bytes(self._blob))
