@@ -92,6 +92,17 @@ class MigrationHandler:
         """Whether the guest's vCPUs may enter guest mode."""
         return self._commit.may_run
 
+    @property
+    def has_key(self) -> bool:
+        """Whether the owner released a migration key."""
+        return self._secret is not None
+
+    @property
+    def migration(self) -> bytes:
+        """Id of the migration under way, 16 bytes; empty without one."""
+        session = self._outgoing or self._incoming
+        return b"" if session is None else session.migration
+
     def allows(self, event: Event) -> bool:
         """Whether `event` is possible in this state."""
         return self._commit.allows(event)

@@ -17,11 +17,13 @@ class Incoming:
     Attributes:
         opener: opens this session's records.
         desk: makes and checks this session's tokens.
+        migration: the migration's id.
     """
 
     def __init__(self, session: Session, guest: Guest, excluded: PageSet) -> None:
         self.opener = Opener(session, guest.pages, excluded)
         self.desk = TokenDesk(Role.TARGET, session)
+        self.migration = session.migration
         self._session = session
         self._guest = guest
         self._excluded = excluded

@@ -21,12 +21,14 @@ class Outgoing:
     Attributes:
         sealer: seals this session's records.
         desk: makes and checks this session's tokens.
+        migration: the migration's id.
     """
 
     def __init__(self, session: Session, guest: Guest, excluded: PageSet) -> None:
         """Begin to log writes; everything the guest has is unsent."""
         self.sealer = Sealer(session, guest.pages)
         self.desk = TokenDesk(Role.SOURCE, session)
+        self.migration = session.migration
         self._guest = guest
         self._excluded = excluded
         self._sent = PageSet(guest.pages.pages)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import assert_never
 
 from sealift.errors import LostError, SealiftError
@@ -21,6 +23,7 @@ class VcpuService:
 
     Attributes:
         vcpu: replaced by a fresh one when migration state is loaded.
+        inside: whether a Run is being served now.
     """
 
     def __init__(self, vcpu: Vcpu, sock: socket.socket, memory: GuestMemory, gate: RunGate) -> None:
@@ -29,6 +32,7 @@ class VcpuService:
         self._gate = gate
         self._channel: Channel[Run, Exit] = Channel(sock, Run)
         self._input: PortIn | None = None
+        self.inside = False
 
     def start(self, name: str) -> None:
         """Serve in a thread of its own, which ends with the connection."""
@@ -47,7 +51,7 @@ class VcpuService:
             self._channel.close()
 
     def _run(self, request: Run) -> Exit:
-        with self._gate.entered():
+        with self._gate.entered(), self._serving():
             if self._input is not None:
                 self.vcpu.complete_port_in(self._input.size, request.data)
                 self._input = None
@@ -55,6 +59,14 @@ class VcpuService:
             if request.immediate_exit:
                 return Interrupted()
             return self._until_exit()
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
 
     def _until_exit(self) -> Exit:
         while True:

@@ -1,0 +1,149 @@
+"""The guest as its migration handler sees it: the handler's small protocols over real memory and vCPUs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from sealift.errors import StreamError
+from sealift.guest.handler.interfaces import Guest
+from sealift.pageset import PageNumbers, PageSet
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.process.gate import RunGate
+from sealift.silicon.process.vcpu_service import VcpuService
+
+
+class PrivatePages:
+    """The private plane (`sealift.guest.handler.interfaces.GuestPages`)."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.pages = memory.layout.pages
+        self._plane = memory.private
+
+    def window(self, first: int, count: int) -> memoryview:
+        """A contiguous writable view of `count` pages."""
+        return self._plane.window(first, count)
+
+    def gather(self, numbers: PageNumbers, out: memoryview) -> None:
+        """Copy the pages, in this order, to the front of `out`."""
+        self._plane.gather(numbers, out)
+
+    def scatter(self, numbers: PageNumbers, data: memoryview) -> None:
+        """Copy the front of `data` to the pages, in this order."""
+        self._plane.scatter(numbers, data)
+
+    def populated(self) -> PageSet:
+        """Pages that are no holes of the private memfd."""
+        return self._plane.populated()
+
+    def punch(self, pages: PageSet) -> None:
+        """Make them holes."""
+        self._plane.punch(pages)
+
+
+class UnsentPages:
+    """Private pages written since they were last taken (`…interfaces.Unsent`).
+
+    Memory always logs, since flips need the logs too; so there is nothing to start or stop.
+    """
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+
+    def start(self) -> None:
+        """Nothing to do: memory always logs."""
+
+    def stop(self) -> None:
+        """Nothing to do: memory always logs."""
+
+    def take(self) -> PageSet:
+        """Get and clear the logs, then move the set out."""
+        return self._memory.take_unsent()
+
+    def put_back(self, pages: PageSet) -> None:
+        """Add pages to the set."""
+        self._memory.put_back(pages)
+
+    def count(self) -> int:
+        """Pages in the set, with what the logs hold now."""
+        return self._memory.count_unsent()
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Machine state on the wire, inside sealed records: sets as `PageSet.to_bytes`, one entry a vCPU."""
+
+    version: int
+    engine: str
+    shared: bytes
+    sealed: bytes
+    vcpus: list[bytes]
+
+
+_STATE_VERSION = 1
+
+
+class GuestMachine:
+    """Page states and vCPUs (`…interfaces.Machine`); `fresh` replaces the vCPU of a service by a new one."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        gate: RunGate,
+        engine: str,
+        vcpus: dict[int, VcpuService],
+        fresh: Callable[[int], None],
+    ) -> None:
+        self._memory = memory
+        self._gate = gate
+        self._engine = engine
+        self._vcpus = vcpus
+        self._fresh = fresh
+
+    def stopped(self) -> bool:
+        """Whether every vCPU is out of guest mode and barred from entering, with no access pending."""
+        return self._gate.barred
+
+    def save(self) -> bytes:
+        """Page states and vCPU registers."""
+        shared, sealed = self._memory.save_states()
+        vcpus = [self._vcpus[index].vcpu.save() for index in sorted(self._vcpus)]
+        state = _State(_STATE_VERSION, self._engine, shared.to_bytes(), sealed.to_bytes(), vcpus)
+        return msgspec.msgpack.encode(state)
+
+    def load(self, data: bytes) -> None:
+        """Take over what `save` gave.
+
+        Raises:
+            StreamError: it does not fit this machine.
+        """
+        try:
+            state = msgspec.msgpack.decode(data, type=_State)
+            pages = self._memory.layout.pages
+            shared, sealed = PageSet.from_bytes(pages, state.shared), PageSet.from_bytes(pages, state.sealed)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise StreamError("the machine state does not parse") from error
+        if state.version != _STATE_VERSION:
+            raise StreamError(f"the machine state has version {state.version}; this platform reads {_STATE_VERSION}")
+        if state.engine != self._engine:
+            raise StreamError(f"the machine state is of engine {state.engine}; this platform runs {self._engine}")
+        if len(state.vcpus) != len(self._vcpus):
+            raise StreamError(f"the machine state has {len(state.vcpus)} vCPUs, this machine {len(self._vcpus)}")
+        self._memory.load_states(shared, sealed)
+        for index, vcpu_state in enumerate(state.vcpus):
+            self._fresh(index)
+            self._vcpus[index].vcpu.restore(vcpu_state)
+
+
+class MonotonicClock:
+    """The machine's clock (`…interfaces.Clock`)."""
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+        return time.monotonic()
+
+
+def guest_access(memory: GuestMemory, machine: GuestMachine) -> Guest:
+    """Everything the handler needs of its guest."""
+    return Guest(PrivatePages(memory), UnsentPages(memory), machine)

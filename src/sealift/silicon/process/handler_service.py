@@ -1,0 +1,152 @@
+"""The thread the migration handler lives on: sleeps on its socket, answers one request after the other.
+
+It depends on no vCPU, so it answers while the guest is stopped or hangs, and costs nothing while nobody asks.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TypeAlias
+
+from sealift.errors import InternalError, LostError, SealiftError
+from sealift.guest.handler.channels import Sealed as SealedRecord
+from sealift.guest.handler.commit import Event
+from sealift.guest.handler.handler import MigrationHandler
+from sealift.guest.handler.mailbox import Mailbox
+from sealift.guest.handler.sealer import Pull
+from sealift.silicon.process.gate import RunGate
+from sealift.silicon.process.ring import Ring
+from sealift.wire import handler as wire
+from sealift.wire.channel import Channel
+from sealift.wire.failure import to_failed
+from sealift.wire.platform import Done
+
+_Request: TypeAlias = wire.HandlerRequest
+
+
+class HandlerService:
+    """Serves the handler's socket until the other end closes it."""
+
+    def __init__(
+        self,
+        handler: MigrationHandler,
+        mailbox: Mailbox,
+        gate: RunGate,
+        sock: socket.socket,
+        *,
+        outgoing: Ring,
+        incoming: Ring,
+    ) -> None:
+        self._handler = handler
+        self._mailbox = mailbox
+        self._gate = gate
+        self._outgoing = outgoing
+        self._incoming = incoming
+        self._channel: Channel[_Request, wire.HandlerReply] = Channel(sock, wire.HandlerRequest)
+
+    def start(self) -> None:
+        """Serve in a thread of its own, which ends with the connection."""
+        threading.Thread(target=self._serve, name="handler", daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                try:
+                    request, _ = self._channel.receive()
+                    reply = self._answer(request)
+                except LostError:
+                    raise
+                except SealiftError as error:
+                    reply = to_failed(error)
+                self._channel.send(reply)
+        except LostError:
+            self._channel.close()
+
+    def _answer(self, request: _Request) -> wire.HandlerReply:
+        if isinstance(request, wire.Pull | wire.EndEpoch | wire.SealState | wire.Close):
+            return self._seal(request)
+        if isinstance(request, wire.Stop | wire.Answer | wire.Cancel | wire.Fetch | wire.Deliver):
+            return self._step(request)
+        return self._plain(request)
+
+    def _seal(self, request: wire.Pull | wire.EndEpoch | wire.SealState | wire.Close) -> wire.Sealed:
+        """Requests that leave a record in an outgoing slot."""
+        out = self._outgoing.slot(request.slot)
+        match request:
+            case wire.Pull():
+                pull = Pull(channel=request.channel, number=request.number, pages=request.pages)
+                return _sealed(self._handler.pull(pull, out))
+            case wire.SealState():
+                return _sealed(self._handler.seal_state(out))
+            case wire.EndEpoch():
+                record = self._handler.end_epoch(request.channel)
+            case wire.Close():
+                record = self._handler.close()
+        out[: len(record)] = record
+        return wire.Sealed(len(record), 0, 0)
+
+    def _step(self, request: wire.Stop | wire.Answer | wire.Cancel | wire.Fetch | wire.Deliver) -> wire.Blob | Done:
+        """Requests that decide whether vCPUs may run: barred before the step, let in again where the step allows."""
+        reply: wire.Blob | Done = Done()
+        match request:
+            case wire.Stop():
+                self._bar_for(Event.STOP)
+                self._handler.stop()
+            case wire.Answer():
+                self._bar_for(Event.ANSWER)
+                reply = wire.Blob(self._handler.answer(request.offer))
+            case wire.Cancel():
+                self._handler.cancel()
+            case wire.Fetch():
+                reply = wire.Blob(self._handler.token(request.kind))
+            case wire.Deliver():
+                self._handler.deliver(request.token)
+        if self._handler.may_run:
+            self._gate.lift()
+        return reply
+
+    def _bar_for(self, event: Event) -> None:
+        """Bar the vCPUs for a step that is possible; one that is not leaves them alone and fails by itself."""
+        if self._handler.allows(event):
+            self._gate.bar()
+
+    def _plain(self, request: _Request) -> wire.HandlerReply:
+        handler = self._handler
+        match request:
+            case wire.Open():
+                opened = handler.open(self._incoming.slot(request.slot)[: max(request.length, 0)])
+                return wire.Opened(opened.kind, opened.pages)
+            case wire.ServeMailbox():
+                self._mailbox.serve()
+                return Done()
+            case wire.BeginEpoch():
+                return wire.EpochBegun(*handler.begin_epoch())
+            case wire.RoundPages():
+                return wire.PageList(handler.round_pages(request.first, request.limit).astype("<u8").tobytes())
+            case wire.GetStatus():
+                return handler_status(handler)
+            case _:
+                return self._exchange(request)
+
+    def _exchange(self, request: _Request) -> wire.Blob | Done:
+        match request:
+            case wire.Offer():
+                return wire.Blob(self._handler.offer(request.channels))
+            case wire.Confirm():
+                return wire.Blob(self._handler.confirm(request.answer))
+            case wire.Confirmed():
+                self._handler.confirmed(request.confirm)
+                return Done()
+            case _:
+                raise InternalError(f"there is no answer to {type(request).__name__}")
+
+
+def handler_status(handler: MigrationHandler) -> wire.HandlerStatus:
+    """State and readiness, for people and preflights."""
+    ready = handler.has_key and (handler.allows(Event.OFFER) or handler.allows(Event.ANSWER))
+    return wire.HandlerStatus(ready, handler.state.name, handler.migration)
+
+
+def _sealed(record: SealedRecord) -> wire.Sealed:
+    return wire.Sealed(record.length, record.pages, record.remaining)

@@ -1,0 +1,245 @@
+"""The control socket: one request after the other, each checked against the table of phases, then carried out."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sealift.address import PAGE_SHIFT, Gpa, RamBlock, RamLayout
+from sealift.errors import InternalError, LostError, RefusedError, SealiftError
+from sealift.guest.handler.digest import handler_digest
+from sealift.pageset import PageSet
+from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
+from sealift.silicon.memory.plane import Plane
+from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
+from sealift.silicon.process.vm import VirtualMachine
+from sealift.silicon.processor.firmware import SecureProcessor
+from sealift.silicon.processor.states import GuestState
+from sealift.wire import platform as wire
+from sealift.wire.channel import Channel, socket_pair
+from sealift.wire.failure import to_failed
+from sealift.wire.platform import ALLOWED, Phase
+
+_BLOCKS_LIMIT = 16
+"""RAMBlocks of one VM: a PC needs two (below and above 4 GiB)."""
+_VCPUS_LIMIT = 255
+"""vCPUs of one VM: APIC ids are a byte in CPUID leaf 1."""
+_GUEST_PHYSICAL_LIMIT = 1 << CBIT
+"""First address that would have the C-bit set."""
+
+_Answer = tuple[wire.Reply, Sequence[int]]
+
+
+class Server:
+    """Serves one VMM until it disconnects; there is one VM at most."""
+
+    def __init__(self, sock: socket.socket, processor: SecureProcessor) -> None:
+        self._channel: Channel[wire.Request, wire.Reply] = Channel(sock, wire.Request)
+        self._processor = processor
+        self._vm: VirtualMachine | None = None
+        self._bitmap: Plane | None = None
+        self._handle = 0
+        self._handlers: dict[type[wire.Message], Callable[[Any], _Answer]] = {
+            wire.CreateVm: self._create_vm,
+            wire.CreateVcpu: self._create_vcpu,
+            wire.GetRegisters: self._get_registers,
+            wire.SetRegisters: self._set_registers,
+            wire.Kick: self._kick,
+            wire.GetSharedDirtyLog: self._shared_dirty,
+            wire.GetPageStates: self._page_states,
+            wire.MarkSharedDirty: self._mark_shared_dirty,
+            wire.ReadHostView: self._read_host_view,
+            wire.WriteHostView: self._write_host_view,
+            wire.GetPlatformInfo: self._info,
+            wire.PdhCertExport: self._pdh_cert_export,
+            wire.LaunchStart: self._launch_start,
+            wire.LaunchUpdateData: self._launch_update_data,
+            wire.LaunchMeasure: self._launch_measure,
+            wire.LaunchSecret: self._launch_secret,
+            wire.LaunchFinish: self._launch_finish,
+            wire.GetGuestStatus: self._guest_status,
+            wire.OpenHandler: self._open_handler,
+        }
+
+    def serve(self) -> None:
+        """Answer requests until the other end closes the connection."""
+        while True:
+            try:
+                request, fds = self._channel.receive()
+            except LostError:
+                return
+            except SealiftError as error:
+                self._channel.send(to_failed(error))
+                continue
+            if fds:
+                raise InternalError("a VMM sent descriptors, which no request takes")
+            reply, passed = self._answer(request)
+            self._channel.send(reply, passed)
+
+    def _answer(self, request: wire.Request) -> _Answer:
+        phase = self._phase()
+        try:
+            if phase not in ALLOWED[type(request)]:
+                raise RefusedError(f"{type(request).__name__} is not possible while the VM is {phase.value}")
+            return self._handlers[type(request)](request)
+        except SealiftError as error:
+            return to_failed(error), ()
+
+    def _phase(self) -> Phase:
+        return Phase.EMPTY if self._vm is None else self._vm.phase()
+
+    def _launch_phase(self) -> Phase:
+        match self._state():
+            case GuestState.UNINIT:
+                return Phase.CREATED
+            case GuestState.LUPDATE | GuestState.LSECRET:
+                return Phase.LAUNCHING
+            case _:
+                return Phase.RUNNING
+
+    def _state(self) -> GuestState:
+        return self._processor.guest_status(self._handle).state if self._handle else GuestState.UNINIT
+
+    @property
+    def _machine(self) -> VirtualMachine:
+        if self._vm is None:
+            raise InternalError("the request table let a request through that needs a VM before there is one")
+        return self._vm
+
+    # --- memory and vCPUs ----------------------------------------------------------------------------------------
+
+    def _create_vm(self, request: wire.CreateVm) -> _Answer:
+        if not 1 <= len(request.blocks) <= _BLOCKS_LIMIT or not 1 <= request.vcpus <= _VCPUS_LIMIT:
+            raise RefusedError(f"a VM has 1 to {_BLOCKS_LIMIT} RAMBlocks and 1 to {_VCPUS_LIMIT} vCPUs")
+        layout = RamLayout(tuple(RamBlock(block.name, Gpa(block.gpa), block.size) for block in request.blocks))
+        if layout.end > _GUEST_PHYSICAL_LIMIT:
+            raise RefusedError(f"guest RAM must end below the C-bit at {_GUEST_PHYSICAL_LIMIT:#x}")
+        self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))
+        self._vm = VirtualMachine(layout, request.vcpus, self._launch_phase)
+        return wire.VmCreated(self._bitmap.size), (self._vm.memory.shared.fd, self._bitmap.fd)
+
+    def _create_vcpu(self, request: wire.CreateVcpu) -> _Answer:
+        ours, theirs = socket_pair()
+        try:
+            self._machine.create_vcpu(request.index, ours)
+        except SealiftError:
+            ours.close()
+            theirs.close()
+            raise
+        return wire.Done(), (theirs.detach(),)
+
+    def _get_registers(self, request: wire.GetRegisters) -> _Answer:
+        return wire.VcpuRegisters(self._machine.require_stopped(request.index).vcpu.registers()), ()
+
+    def _set_registers(self, request: wire.SetRegisters) -> _Answer:
+        self._machine.require_stopped(request.index).vcpu.set_registers(request.registers)
+        return wire.Done(), ()
+
+    def _kick(self, request: wire.Kick) -> _Answer:
+        self._machine.vcpu(request.index).vcpu.kick()
+        return wire.Done(), ()
+
+    def _shared_dirty(self, _: wire.GetSharedDirtyLog) -> _Answer:
+        return self._leave(self._machine.memory.take_shared_dirty())
+
+    def _page_states(self, _: wire.GetPageStates) -> _Answer:
+        return self._leave(self._machine.memory.states.copy())
+
+    def _leave(self, pages: PageSet) -> _Answer:
+        if self._bitmap is None:
+            raise InternalError("a VM exists without its bitmap area")
+        data = pages.to_bytes()
+        self._bitmap.data[: len(data)] = data
+        return wire.Count(len(pages)), ()
+
+    def _mark_shared_dirty(self, request: wire.MarkSharedDirty) -> _Answer:
+        self._require_pages(request.first, request.count)
+        self._machine.memory.mark_shared_dirty(request.first, request.count)
+        return wire.Done(), ()
+
+    def _read_host_view(self, request: wire.ReadHostView) -> _Answer:
+        self._require_pages(request.first, request.count)
+        self._machine.memory.read_host_view(request.first, request.count)
+        return wire.Done(), ()
+
+    def _write_host_view(self, request: wire.WriteHostView) -> _Answer:
+        self._require_pages(request.first, request.count)
+        self._machine.memory.write_host_view(request.first, request.count)
+        return wire.Done(), ()
+
+    def _require_pages(self, first: int, count: int) -> None:
+        pages = self._machine.layout.pages
+        if not 0 <= first <= first + count <= pages:
+            raise RefusedError(f"pages {first} to {first + count} are not all among the {pages} of RAM")
+
+    # --- secure processor ----------------------------------------------------------------------------------------
+
+    def _info(self, _: wire.GetPlatformInfo) -> _Answer:
+        version = self._processor.version
+        info = wire.PlatformInfo(
+            api_major=version.api_major,
+            api_minor=version.api_minor,
+            build_id=version.build_id,
+            cbit=CBIT,
+            reduced_phys_bits=1,
+            engine=UnicornEngine.name,
+            handler_digest=handler_digest(),
+            ca_chain=self._processor.ca_chain,
+        )
+        return info, ()
+
+    def _pdh_cert_export(self, _: wire.PdhCertExport) -> _Answer:
+        # Firmware exports an unsigned CEK; what travels to owners has the manufacturer's signature filled in.
+        certificates = self._processor.endorsed_certificates()
+        return wire.PdhCertificates(certificates.pdh, certificates.cert_chain), ()
+
+    def _launch_start(self, request: wire.LaunchStart) -> _Answer:
+        self._handle = self._processor.launch_start(
+            self._machine.memory, request.policy, request.dh_cert, request.session
+        )
+        return wire.Done(), ()
+
+    def _launch_update_data(self, request: wire.LaunchUpdateData) -> _Answer:
+        self._processor.launch_update_data(self._handle, request.gpa, request.length)
+        return wire.Done(), ()
+
+    def _launch_measure(self, _: wire.LaunchMeasure) -> _Answer:
+        return wire.Measurement(self._processor.launch_measure(self._handle)), ()
+
+    def _launch_secret(self, request: wire.LaunchSecret) -> _Answer:
+        header, payload = request.header, request.payload
+        self._processor.launch_secret(self._handle, header, payload, request.gpa, len(payload))
+        return wire.Done(), ()
+
+    def _launch_finish(self, _: wire.LaunchFinish) -> _Answer:
+        self._processor.launch_finish(self._handle)
+        facts = self._processor.facts(self._handle)
+        if facts.measure is None:
+            raise InternalError("a launch finished without having been measured")
+        self._machine.start_handler(facts.measure, facts.policy)
+        return wire.Done(), ()
+
+    def _guest_status(self, _: wire.GetGuestStatus) -> _Answer:
+        if not self._handle:
+            return wire.GuestStatus(self._phase(), GuestState.UNINIT, 0, 0), ()
+        status = self._processor.guest_status(self._handle)
+        return wire.GuestStatus(self._phase(), status.state, status.policy, self._handle), ()
+
+    # --- handler -------------------------------------------------------------------------------------------------
+
+    def _open_handler(self, _: wire.OpenHandler) -> _Answer:
+        ours, theirs = socket_pair()
+        try:
+            outgoing, incoming, mailbox = self._machine.open_handler(ours)
+        except SealiftError:
+            ours.close()
+            theirs.close()
+            raise
+        opened = wire.HandlerOpened(SLOTS, SLOT_SIZE, mailbox.gpa, mailbox.size)
+        return opened, (theirs.detach(), outgoing.plane.fd, incoming.plane.fd)
+
+
+def _bitmap_size(pages: int) -> int:
+    size = (pages + 63) // 64 * 8
+    return ((size >> PAGE_SHIFT) + 1) << PAGE_SHIFT

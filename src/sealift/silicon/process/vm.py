@@ -1,0 +1,183 @@
+"""The one VM of a platform process: memory, engine, vCPUs, handler, and the phase that all of them make up."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
+from sealift.errors import RefusedError, SealiftError, sentence
+from sealift.guest.handler.commit import Role, State
+from sealift.guest.handler.digest import handler_digest
+from sealift.guest.handler.handler import MigrationHandler
+from sealift.guest.handler.interfaces import LaunchFacts
+from sealift.guest.handler.mailbox import Mailbox
+from sealift.launch.areas import Area, StartupAreas, areas_in_memory
+from sealift.launch.secrets import MigrationSecret, take_migration_secret
+from sealift.launch.startup import StartupTable, read_startup_table
+from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.memory.xts import KEY_BYTES
+from sealift.silicon.process.gate import RunGate
+from sealift.silicon.process.guest_access import GuestMachine, MonotonicClock, guest_access
+from sealift.silicon.process.handler_service import HandlerService
+from sealift.silicon.process.ring import Ring, incoming_ring, outgoing_ring
+from sealift.silicon.process.vcpu_service import VcpuService
+from sealift.wire.platform import Phase
+
+_PHASES = {
+    State.RUNNING: Phase.RUNNING,
+    State.OFFERED: Phase.RUNNING,
+    State.SENDING: Phase.RUNNING,
+    State.STOPPED: Phase.STOPPED,
+    State.CLOSED: Phase.STOPPED,
+    State.CLEARED: Phase.STOPPED,
+    State.FENCED: Phase.FENCED,
+    State.GONE: Phase.GONE,
+    # A receiver that waits runs its own start-up code, which holds nothing of the guest to come.
+    State.WAITING: Phase.RUNNING,
+    State.ANSWERED: Phase.INCOMING,
+    State.RECEIVING: Phase.INCOMING,
+    State.PREPARED: Phase.INCOMING,
+    State.READY: Phase.INCOMING,
+    State.STARTED: Phase.RUNNING,
+    State.ABORTED: Phase.GONE,
+}
+
+
+class VirtualMachine:
+    """A VM; its memory encryption key is made here and dies with the process.
+
+    `launch_phase` tells how far the secure processor is: CREATED, LAUNCHING or RUNNING.
+    """
+
+    def __init__(self, layout: RamLayout, vcpus: int, launch_phase: Callable[[], Phase]) -> None:
+        self.layout = layout
+        self.vcpu_count = vcpus
+        self.memory = GuestMemory(layout, os.urandom(KEY_BYTES))
+        self.engine = UnicornEngine(self.memory, vcpus)
+        self.gate = RunGate(self.phase)
+        self.vcpus: dict[int, VcpuService] = {}
+        self._launch_phase = launch_phase
+        self._handler: MigrationHandler | None = None
+        self._areas: StartupAreas | None = None
+        self._no_handler = "the guest has not been launched"
+        self._rings: tuple[Ring, Ring] | None = None
+
+    def phase(self) -> Phase:
+        """Where the VM is in its life."""
+        launched = self._launch_phase()
+        if launched is not Phase.RUNNING or self._handler is None:
+            return launched
+        return _PHASES[self._handler.state]
+
+    # --- vCPUs ---------------------------------------------------------------------------------------------------
+
+    def create_vcpu(self, index: int, sock: socket.socket) -> None:
+        """Make vCPU `index` and serve it on `sock`.
+
+        Raises:
+            RefusedError: no such index, or it exists.
+        """
+        if not 0 <= index < self.vcpu_count or index in self.vcpus:
+            raise RefusedError(f"vCPU {index} exists already or is not one of the {self.vcpu_count} of this VM")
+        service = VcpuService(self.engine.create_vcpu(index), sock, self.memory, self.gate)
+        self.vcpus[index] = service
+        service.start(f"vcpu-{index}")
+
+    def vcpu(self, index: int) -> VcpuService:
+        """The service of vCPU `index`.
+
+        Raises:
+            RefusedError: there is none.
+        """
+        service = self.vcpus.get(index)
+        if service is None:
+            raise RefusedError(f"there is no vCPU {index}")
+        return service
+
+    def _renew_vcpu(self, index: int) -> None:
+        """A fresh vCPU: nothing of what the old one had translated or cached is left."""
+        self.vcpus[index].vcpu = self.engine.create_vcpu(index)
+
+    # --- handler -------------------------------------------------------------------------------------------------
+
+    def start_handler(self, measure: bytes, policy: int) -> None:
+        """LAUNCH_FINISH happened: take the migration key out of guest memory and start the handler.
+
+        A guest without start-up code of ours, or whose measured table names another handler, runs without one.
+        """
+        try:
+            self._areas = areas_in_memory(self.memory.read_private)
+            table = read_startup_table(self.memory.read_private)
+            secret = self._take_secret(self._areas.secret)
+            self._check_table(table)
+            self._handler = self._make_handler(self._areas, table, secret, measure, policy)
+        except SealiftError as error:
+            self._no_handler = f"this guest has no migration handler: {sentence(error)}"
+
+    def _take_secret(self, area: Area) -> MigrationSecret | None:
+        content = bytearray(self.memory.read_private(area.gpa, area.size))
+        secret = take_migration_secret(content)
+        if secret is not None:
+            self.memory.write_private(area.gpa, bytes(content))
+        return secret
+
+    def _check_table(self, table: StartupTable) -> None:
+        if table.handler_digest != handler_digest():
+            raise RefusedError("the measured start-up table names another version of the handler")
+        if table.layout != self.layout or table.vcpus != self.vcpu_count:
+            raise RefusedError("the measured start-up table describes a machine of another shape")
+
+    def _make_handler(
+        self, areas: StartupAreas, table: StartupTable, secret: MigrationSecret | None, measure: bytes, policy: int
+    ) -> MigrationHandler:
+        role = Role.SOURCE if table.entry else Role.TARGET
+        facts = LaunchFacts(
+            measure=measure,
+            policy=policy,
+            cbit=CBIT,
+            layout=self.layout,
+            vcpus=self.vcpu_count,
+            mailbox_gpa=areas.mailbox.gpa,
+            excluded=self._pages_of(areas.mailbox),
+        )
+        machine = GuestMachine(self.memory, self.gate, self.engine.name, self.vcpus, self._renew_vcpu)
+        return MigrationHandler(role, facts, secret, guest_access(self.memory, machine), MonotonicClock())
+
+    def _pages_of(self, area: Area) -> tuple[int, ...]:
+        offset = self._area_offset(area)
+        first = offset >> PAGE_SHIFT
+        return tuple(range(first, first + pages_spanned(offset, area.size)))
+
+    def _area_offset(self, area: Area) -> int:
+        offset = self.layout.offset(area.gpa, area.size)
+        if offset is None:
+            raise RefusedError(f"the start-up code's area {area} is not RAM")
+        return offset
+
+    def open_handler(self, sock: socket.socket) -> tuple[Ring, Ring, Area]:
+        """Serve the handler on `sock`; the outgoing ring, the incoming ring, and where the mailbox is.
+
+        Raises:
+            RefusedError: this guest has no handler, or it is being served already.
+        """
+        if self._handler is None or self._areas is None:
+            raise RefusedError(self._no_handler)
+        if self._rings is not None:
+            raise RefusedError("the handler is being served already")
+        outgoing, incoming = self._rings = outgoing_ring(), incoming_ring()
+        area = self._areas.mailbox
+        offset = self._area_offset(area)
+        mailbox = Mailbox(self._handler, self.memory.shared.data[offset : offset + area.size])
+        service = HandlerService(self._handler, mailbox, self.gate, sock, outgoing=outgoing, incoming=incoming)
+        service.start()
+        return outgoing, incoming, area
+
+    def require_stopped(self, index: int) -> VcpuService:
+        """The service of a vCPU that is out of guest mode, as far as its VMM made sure of that."""
+        service = self.vcpu(index)
+        if service.inside:
+            raise RefusedError(f"vCPU {index} is in guest mode; kick it first")
+        return service
