@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sealift.errors import UserError
+from sealift.sev.chain import PlatformChain
+from sealift.silicon.processor.identity import PlatformIdentity
+from sealift.silicon.processor.manufacturer import CA_CHAIN_SIZE, Manufacturer
+from sealift.silicon.processor.platformkeys import PlatformKeys
+
+API = (1, 55)
+
+
+@pytest.fixture
+def own_path(host_path: Path, manufacturer_path: Path, tmp_path: Path) -> Path:
+    """A copy of a provisioned host, to be damaged."""
+    PlatformIdentity(host_path, manufacturer_path).provision(API)
+    copy = tmp_path / "identity"
+    shutil.copytree(host_path, copy)
+    return copy
+
+
+def _all_private(path: Path) -> bool:
+    return all(item.stat().st_mode & 0o077 == 0 for item in (path, *path.iterdir()))
+
+
+def test_the_manufacturer_does_not_claim_to_be_amd(manufacturer_path: Path) -> None:
+    made = Manufacturer(manufacturer_path)
+    assert made.ark.key_id.startswith(b"not AMD ")
+    assert made.ask.key_id.startswith(b"not AMD ")
+    assert made.ark.certifying_id == made.ask.certifying_id == made.ark.key_id
+    assert len(made.ca_chain) == CA_CHAIN_SIZE == 3200
+
+
+def test_the_manufacturers_keys_last_and_are_private(manufacturer_path: Path) -> None:
+    assert Manufacturer(manufacturer_path).ca_chain == Manufacturer(manufacturer_path).ca_chain
+    assert _all_private(manufacturer_path)
+
+
+def test_a_damaged_manufacturer_is_explained(manufacturer_path: Path, tmp_path: Path) -> None:
+    Manufacturer(manufacturer_path)
+    for name, content in (("ask.key", b"no key"), ("ask_ark.cert", b"no certificates")):
+        damaged = tmp_path / name
+        shutil.copytree(manufacturer_path, damaged)
+        (damaged / name).write_bytes(content)
+        with pytest.raises(UserError, match="restore them from a copy"):
+            Manufacturer(damaged)
+
+
+def test_an_identity_lasts(host_path: Path, manufacturer_path: Path) -> None:
+    """Test that a platform is the same platform in the next run, and needs no manufacturer for it."""
+    first = PlatformIdentity(host_path, manufacturer_path)
+    again = PlatformIdentity(host_path, Path("/nonexistent"))
+    assert first.provision(API).encode() == again.provision(API).encode()
+    assert first.cek == again.cek
+    assert _all_private(host_path)
+
+
+def test_two_directories_are_two_hosts(host_path: Path, manufacturer_path: Path, tmp_path: Path) -> None:
+    here = PlatformIdentity(host_path, manufacturer_path)
+    there = PlatformIdentity(tmp_path / "other", manufacturer_path)
+    assert here.cek.fingerprint() != there.cek.fingerprint()
+    assert here.ca_chain == there.ca_chain
+    assert there.keys() is None
+    assert there.provision(API).pdh != here.provision(API).pdh
+
+
+def test_a_platforms_chain_verifies_up_to_the_manufacturer(identity: PlatformIdentity) -> None:
+    keys = identity.provision(API)
+    cert_chain = keys.pek.encode() + keys.oca.encode() + identity.cek.encode()
+    chain = PlatformChain.decode(keys.pdh.encode(), cert_chain, identity.ca_chain)
+    chain.verify({chain.ark.fingerprint()})
+    assert keys.pdh.api == keys.pek.api == keys.oca.api == API
+
+
+def _flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "offset"),
+    [
+        ("chip.secret", 5),
+        ("endorsement.cert", 0x20),
+        ("endorsement.cert", 2084 + 100),
+        ("endorsement.cert", 2084 + 1600 + 1590),
+        ("platform.keys", 0),
+        ("platform.keys", 10),
+        ("platform.keys", 60),
+        ("platform.keys", 104 + 0x420),
+        ("platform.keys", 104 + 2084 + 0x420),
+        ("platform.keys", 104 + 2084 + 0x630),
+        ("platform.keys", 104 + 2 * 2084 + 0x20),
+    ],
+)
+def test_one_changed_bit_is_noticed(own_path: Path, name: str, offset: int) -> None:
+    _flip(own_path / name, offset)
+    with pytest.raises(UserError, match="tampered with"):
+        PlatformIdentity(own_path, Path("/nonexistent")).keys()
+
+
+def _shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda path: path.chmod(0o755), "chmod 700"),
+        (lambda path: (path / "chip.secret").chmod(0o644), "chmod 600"),
+        (lambda path: (path / "platform.keys").chmod(0o640), "chmod 600"),
+        (lambda path: (path / "chip.secret").unlink(), "has no file chip.secret"),
+        (lambda path: _shorten(path / "chip.secret"), "tampered with"),
+        (lambda path: _shorten(path / "platform.keys"), "tampered with"),
+        (lambda path: _shorten(path / "endorsement.cert"), "tampered with"),
+    ],
+    ids=["directory", "chip file", "key file", "missing", "chip", "keys", "endorsement"],
+)
+def test_what_is_wrong_with_a_directory_is_said(
+    own_path: Path, damage: Callable[[Path], object], complaint: str
+) -> None:
+    damage(own_path)
+    with pytest.raises(UserError, match=complaint):
+        PlatformIdentity(own_path, Path("/nonexistent")).keys()
+
+
+def test_keys_of_another_chip_are_refused(own_path: Path, manufacturer_path: Path, tmp_path: Path) -> None:
+    other = PlatformIdentity(tmp_path / "other", manufacturer_path)
+    stolen = other.provision(API).encode()
+    (own_path / "platform.keys").write_bytes(stolen)
+    with pytest.raises(UserError, match="tampered with"):
+        PlatformIdentity(own_path, Path("/nonexistent")).keys()
+
+
+def test_keys_do_not_change_under_a_guest(own_path: Path) -> None:
+    identity = PlatformIdentity(own_path, Path("/nonexistent"))
+    fresh = PlatformKeys.generate(identity._cek_key, API)
+    held = identity.hold()
+    with pytest.raises(UserError, match="can change when they end"):
+        identity.replace(fresh)
+    held.release()
+    identity.replace(fresh)
+    found = identity.keys()
+    assert found is not None
+    assert found.encode() == fresh.encode()
+
+
+def test_two_processes_starting_at_once_agree(manufacturer_path: Path, tmp_path: Path) -> None:
+    """Test the first use of a directory by several sockets of one host."""
+    program = (
+        "import sys, pathlib\n"
+        "from sealift.silicon.processor.identity import PlatformIdentity\n"
+        "made = PlatformIdentity(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
+        "print(made.provision((1, 55)).pdh.fingerprint().hex(), made.cek.fingerprint().hex())\n"
+    )
+    Manufacturer(manufacturer_path)
+    command = [sys.executable, "-c", program, str(tmp_path / "host"), str(manufacturer_path)]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = {child.communicate(timeout=60)[0] for child in children}
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert len(outputs) == 1
+
+
+def test_private_keys_are_never_shown(identity: PlatformIdentity) -> None:
+    keys = identity.provision(API)
+    shown = repr(keys) + repr(identity)
+    for key in (keys.pek_key, keys.pdh_key):
+        assert f"{key.private_numbers().private_value:x}" not in shown
+    assert "EllipticCurve" not in shown
