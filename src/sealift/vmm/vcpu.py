@@ -109,10 +109,9 @@ class VcpuSet:
                 thread.join()
 
     def _serve(self, index: int, channel: Channel[wire.Exit, wire.Run]) -> None:
-        data = 0
         while self._admitted(index):
             try:
-                data = self._one_run(index, channel, data)
+                self._run_until_parked(index, channel)
             except SealiftError as error:
                 self._leave(index)
                 if not self._ended:
@@ -136,38 +135,49 @@ class VcpuSet:
             self._halted.add(index)
             self._changed.notify_all()
 
-    def _one_run(self, index: int, channel: Channel[wire.Exit, wire.Run], data: int) -> int:
-        """Run until the vCPU has to park."""
+    def _run_until_parked(self, index: int, channel: Channel[wire.Exit, wire.Run]) -> None:
+        data = 0
         while True:
             with self._changed:
                 stop = not self._permitted
-            # With a port input underway this completes it even when the VM is to stop.
+            # Even when the VM is to stop, Run is due: it completes a port access that is underway.
             channel.send(wire.Run(data, immediate_exit=stop))
             left, _ = channel.receive()
+            data = 0
             match left:
                 case wire.PortIn():
                     data = self._handler.port_in(left.port, left.size)
                     continue
                 case wire.PortOut():
                     self._handler.port_out(left.port, left.size, left.value)
-                case wire.PageStateChange():
-                    self._handler.page_state_changed(left.gpa, left.pages, encrypted=left.encrypted)
-                case wire.Interrupted():
-                    pass
-                case wire.Halt():
-                    with self._changed:
-                        self._halted.add(index)
-                case wire.Fault():
-                    self._handler.fault(index, left)
-                    with self._changed:
-                        self._halted.add(index)
-                case wire.Failed():
-                    raise from_failed(left)
+                    continue
                 case _:
-                    assert_never(left)
-            data = 0
+                    self._left(index, left)
             if self._must_park(index):
-                return 0
+                return
+
+    def _left(
+        self, index: int, left: wire.PageStateChange | wire.Halt | wire.Fault | wire.Interrupted | wire.Failed
+    ) -> None:
+        """A vCPU is out of guest mode."""
+        match left:
+            case wire.PageStateChange():
+                self._handler.page_state_changed(left.gpa, left.pages, encrypted=left.encrypted)
+            case wire.Interrupted():
+                pass
+            case wire.Halt():
+                self._halt(index)
+            case wire.Fault():
+                self._handler.fault(index, left)
+                self._halt(index)
+            case wire.Failed():
+                raise from_failed(left)
+            case _:
+                assert_never(left)
+
+    def _halt(self, index: int) -> None:
+        with self._changed:
+            self._halted.add(index)
 
     def _must_park(self, index: int) -> bool:
         with self._changed:

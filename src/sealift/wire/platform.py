@@ -314,14 +314,17 @@ Reply: TypeAlias = (
 
 
 class Run(Message, frozen=True):
-    """Enter the guest. `data` completes a PortIn; with `immediate_exit` only that is done."""
+    """Enter the guest, or go on after a port access, which `data` completes.
+
+    With `immediate_exit` the vCPU leaves as soon as the instruction underway, if any, is complete.
+    """
 
     data: int = 0
     immediate_exit: bool = False
 
 
 class PortOut(Message, frozen=True):
-    """The guest wrote `value` (`size` bytes) to an I/O port; the instruction is complete."""
+    """The guest writes `value` (`size` bytes) to an I/O port; the next Run completes the instruction."""
 
     port: int
     size: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -19,18 +20,18 @@ class Hypercall:
     arguments: tuple[int, int, int, int]
 
 
-Outcome: TypeAlias = PortOut | PortIn | Hypercall | Halt | Fault | Interrupted
+Outcome: TypeAlias = Hypercall | Halt | Fault | Interrupted
 """Why a vCPU left guest mode."""
+
+PortIo: TypeAlias = Callable[[PortIn | PortOut], int]
+"""Carries out a port access, on the vCPU's thread; returns what a PortIn reads."""
 
 
 class Vcpu(Protocol):
     """One virtual CPU. All but `kick` are called by one thread at a time."""
 
-    def run(self) -> Outcome:
-        """Enter the guest until something needs the outside."""
-
-    def complete_port_in(self, size: int, value: int) -> None:
-        """Give the last PortIn its data."""
+    def run(self, port_io: PortIo) -> Outcome:
+        """Enter the guest until something but a port access needs the outside."""
 
     def complete_hypercall(self, result: int) -> None:
         """Give the last Hypercall its result (rax)."""

@@ -20,7 +20,6 @@ class RunGate:
         self._phase = phase
         self._lock = threading.Lock()
         self._inside = 0
-        self._unfinished = 0
         self._barred = False
 
     @contextmanager
@@ -43,22 +42,15 @@ class RunGate:
             with self._lock:
                 self._inside -= 1
 
-    def unfinished(self, change: int) -> None:
-        """A port input went out (+1) or came back (-1)."""
-        with self._lock:
-            self._unfinished += change
-
     def bar(self) -> None:
         """Keep every vCPU out from now on.
 
         Raises:
-            RefusedError: a vCPU is in guest mode or has an unfinished port input; nothing changed.
+            RefusedError: a vCPU is in guest mode, or in the middle of a port access; nothing changed.
         """
         with self._lock:
             if self._inside:
                 raise RefusedError(f"{self._inside} vCPUs are in guest mode; kick them first")
-            if self._unfinished:
-                raise RefusedError("a port input of the guest is unfinished; complete it with Run first")
             self._barred = True
 
     def lift(self) -> None:

@@ -31,7 +31,6 @@ class VcpuService:
         self._memory = memory
         self._gate = gate
         self._channel: Channel[Run, Exit] = Channel(sock, Run)
-        self._input: PortIn | None = None
         self.inside = False
 
     def start(self, name: str) -> None:
@@ -51,13 +50,9 @@ class VcpuService:
             self._channel.close()
 
     def _run(self, request: Run) -> Exit:
+        if request.immediate_exit:
+            return Interrupted()
         with self._gate.entered(), self._serving():
-            if self._input is not None:
-                self.vcpu.complete_port_in(self._input.size, request.data)
-                self._input = None
-                self._gate.unfinished(-1)
-            if request.immediate_exit:
-                return Interrupted()
             return self._until_exit()
 
     @contextmanager
@@ -70,18 +65,22 @@ class VcpuService:
 
     def _until_exit(self) -> Exit:
         while True:
-            outcome = self.vcpu.run()
+            outcome = self.vcpu.run(self._port_io)
             match outcome:
                 case Hypercall():
                     result, change = carry_out(self._memory, outcome)
                     self.vcpu.complete_hypercall(result)
                     if change is not None:
                         return change
-                case PortIn():
-                    self._input = outcome
-                    self._gate.unfinished(+1)
-                    return outcome
-                case PortOut() | Halt() | Fault() | Interrupted():
+                case Halt() | Fault() | Interrupted():
                     return outcome
                 case _:
                     assert_never(outcome)
+
+    def _port_io(self, access: PortIn | PortOut) -> int:
+        """Exit for a port access; the VMM's next Run brings its data and goes on from inside the instruction."""
+        self._channel.send(access)
+        request, _ = self._channel.receive()
+        if request.immediate_exit:
+            self.vcpu.kick()
+        return request.data

@@ -44,16 +44,14 @@ class UnicornEngine:
 
     def take_logs(self) -> WriteLogs:
         """Get and clear the write logs; cached writable translations are dropped, so that later writes log anew."""
-        self._flush()
+        for vcpu in self._vcpus.values():
+            vcpu.request_flush()
         return WriteLogs(self.encrypted_log.take(), self.plain_log.take())
 
     def remap(self, pages: PageSet, shared: PageSet) -> None:  # noqa: ARG002  # the fill hook reads memory's states
-        """Drop cached translations; the next fill follows the new page states."""
-        self._flush()
-
-    def _flush(self) -> None:
+        """Drop what is cached, code included; the next fill follows the new page states."""
         for vcpu in self._vcpus.values():
-            vcpu.request_flush()
+            vcpu.request_code_flush()
 
     def _preempt(self) -> None:
         running = self.running

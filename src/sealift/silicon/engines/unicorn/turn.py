@@ -37,6 +37,15 @@ class Turn:
         finally:
             self._release()
 
+    @contextmanager
+    def yielded(self, patience_s: float) -> Iterator[None]:
+        """Give up a turn held once, and take it again afterwards as `held` does."""
+        self._release()
+        try:
+            yield
+        finally:
+            self._acquire(patience_s)
+
     def _acquire(self, patience_s: float) -> None:
         me = threading.get_ident()
         with self._changed:

@@ -1,8 +1,12 @@
 """One emulated vCPU: a Unicorn instance, its TLB-fill hook, and the reasons it leaves guest mode.
 
-Hooks note an outcome and stop the emulator, which then stops right behind the instruction. A vCPU is only ever
-emulated by its own thread while it holds the engine's turn; what other threads want of it (a TLB flush, leaving
-guest mode) is noted and carried out at the next slice.
+Unicorn looks for a stop only between translated blocks, so a port access is carried out inside its hook: the turn is
+given up, the outside is asked, the turn taken again, and the instruction completes with the answer. Hypercalls and
+faults end a block by themselves. (An instruction limit would make every stop exact, but stops from another thread
+then resume at an instruction that was already executed; without one they resume where they should.)
+
+A vCPU is only ever emulated by its own thread while that holds the engine's turn; what other threads want of it
+(a TLB flush, leaving guest mode) is noted, and carried out before its next instruction.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import unicorn
 from unicorn import Uc, UcError
 from unicorn import unicorn_const as const
 from unicorn import x86_const as x86
@@ -20,7 +23,7 @@ from sealift.address import PAGE_SHIFT
 from sealift.errors import InternalError
 from sealift.pageset import PageSet
 from sealift.silicon.engines.cpuid import Leaf
-from sealift.silicon.engines.interface import Hypercall, Outcome
+from sealift.silicon.engines.interface import Hypercall, Outcome, PortIo
 from sealift.silicon.engines.unicorn import registers
 from sealift.silicon.engines.unicorn.turn import Turn
 from sealift.silicon.engines.unicorn.walker import Access, PageFault, Translation, Walker
@@ -30,12 +33,16 @@ from sealift.wire.platform import Fault, Halt, Interrupted, PortIn, PortOut, Reg
 SHARED_WINDOW = 1 << 52
 """Emulator-physical address at which the shared plane is mapped; the private plane is mapped at 0."""
 
-_QUANTUM_S = 0.002
+_QUANTUM_S = 0.0005
 """How long a vCPU lets another one run before it asks for its turn."""
 
 _VMMCALL = b"\x0f\x01\xd9"
 _CR0_PAGING = 1 << 31
 _NO_END = 0  # `emu_start` runs until a hook stops it: the list of exit addresses is empty
+
+
+def _nobody(access: PortIn | PortOut) -> int:
+    raise InternalError(f"{access} outside of run")
 
 
 class Board(Protocol):
@@ -56,7 +63,9 @@ class UnicornVcpu:
         self._board = board
         self._leaves = leaves
         self._outcome: Outcome | None = None
-        self._flush = False
+        self._port_io: PortIo = _nobody
+        self._flush_tlb = False
+        self._flush_code = False
         self._interrupt = threading.Event()
         self._preempted = False
         self._gate = threading.Lock()
@@ -85,8 +94,9 @@ class UnicornVcpu:
 
     # --- running -------------------------------------------------------------------------------------------------
 
-    def run(self) -> Outcome:
-        """Enter the guest until something needs the outside."""
+    def run(self, port_io: PortIo) -> Outcome:
+        """Enter the guest; port accesses go to `port_io` on the way."""
+        self._port_io = port_io
         while not self._interrupt.is_set():
             with self._board.turn.held(_QUANTUM_S):
                 outcome = self._slice()
@@ -96,9 +106,9 @@ class UnicornVcpu:
         return Interrupted()
 
     def _slice(self) -> Outcome | None:
-        if self._flush:
-            self._flush = False
-            self._uc.ctl(unicorn.UC_CTL_TLB_FLUSH, unicorn.UC_CTL_IO_WRITE)
+        self._flush()
+        if self._flush_code:
+            self._flush_code = False
             self._uc.ctl_flush_tb()
         self._outcome = None
         with self._gate:
@@ -115,6 +125,11 @@ class UnicornVcpu:
             return Halt()  # the one instruction that ends emulation without a hook
         return self._outcome
 
+    def _flush(self) -> None:
+        if self._flush_tlb:
+            self._flush_tlb = False
+            self._uc.ctl(const.UC_CTL_TLB_FLUSH, const.UC_CTL_IO_WRITE)
+
     def kick(self) -> None:
         """Make the current or else the next `run` return Interrupted soon."""
         self._interrupt.set()
@@ -127,20 +142,12 @@ class UnicornVcpu:
             self._uc.emu_stop()
 
     def request_flush(self) -> None:
-        """Drop all cached translations, of addresses and of code, before the next instruction; holder of the turn."""
-        self._flush = True
+        """Drop cached address translations before the next instruction; the caller holds the turn."""
+        self._flush_tlb = True
 
-    # --- completing what went outside ----------------------------------------------------------------------------
-
-    def complete_port_in(self, size: int, value: int) -> None:
-        """Give the last IN its data: the accumulator's low bytes, a 32-bit one clearing the upper half."""
-        mask = (1 << 8 * size) - 1
-        kept = 0 if size == 4 else self._uc.reg_read(x86.UC_X86_REG_RAX) & ~mask
-        self._uc.reg_write(x86.UC_X86_REG_RAX, kept | value & mask)
-
-    def complete_hypercall(self, result: int) -> None:
-        """Give the last VMMCALL its result (two's complement)."""
-        self._uc.reg_write(x86.UC_X86_REG_RAX, result & ((1 << 64) - 1))
+    def request_code_flush(self) -> None:
+        """Drop cached address translations and translated code: what is behind addresses has changed."""
+        self._flush_tlb = self._flush_code = True
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -151,7 +158,7 @@ class UnicornVcpu:
     def set_registers(self, values: Registers) -> None:
         """Load general and control registers."""
         registers.write_registers(self._uc, values)
-        self._flush = True
+        self.request_code_flush()
 
     def save(self) -> bytes:
         """The whole architectural state."""
@@ -160,7 +167,7 @@ class UnicornVcpu:
     def restore(self, state: bytes) -> None:
         """Load `save`'s state."""
         registers.restore_state(self._uc, state)
-        self._flush = True
+        self.request_code_flush()
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -197,12 +204,23 @@ class UnicornVcpu:
             return walker.translate(uc.reg_read(x86.UC_X86_REG_CR3), address, kind)
         return walker.untranslated(address)
 
-    def _in(self, uc: Uc, port: int, size: int, _user: object) -> int:
-        self._leave(uc, PortIn(port, size))
-        return 0
+    def _in(self, _uc: Uc, port: int, size: int, _user: object) -> int:
+        return self._outside(PortIn(port, size)) & ((1 << 8 * size) - 1)
 
-    def _out(self, uc: Uc, port: int, size: int, value: int, _user: object) -> None:
-        self._leave(uc, PortOut(port, size, value))
+    def _out(self, _uc: Uc, port: int, size: int, value: int, _user: object) -> None:
+        self._outside(PortOut(port, size, value))
+
+    def _outside(self, access: PortIn | PortOut) -> int:
+        """Ask the outside in the middle of an instruction, while other vCPUs run."""
+        self._board.running = None
+        with self._board.turn.yielded(_QUANTUM_S):
+            data = self._port_io(access)
+        self._board.running = self
+        # Others may have read the dirty logs or flipped pages meanwhile: nothing cached may be used any more.
+        self._flush()
+        if self._flush_code or self._interrupt.is_set():
+            self.preempt()
+        return data
 
     def _cpuid(self, uc: Uc, _user: object) -> int:
         leaf = self._leaves.get(uc.reg_read(x86.UC_X86_REG_EAX), (0, 0, 0, 0))
