@@ -149,6 +149,10 @@ class UnicornVcpu:
         """Drop cached address translations and translated code: what is behind addresses has changed."""
         self._flush_tlb = self._flush_code = True
 
+    def complete_hypercall(self, result: int) -> None:
+        """Give the last VMMCALL its result (two's complement)."""
+        self._uc.reg_write(x86.UC_X86_REG_RAX, result & ((1 << 64) - 1))
+
     # --- state ---------------------------------------------------------------------------------------------------
 
     def registers(self) -> Registers:
