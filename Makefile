@@ -1,0 +1,44 @@
+# The two commands people need, and those developers need. Everything lives in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+
+.PHONY: demo test lint guests lock clean
+
+demo: .venv/runtime  ## the main job: launch, attest, run, migrate alive, check; ARGS= is passed on
+	$(BIN)/sealift demo $(ARGS)
+
+test: .venv/develop  ## all tests; ARGS= is passed on
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/develop  ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+guests:  ## rebuild the programs that run inside guests (needs gcc)
+	$(MAKE) -C src/sealift/guest/programs -f build.mk
+
+lock: .venv/develop  ## pin what is installed now
+	{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	rm -rf .venv build
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: $(PYTHON) cannot make a virtual environment;" \
+	  "on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+.venv/runtime: .venv/made pyproject.toml constraints.txt
+	@echo "installing Sealift into .venv …"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+.venv/develop: .venv/runtime
+	@echo "installing the development tools into .venv …"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
