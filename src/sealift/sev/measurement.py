@@ -31,11 +31,20 @@ _CONTEXT: Final = b"\x04"
 
 @dataclass(frozen=True, slots=True, order=True)
 class FirmwareVersion:
-    """The version a measurement binds: API (major, minor) and build, each one byte."""
+    """The version a measurement binds: API (major, minor) and build, each one byte.
+
+    Raises:
+        StreamError: a number does not fit a byte.
+    """
 
     api_major: int
     api_minor: int
     build_id: int
+
+    def __post_init__(self) -> None:
+        numbers = self.api_major, self.api_minor, self.build_id
+        if not all(0 <= number <= 0xFF for number in numbers):
+            raise StreamError(f"firmware versions are made of bytes, not {numbers}")
 
     @property
     def api(self) -> tuple[int, int]:
@@ -43,11 +52,7 @@ class FirmwareVersion:
         return self.api_major, self.api_minor
 
     def encode(self) -> bytes:
-        """Three bytes.
-
-        Raises:
-            ValueError: a number does not fit a byte.
-        """
+        """Three bytes."""
         return bytes((self.api_major, self.api_minor, self.build_id))
 
 

@@ -1,0 +1,1 @@
+"""The guest owner: trusts nobody, verifies platforms and measurements, and releases secrets."""

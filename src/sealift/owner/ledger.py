@@ -1,0 +1,120 @@
+"""The owner's records: one file a launch, from the session it was given to the key its next hop will need.
+
+::
+
+    launches/<launch id>     a `Launch`; secret
+    released/<measurement>   the launch id that belongs to a LAUNCH_MEASURE output
+
+A launch is marked released on disk before its secret leaves the owner: a crash in between costs the launch, never a
+second release.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from sealift.errors import UserError
+from sealift.launch.image import GuestRecipe
+from sealift.privatefiles import Access, PrivateDirectory
+from sealift.sev import measurement
+from sealift.sev.measurement import FirmwareVersion
+from sealift.sev.secret import SecretEntry
+from sealift.sev.session import TransportKeys
+from sealift.wire.owner import LAUNCH_ID_LENGTH
+
+_RECORD_LIMIT: Final = 16 << 20
+"""Bytes of a record: start-up code and secrets, with room to spare."""
+
+_LAUNCH_ID: Final = re.compile(rf"[0-9a-f]{{{LAUNCH_ID_LENGTH}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch; keys are never shown.
+
+    Attributes:
+        launch_id: its name.
+        source: the launch this one receives its guest from; None for a launch of the guest itself.
+        instance_id: names the guest through all its hops.
+        host: fingerprint of the platform's CEK.
+        version: the firmware's, which the measurement binds.
+        policy: the guest's, 32 bits.
+        launch_digest: what the measurement must be of.
+        receiver: the image that a receiver of this guest launches.
+        key: R, the launch's migration key.
+        flags: `MigrationFlags` of the launch.
+        entries: secrets for the guest; empty after release.
+        transport: keys of the launch session; None after release.
+        measure: the LAUNCH_MEASURE output it was released for; None before.
+    """
+
+    launch_id: str
+    source: str | None
+    instance_id: bytes
+    host: bytes
+    version: FirmwareVersion
+    policy: int
+    launch_digest: bytes
+    receiver: GuestRecipe = field(repr=False)
+    key: bytes = field(repr=False)
+    flags: int
+    entries: tuple[SecretEntry, ...]
+    transport: TransportKeys | None
+    measure: bytes | None = None
+
+    def released(self, measure: bytes) -> Launch:
+        """The launch after its secret was made; what the release consumed is gone."""
+        return replace(self, measure=measure, transport=None, entries=())
+
+
+def fresh_launch_id() -> str:
+    """A name nobody can guess, so that no VMM asks for another's launch."""
+    return secrets.token_hex(LAUNCH_ID_LENGTH // 2)
+
+
+class Ledger:
+    """The records in an owner's directory.
+
+    Raises:
+        UserError: a directory or record is damaged or open to others.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._launches = PrivateDirectory(path / "launches", "launch records")
+        self._released = PrivateDirectory(path / "released", "launch records")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from releasing meanwhile."""
+        with self._launches.locked(Access.CHANGE):
+            yield
+
+    def record(self, launch: Launch) -> None:
+        """Write a launch, new or changed; a released one can be found by its measurement from then on."""
+        self._launches.write(launch.launch_id, msgspec.msgpack.encode(launch))
+        if launch.measure is not None:
+            self._released.write(launch.measure.hex(), launch.launch_id.encode())
+
+    def find(self, launch_id: str) -> Launch | None:
+        """The launch of that name, if there is one."""
+        if not _LAUNCH_ID.fullmatch(launch_id) or not self._launches.has(launch_id):
+            return None
+        try:
+            return msgspec.msgpack.decode(self._launches.read(launch_id, _RECORD_LIMIT), type=Launch)
+        except msgspec.DecodeError as error:
+            raise UserError(f"the record of launch {launch_id} is damaged; restore it from a copy") from error
+
+    def find_released(self, measure: bytes) -> Launch | None:
+        """The launch whose secret was released for that LAUNCH_MEASURE output, if there is one."""
+        name = measure.hex()
+        if len(measure) != measurement.SIZE or not self._released.has(name):
+            return None
+        return self.find(self._released.read(name, LAUNCH_ID_LENGTH).decode("ascii", "replace"))
