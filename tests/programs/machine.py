@@ -46,6 +46,7 @@ class Machine:
     Attributes:
         c_bit: position of the C-bit; None is a guest without encryption.
         slice: instructions a vCPU runs before the next one's turn.
+        serial_polls: reads of the serial port's status before it is ready for the next byte.
         keeps_plaintext: a faulty platform, whose page conversions convert nothing.
         refuses: a platform that refuses every hypercall.
         console: text the guest printed.
@@ -59,6 +60,7 @@ class Machine:
     secret_block: bytes = b""
     c_bit: int | None = 51
     slice: int = 20_000
+    serial_polls: int = 1
     keeps_plaintext: bool = False
     refuses: bool = False
     console: str = ""
@@ -158,6 +160,7 @@ class Vcpu:
         self.machine = machine
         self.number = number
         self.halted = False
+        self.polls = 0
         entry = machine.recipe.entry(number)
         self.rip = entry.rip
         self.uc = uc = Uc(UC_ARCH_X86, UC_MODE_64)
@@ -231,9 +234,10 @@ class Vcpu:
         return 1
 
     def port_in(self, _uc: Uc, port: int, size: int, _user: Any) -> int:
-        """The serial port is always ready."""
+        """The serial port's status: ready after some polls."""
         assert (port, size) == (0x3FD, 1)
-        return 0x60
+        self.polls += 1
+        return 0 if self.polls % self.machine.serial_polls else 0x60
 
     def port_out(self, _uc: Uc, port: int, size: int, value: int, _user: Any) -> None:
         """Serial output and pauses."""

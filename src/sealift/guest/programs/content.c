@@ -29,39 +29,55 @@ static u64 start(const struct content *content)
 	return state;
 }
 
-/* The word at `index`, to be called for 0, 1, 2, ... */
-static inline u64 next(const struct content *content, u32 index, u64 *state)
-{
-	u64 word = step(state);
-	return index < content->stamp->words ? content->stamp->word[index] : word;
-}
-
 u64 content_word(const struct content *content, u32 index)
 {
 	u64 state = start(content), word = 0;
 	if (!content->generation)
 		return 0;
+	if (index < content->stamp->words)
+		return content->stamp->word[index];
 	for (u32 i = 0; i <= index; i++)
-		word = next(content, i, &state);
+		word = step(&state);
 	return word;
+}
+
+static inline u64 checksum_add(u64 checksum, u64 word)
+{
+	return (checksum ^ word) * 0x100000001b3ul;
 }
 
 u64 content_fill(volatile u64 *page, const struct content *content)
 {
 	u64 state = start(content), checksum = 0;
-	for (u32 i = 0; i < PAGE_WORDS; i++) {
-		u64 word = next(content, i, &state);
+	u32 i = 0;
+	for (; i < content->stamp->words; i++) {
+		step(&state);
+		page[i] = content->stamp->word[i];
+		checksum = checksum_add(checksum, content->stamp->word[i]);
+	}
+	for (; i < PAGE_WORDS; i++) {
+		u64 word = step(&state);
 		page[i] = word;
-		checksum = (checksum ^ word) * 0x100000001b3ul;
+		checksum = checksum_add(checksum, word);
 	}
 	return checksum;
 }
 
 u32 content_differs(const volatile u64 *page, const struct content *content)
 {
-	u64 state = start(content), mask = content->generation ? ~0ul : 0;
+	u64 state = start(content);
 	u32 i = 0;
-	while (i < PAGE_WORDS && page[i] == (next(content, i, &state) & mask))
+	if (!content->generation) {
+		while (i < PAGE_WORDS && page[i] == 0)
+			i++;
+		return i;
+	}
+	for (; i < content->stamp->words; i++) {
+		step(&state);
+		if (page[i] != content->stamp->word[i])
+			return i;
+	}
+	while (i < PAGE_WORDS && page[i] == step(&state))
 		i++;
 	return i;
 }
@@ -70,7 +86,9 @@ u32 content_shows(const volatile u64 *page, const struct content *content)
 {
 	u64 state = start(content);
 	for (u32 i = 0; i < PAGE_WORDS; i++) {
-		u64 word = next(content, i, &state);
+		u64 word = step(&state);
+		if (i < content->stamp->words)
+			word = content->stamp->word[i];
 		if (word && page[i] == word)
 			return i;
 	}
