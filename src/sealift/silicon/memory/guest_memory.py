@@ -198,7 +198,15 @@ class GuestMemory:
             self.private.data[start:end] = self.shared.data[start:end]
             self._written(start, end - start)
             yield self.private.data[start:end].toreadonly()
-            self.read_host_view(start >> PAGE_SHIFT, pages_spanned(start, end - start))
+            self._leave_ciphertext(start, end)
+
+    def _leave_ciphertext(self, start: int, end: int) -> None:
+        """What the VMM put there becomes ciphertext; its neighbours in the first and last page may still be due."""
+        first = start >> PAGE_SHIFT
+        pages = np.arange(first, first + pages_spanned(start, end - start))
+        hidden = self._cipher.encrypt(self.private.words[pages], self._addresses[pages])
+        offset = start - (first << PAGE_SHIFT)
+        self.shared.data[start:end] = hidden.reshape(-1).view(np.uint8).data[offset : offset + end - start]
 
     def write_private(self, gpa: int, data: bytes) -> None:
         """Write plaintext inside the boundary (LAUNCH_SECRET).
