@@ -38,6 +38,9 @@ from sealift.wire.record import (
     decode_close,
 )
 
+_NEVER = (1 << 32) - 1
+"""Stands as last epoch of pages that never travel: no epoch is newer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -63,6 +66,7 @@ class Opener:
         self._channels = [OpeningChannel(session) for _ in range(session.channels)]
         self._buffers: list[bytearray] = []
         self._page_epochs: npt.NDArray[np.uint32] = np.zeros(pages.pages, np.uint32)
+        self._page_epochs[excluded.numbers()] = _NEVER
         self._filling = 0
         self._state = StateCollector(pages.pages)
         self.epoch = FIRST_EPOCH
@@ -91,10 +95,16 @@ class Opener:
         state = self._state.finish()
         missing = state.presence.copy()
         missing -= self._excluded
-        missing -= PageSet.of(missing.pages, np.flatnonzero(self._page_epochs).astype(np.uint64))
+        missing -= self._received()
         if missing:
             raise SealError(f"the stream closed without {len(missing)} pages, the first is {missing.numbers(1)[0]}")
         return state
+
+    def _received(self) -> PageSet:
+        """Pages that came at least once (and those that never travel)."""
+        bits = np.zeros((self._pages.pages + 63) // 64 * 64, np.bool_)
+        bits[: self._pages.pages] = self._page_epochs > 0
+        return PageSet(self._pages.pages, np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64))
 
     def _open_private(self, record: memoryview) -> Opened:
         header = RecordHeader.decode(record)
@@ -155,24 +165,28 @@ class Opener:
             raise SealError(f"{name} has page numbers that do not ascend")
         if int(numbers[-1]) >= self._pages.pages:
             raise SealError(f"{name} has page {numbers[-1]}, which is not in RAM")
-        if bool(self._excluded.holds(numbers).any()):
-            raise SealError(f"{name} has a page that never travels")
 
     @contextmanager
     def _reserved(self, header: RecordHeader, numbers: PageNumbers) -> Iterator[None]:
         """Claim the pages for this epoch, so that no other channel brings them too, and hold off the end."""
+        where = slice(int(numbers[0]), int(numbers[-1]) + 1) if is_run(numbers) else numbers
         with self._lock:
             if self._state.begun:
                 raise SealError("a record with pages comes after the machine state")
-            if bool((self._page_epochs[numbers] >= header.epoch).any()):
-                raise SealError(f"a page comes again in epoch {header.epoch}, or is not newer than what is here")
-            self._page_epochs[numbers] = header.epoch
+            if int(self._page_epochs[where].max()) >= header.epoch:
+                raise SealError(f"{header.name} has a page that {self._why_not(numbers)}")
+            self._page_epochs[where] = header.epoch
             self._filling += 1
         try:
             yield
         finally:
             with self._lock:
                 self._filling -= 1
+
+    def _why_not(self, numbers: PageNumbers) -> str:
+        if bool(self._excluded.holds(numbers).any()):
+            return "never travels"
+        return f"comes again in epoch {self.epoch}, or is not newer than what is here"
 
     def _end_epoch(self, channel: OpeningChannel) -> None:
         with self._lock:
