@@ -86,7 +86,7 @@ class Machine:
                 return
             for vcpu in self.vcpus:
                 vcpu.run_slice()
-        raise AssertionError(f"the guest did not get there; console:\n{self.console}")
+        raise AssertionError(f"the guest did not get there; console ends with:\n{self.console[-2000:]}")
 
     def run_to_the_end(self) -> None:
         """Run until every vCPU has halted."""
