@@ -131,6 +131,20 @@ def test_pauses_come_between_bursts() -> None:
     assert abs(len(guest.pauses) - updates(guest) // 4) <= 1
 
 
+def test_the_payload_is_digested_anew_when_asked_for() -> None:
+    guest = ledger("ws=2 every=4 again=6 flip=0")
+    run_updates(guest, 20)
+    payload = guest.recipe.payload
+    lines = re.findall(r"^payload sha256 (\w+)$", guest.console, re.MULTILINE)
+    assert lines == [hashlib.sha256(payload).hexdigest()] * len(lines)
+    assert len(lines) in {4, 5}
+    at = guest.private_plane.find(payload)
+    guest.private_plane[at] ^= 1
+    run_updates(guest, updates(guest) + 12)
+    changed = hashlib.sha256(bytes([payload[0] ^ 1]) + payload[1:]).hexdigest()
+    assert guest.console.count(f"payload sha256 {changed}\n") >= 1
+
+
 def test_options_have_defaults() -> None:
     guest = ledger("")
     run_updates(guest, 128)

@@ -9,12 +9,13 @@
  * Every page carries the owner's secret, every shared one the text `marker=`: what a search for either must find
  * or must not find is planted here.
  *
- *   payload sha256 <hex>                         by vCPU 0
+ *   payload sha256 <hex>                         by vCPU 0, at first and every `again` updates
  *   ledger <vcpu> <updates so far> <chain>       every so many updates
  *   ledger FAULT <vcpu> <what> page <n> at <address> word <n> expected <word> found <word>
  *
  * Options, decimal: ws=64 pages for each vCPU, flip=4 likewise (0: none), every=64 updates for each line,
- * burst=64 updates between pauses of pause=0 microseconds (0: none), marker=<text>.
+ * burst=64 updates between pauses of pause=0 microseconds (0: none), again=0 updates of vCPU 0 between looks at the
+ * payload (0: only the first), marker=<text>.
  */
 #include "flips.h"
 #include "runtime.h"
@@ -25,7 +26,7 @@
 #define LEDGER_SEED 0x6c65646765720000ul
 
 struct options {
-	u64 working_set, flip, every, burst;
+	u64 working_set, flip, every, burst, again;
 	u32 pause_us;
 };
 
@@ -91,6 +92,7 @@ static void read_options(const struct startup_table *table)
 		.every = at_least_one(option_number(table, "every=", 64)),
 		.burst = at_least_one(option_number(table, "burst=", 64)),
 		.pause_us = (u32)option_number(table, "pause=", 0),
+		.again = option_number(table, "again=", 0),
 	};
 	const char *text = option_text(table, "marker=", &length);
 	if (text)
@@ -127,6 +129,7 @@ static void prepare(const struct startup_table *table)
 	__atomic_store_n(&ready, true, __ATOMIC_RELEASE);
 }
 
+/* Computed anew each time: it says what the payload is now, wherever the guest runs now. */
 static void print_payload(const struct startup_table *table)
 {
 	struct line line = {0};
@@ -195,7 +198,7 @@ static void report(const struct worker *worker)
 	line_send(&line);
 }
 
-static void work(struct worker *worker)
+static void work(const struct startup_table *table, struct worker *worker)
 {
 	struct fault fault;
 	if (worker->flipping && !flips_begin(&worker->flips, &fault))
@@ -207,6 +210,8 @@ static void work(struct worker *worker)
 			fail(worker->vcpu, &fault);
 		if (worker->updates % options.every == 0)
 			report(worker);
+		if (worker->vcpu == 0 && options.again && worker->updates % options.again == 0)
+			print_payload(table);
 		if (options.pause_us && worker->updates % options.burst == 0)
 			idle_us(options.pause_us);
 	}
@@ -221,6 +226,6 @@ void kernel_main(const struct startup_table *table, u64 vcpu)
 	while (!__atomic_load_n(&ready, __ATOMIC_ACQUIRE) && !__atomic_load_n(&stopped, __ATOMIC_ACQUIRE))
 		relax();
 	if (!stopped)
-		work(&workers[vcpu]);
+		work(table, &workers[vcpu]);
 	halt();
 }
