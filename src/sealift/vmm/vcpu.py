@@ -82,6 +82,11 @@ class VcpuSet:
             self._changed.wait_for(lambda: not self._permitted or self._ended, seconds)
 
     @property
+    def thread_ids(self) -> list[int]:
+        """The kernel's ids of the threads that run the vCPUs, in order."""
+        return [thread.native_id or 0 for thread in self._threads]
+
+    @property
     def halted(self) -> frozenset[int]:
         """VCPUs that executed HLT; without interrupts nothing wakes them."""
         with self._changed:
