@@ -1,0 +1,1 @@
+"""Explicit-state checks: small models of our protocols, explored over all interleavings."""
