@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ from sealift.wire.mailbox import AREA_SIZE, IO_HEADER, Command, Result, answered
 from sealift.wire.record import HEADER_SIZE, MAX_RECORD, RecordHeader, RecordKind
 from sealift.wire.token import TokenKind
 
-from .rig import SOURCE_FACTS, TARGET_FACTS, Hosts, Vmm, write_some
+from .rig import SOURCE_FACTS, TARGET_FACTS, FakeGuest, Hosts, Vmm, write_some
 
 
 def course(channels: int = 2) -> tuple[Hosts, list[bytes]]:
@@ -282,6 +282,54 @@ def test_tokens_sent_back_to_their_maker_or_from_another_migration_are_refused()
 
 
 # --- memory that changes while it is used ---------------------------------------------------------------------------
+
+
+def between_check_and_use(guest: FakeGuest, change: Callable[[], None]) -> None:
+    """Have `change` happen whenever the handler has checked its input and asks for the guest's pages."""
+    window = guest.window
+
+    def changing(first: int, count: int) -> memoryview:
+        change()
+        return window(first, count)
+
+    guest.window = changing  # type: ignore[method-assign]  # one moment in a race, made certain
+
+
+@pytest.mark.parametrize("start", [0, HEADER_SIZE, HEADER_SIZE + 8, HEADER_SIZE + 8 + 4000])
+def test_a_slot_rewritten_between_check_and_use_changes_nothing(start: int) -> None:
+    hosts = Hosts()
+    hosts.guest.write(30, os.urandom(PAGE_SIZE))
+    record = bytearray(hosts.connect().round()[0])
+
+    def rewrite() -> None:
+        record[start:] = os.urandom(len(record) - start)
+
+    between_check_and_use(hosts.landed, rewrite)
+    hosts.target.open(memoryview(record))
+    assert hosts.landed.content(30) == hosts.guest.content(30)
+
+
+def test_a_mailbox_rewritten_between_check_and_use_changes_nothing() -> None:
+    """Test that ENCRYPT and DECRYPT go on with what they copied, and answer the request they were asked."""
+    hosts = Hosts()
+    write_some(hosts.guest)
+    hosts.connect()
+    hosts.source.begin_epoch()
+    area = memoryview(bytearray(AREA_SIZE))
+
+    def rewrite() -> None:
+        area[:] = os.urandom(AREA_SIZE)
+        area[24:32] = bytes(8)
+
+    between_check_and_use(hosts.guest, rewrite)
+    between_check_and_use(hosts.landed, rewrite)
+    post(area, Command.ENCRYPT, Gpa(10 * PAGE_SIZE), 1)
+    Mailbox(hosts.source, area).serve()
+    assert answered(area, 1) is Result.OK
+    post(area, Command.DECRYPT, Gpa(10 * PAGE_SIZE), 2)
+    Mailbox(hosts.target, area).serve()
+    assert answered(area, 2) is Result.OK
+    assert hosts.landed.content(10) == hosts.guest.content(10)
 
 
 @contextmanager

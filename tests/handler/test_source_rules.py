@@ -215,3 +215,12 @@ def test_page_numbers_stand_in_clear_but_authenticated_in_front_of_the_ciphertex
     record = vmm.pull(0, 2)
     assert record is not None
     assert record[HEADER_SIZE : HEADER_SIZE + 16] == (10).to_bytes(8, "little") + (11).to_bytes(8, "little")
+
+
+def test_a_pull_under_way_while_the_session_ends_seals_nothing() -> None:
+    hosts, vmm = sending()
+    hosts.source.begin_epoch()
+    outgoing = hosts.source._outgoing
+    assert outgoing is not None
+    hosts.source.cancel()
+    assert outgoing.sealer.pull(Pull(0, 1, 4), memoryview(vmm.slot)).length == 0

@@ -59,7 +59,6 @@ class Sealer:
         self._round = Round(PageSet(pages.pages))
         self._state: bytes | None = None
         self._state_sealed = 0
-        self._retired = False
         self.epoch = FIRST_EPOCH - 1
 
     @property
@@ -68,9 +67,8 @@ class Sealer:
         return self._round.remaining
 
     def retire(self) -> None:
-        """The session is over: nothing more is sealed."""
+        """The session is over: a pull that is already under way finds no page to seal."""
         with self._lock:
-            self._retired = True
             self._round = Round(PageSet(self._pages.pages))
 
     def check_epoch_ended(self) -> None:
@@ -143,7 +141,7 @@ class Sealer:
         with channel.lock:
             self._check_epoch_open(channel)
             with self._lock:
-                if self._retired or not self._round.take_page(page):
+                if not self._round.take_page(page):
                     return None
             out = bytearray(page_record_size(1))
             self._seal_pages(channel, np.array([page], np.uint64), memoryview(out))
@@ -225,8 +223,6 @@ class Sealer:
     def _take(self, channel: SealingChannel, limit: int) -> tuple[PageNumbers, int]:
         self._check_epoch_open(channel)
         with self._lock:
-            if self._retired:
-                raise UserError("this migration is over; offer a new one")
             return self._round.take(limit), self._round.remaining
 
     def _seal_pages(self, channel: SealingChannel, numbers: PageNumbers, out: memoryview) -> int:
