@@ -32,6 +32,8 @@ class HandlerClient:
         self.incoming = incoming
         self._channel: Channel[wire.HandlerReply, Message] = Channel(sock, wire.HandlerReply)
         self._lock = threading.Lock()
+        self._underway = 0
+        self._mailbox_request = 0
 
     def close(self) -> None:
         """Disconnect and unmap the rings."""
@@ -42,19 +44,50 @@ class HandlerClient:
     def send(self, message: Message) -> None:
         """Ask without waiting; `receive` must follow once for each, in order and in the same thread."""
         self._channel.send(message)
+        self._underway += 1
 
-    def receive(self, expect: type[R]) -> R:
+    def receive(self, expect: type[R], timeout_s: float | None = None) -> R:
         """The reply to the oldest request underway.
 
         Raises:
             SealiftError: what the handler says went wrong.
+            TimeoutError: it said nothing for `timeout_s`; the request is still underway.
         """
-        reply, _ = self._channel.receive()
+        reply = self._reply(timeout_s)
         if isinstance(reply, Failed):
             raise from_failed(reply)
         if not isinstance(reply, expect):
             raise InternalError(f"the handler answered with {type(reply).__name__} instead of {expect.__name__}")
         return reply
+
+    def drain(self, timeout_s: float) -> None:
+        """Throw away the replies to whatever is underway: what was asked for is being given up.
+
+        Raises:
+            LostError: a reply does not come.
+        """
+        try:
+            while self._underway:
+                self._reply(timeout_s)
+        except TimeoutError as error:
+            raise LostError(f"the migration handler has not answered for {timeout_s:.0f} s") from error
+
+    def _reply(self, timeout_s: float | None) -> wire.HandlerReply:
+        if timeout_s is None:
+            reply, _ = self._channel.receive()
+        else:
+            self._channel.settimeout(timeout_s)
+            try:
+                reply, _ = self._channel.receive()
+            finally:
+                self._channel.settimeout(None)
+        self._underway -= 1
+        return reply
+
+    def next_mailbox_request(self) -> int:
+        """A number for a request in the mailbox; none comes twice in the life of this guest here."""
+        self._mailbox_request += 1
+        return self._mailbox_request
 
     def request(self, message: Message, expect: type[R]) -> R:
         """Ask, and wait for the reply; nothing else may be underway."""

@@ -23,8 +23,8 @@ class Mapping:
 
     def close(self) -> None:
         """Unmap; views that are still around keep the memory until they go."""
-        self.view.release()
         with contextlib.suppress(BufferError):  # someone still reads through a view; the mapping goes with it
+            self.view.release()
             self._map.close()
         os.close(self.fd)
 

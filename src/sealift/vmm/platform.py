@@ -39,6 +39,8 @@ class Platform:
         self._layout: RamLayout | None = None
         self._memory: SharedMemory | None = None
         self._bitmap: Mapping | None = None
+        self._handler: HandlerClient | None = None
+        self._handler_lock = threading.Lock()
 
     @classmethod
     def start(cls, identity: Path, manufacturer: Path) -> Platform:
@@ -70,6 +72,21 @@ class Platform:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._release()
+
+    def _release(self) -> None:
+        """Give back what was mapped here: a guest that is gone leaves no descriptor behind."""
+        with self._handler_lock:
+            if self._handler is not None:
+                self._handler.close()
+                self._handler = None
+        with self._lock:
+            if self._memory is not None:
+                self._memory.mapping.close()
+                self._memory = None
+            if self._bitmap is not None:
+                self._bitmap.close()
+                self._bitmap = None
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -123,7 +140,13 @@ class Platform:
         return Channel(socket.socket(fileno=fd), wire.Exit)
 
     def open_handler(self) -> HandlerClient:
-        """Connect to the guest's migration handler."""
+        """The guest's migration handler, connected at the first call and for as long as the guest is here."""
+        with self._handler_lock:
+            if self._handler is None:
+                self._handler = self._connect_handler()
+            return self._handler
+
+    def _connect_handler(self) -> HandlerClient:
         opened, fds = self._exchange(wire.OpenHandler(), wire.HandlerOpened)
         sock, outgoing, incoming = _expect_fds(fds, 3)
         size = opened.slots * opened.slot_size

@@ -63,6 +63,10 @@ class EndEpoch(Message, frozen=True):
     slot: int
 
 
+class CountUnsent(Message, frozen=True):
+    """Source: how many pages are still to move. Reply: Unsent."""
+
+
 class RoundPages(Message, frozen=True):
     """Source, mailbox transfer: RAM pages of the round from `first` on, `limit` at most. Reply: PageList."""
 
@@ -130,6 +134,12 @@ class EpochBegun(Message, frozen=True):
     pages: int
 
 
+class Unsent(Message, frozen=True):
+    """Private pages left in the round, and written since it began."""
+
+    pages: int
+
+
 class Sealed(Message, frozen=True):
     """A record of `length` bytes lies in the slot. It holds `pages`; `remaining` are still to come in the round."""
 
@@ -170,6 +180,7 @@ HandlerRequest: TypeAlias = (
     | BeginEpoch
     | Pull
     | EndEpoch
+    | CountUnsent
     | RoundPages
     | ServeMailbox
     | Stop
@@ -182,4 +193,4 @@ HandlerRequest: TypeAlias = (
     | GetStatus
 )
 
-HandlerReply: TypeAlias = Blob | EpochBegun | Sealed | Opened | PageList | HandlerStatus | Done | Failed
+HandlerReply: TypeAlias = Blob | EpochBegun | Unsent | Sealed | Opened | PageList | HandlerStatus | Done | Failed

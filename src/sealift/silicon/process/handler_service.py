@@ -120,14 +120,25 @@ class HandlerService:
             case wire.ServeMailbox():
                 self._mailbox.serve()
                 return Done()
-            case wire.BeginEpoch():
-                return wire.EpochBegun(*handler.begin_epoch())
-            case wire.RoundPages():
-                return wire.PageList(handler.round_pages(request.first, request.limit).astype("<u8").tobytes())
+            case wire.BeginEpoch() | wire.CountUnsent() | wire.RoundPages():
+                return self._round(request)
             case wire.GetStatus():
                 return handler_status(handler)
             case _:
                 return self._exchange(request)
+
+    def _round(
+        self, request: wire.BeginEpoch | wire.CountUnsent | wire.RoundPages
+    ) -> wire.EpochBegun | wire.Unsent | wire.PageList:
+        """Requests about which pages are to be sent."""
+        match request:
+            case wire.BeginEpoch():
+                return wire.EpochBegun(*self._handler.begin_epoch())
+            case wire.CountUnsent():
+                return wire.Unsent(self._handler.unsent_pages())
+            case wire.RoundPages():
+                numbers = self._handler.round_pages(request.first, request.limit)
+                return wire.PageList(numbers.astype("<u8").tobytes())
 
     def _exchange(self, request: _Request) -> wire.Blob | Done:
         match request:

@@ -1,0 +1,150 @@
+"""The mailbox transfer: the RFC's two shared pages, one guest page a request.
+
+The VMM lays a request into the mailbox, rings the doorbell and waits until it is answered there, 100 ms at most.
+What the RFC's own VMM lacked: requests have numbers that never come twice in a guest's life, so a late answer is told
+from the one that is due; and a handler that does not answer in time ends the migration instead of hanging it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from sealift.address import PAGE_SHIFT, Gpa, RamLayout
+from sealift.errors import LostError, RefusedError, SealError, StreamError
+from sealift.pageset import PageNumbers
+from sealift.vmm.migration.method import Record
+from sealift.vmm.migration.ring import RingTarget
+from sealift.wire.mailbox import Command, Result, answered, copy_record, post, put_record
+from sealift.wire.record import HEADER_SIZE, RecordHeader, RecordKind, page_record_size
+
+TIMEOUT_S = 0.1
+"""The RFC's time for one command."""
+
+_LIST_PAGES = 4096
+"""Pages listed at once: 32 KiB, a third of the longest message."""
+
+
+class Doorbell(Protocol):
+    """Tells the handler that a request lies in the mailbox."""
+
+    def ring(self, timeout_s: float) -> bool:
+        """Wake the handler and wait until it is done; False if it is not in time."""
+
+
+class Mailbox:
+    """The VMM's end of a mailbox."""
+
+    def __init__(self, area: memoryview, doorbell: Doorbell, numbers: Callable[[], int]) -> None:
+        """Use the mailbox in `area`; `numbers` gives request numbers, ascending for as long as the guest lives here."""
+        self._area = area
+        self._doorbell = doorbell
+        self._numbers = numbers
+
+    def encrypt(self, gpa: Gpa) -> bytes:
+        """The record of the page at `gpa`."""
+        self._command(Command.ENCRYPT, gpa)
+        return copy_record(self._area)
+
+    def decrypt(self, gpa: Gpa, record: bytes) -> None:
+        """Have the record of the page at `gpa` opened."""
+        put_record(self._area, record)
+        self._command(Command.DECRYPT, gpa)
+
+    def begin(self) -> None:
+        """INIT: whether the handler takes commands at all."""
+        self._command(Command.INIT, Gpa(0))
+
+    def end(self) -> None:
+        """RESET: the handler forgets what lies in the mailbox."""
+        self._command(Command.RESET, Gpa(0))
+
+    def _command(self, command: Command, gpa: Gpa) -> None:
+        """Carry out one command.
+
+        Raises:
+            LostError: no answer in time.
+            SealError, RefusedError: the handler refused.
+        """
+        number = self._numbers()
+        post(self._area, command, gpa, number)
+        if not self._doorbell.ring(TIMEOUT_S):
+            raise LostError(f"the migration handler did not answer {command.name} within {TIMEOUT_S * 1e3:.0f} ms")
+        result = answered(self._area, number)
+        if result is None:
+            raise LostError(f"the migration handler left {command.name} of GPA {gpa:#x} unanswered")
+        match result:
+            case Result.OK:
+                return
+            case Result.AUTHENTICATION:
+                raise SealError(f"the page at GPA {gpa:#x} is not authentic, or not for this place")
+            case _:
+                raise RefusedError(f"the migration handler refused {command.name} of GPA {gpa:#x}: {result.name}")
+
+
+class RoundList(Protocol):
+    """Lists the pages left in a round."""
+
+    def __call__(self, first: int, limit: int) -> PageNumbers:
+        """At most `limit` of them from page `first` on, ascending."""
+
+
+class MailboxSource:
+    """Asks for the pages of rounds one by one; `listed` is the handler's list."""
+
+    def __init__(self, mailbox: Mailbox, layout: RamLayout, listed: RoundList) -> None:
+        self._mailbox = mailbox
+        self._layout = layout
+        self._listed = listed
+        self._begun = False
+
+    def records(self, pages: int) -> Iterator[Record]:
+        """The records of a round."""
+        if not self._begun:
+            self._mailbox.begin()
+            self._begun = True
+        first = 0
+        while pages > 0:
+            numbers = self._listed(first, _LIST_PAGES)
+            if not numbers.size:
+                return
+            for number in numbers.tolist():
+                record = self._mailbox.encrypt(self._layout.gpa(number << PAGE_SHIFT))
+                yield Record(memoryview(record), 1)
+            first = int(numbers[-1]) + 1
+            pages -= numbers.size
+
+
+class MailboxTarget:
+    """Has pages opened through the mailbox; tokens, state and the close record go through a ring slot."""
+
+    def __init__(self, mailbox: Mailbox, layout: RamLayout, ring: RingTarget) -> None:
+        self._mailbox = mailbox
+        self._layout = layout
+        self._ring = ring
+        self._space = memoryview(b"")
+
+    def space(self, length: int) -> memoryview:
+        """A slot's front, for any kind of record: its kind is known only when it is here."""
+        self._space = self._ring.space(length)
+        return self._space
+
+    def take(self, length: int) -> None:
+        """Have it opened."""
+        header = RecordHeader.decode(self._space)
+        if header.kind is not RecordKind.PAGES:
+            self._ring.take(length)
+            self._ring.settle()
+            return
+        if length != page_record_size(1) or header.count != 1:
+            raise StreamError(f"a record of {header.count} pages came; the mailbox takes one page at a time")
+        (number,) = np.frombuffer(self._space, "<u8", 1, HEADER_SIZE).tolist()
+        if number >= self._layout.pages:
+            raise StreamError(f"{header.name} has page {number}, which is not in RAM")
+        self._mailbox.decrypt(self._layout.gpa(number << PAGE_SHIFT), bytes(self._space))
+
+    def settle(self) -> None:
+        """Everything is opened as it is taken."""
+        self._ring.settle()

@@ -1,0 +1,99 @@
+"""A migration method: how private pages, state and the right to run get from here to there.
+
+The engine (`sending`, `receiving`) works with these two Protocols and never asks which method it has. Blobs are the
+method's own; the engine carries them::
+
+    start() ─ offer ─► answer(offer) ─ answer ─► agree(answer) ─ confirm ─► agreed(confirm)
+    { begin_round() ─ records() … ─► space() … take() } …
+    stop(), a last round, end_records() ─ … ─► settle()
+    prepared() ─► fence(prepared) ─ final ─► ready(final), started() ─► release(started)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One piece for the wire; `data` stays valid until the next one is asked for, `pages` are in it."""
+
+    data: memoryview
+    pages: int
+
+
+class SourceMethod(Protocol):
+    """The source's end. Whatever fails raises an error of the tree."""
+
+    def start(self) -> bytes:
+        """Begin; the offer for the target."""
+
+    def agree(self, answer: bytes) -> bytes:
+        """Take the target's answer; the confirmation for the target."""
+
+    def identity(self) -> bytes:
+        """The migration's id, for people; empty if the method has none."""
+
+    def begin_round(self) -> int:
+        """Take what was written since the last round; pages to send in this one."""
+
+    def records(self) -> Iterator[Record]:
+        """The round's records, to the last one that closes it."""
+
+    def unsent(self) -> int:
+        """Private pages that another round would have now."""
+
+    def stop(self) -> None:
+        """The guest is stopped, and stays so until `cancel`: the next round is the last."""
+
+    def end_records(self) -> Iterator[Record]:
+        """The machine's state, and what ends the stream."""
+
+    def fence(self, prepared: bytes) -> bytes:
+        """The target is prepared: give up the right to run the guest; the message that passes it on."""
+
+    def release(self, answer: bytes) -> bool:
+        """Take the target's last word: True, it runs the guest; False, it never will, and this side may again.
+
+        Raises:
+            SealiftError: the word is not authentic; nothing has changed.
+        """
+
+    def fenced(self) -> bool:
+        """Whether `fence` has taken effect and nothing has taken it back."""
+
+    def cancel(self) -> None:
+        """Give up, before `fence`: the guest may run here."""
+
+
+class TargetMethod(Protocol):
+    """The target's end. Whatever fails raises an error of the tree and is final."""
+
+    def answer(self, offer: bytes) -> bytes:
+        """Take the source's offer; the answer for the source."""
+
+    def agreed(self, confirm: bytes) -> None:
+        """Take the source's confirmation: records may come."""
+
+    def space(self, length: int) -> memoryview:
+        """Where the next record of `length` bytes is to be received."""
+
+    def take(self, length: int) -> None:
+        """The record lies there; it is opened now or while the next one is received."""
+
+    def settle(self) -> None:
+        """Every record taken so far was opened."""
+
+    def prepared(self) -> bytes:
+        """Everything is here and verified; the message that says so."""
+
+    def ready(self, final: bytes) -> None:
+        """Take the right to run the guest."""
+
+    def started(self) -> bytes:
+        """Use it: from here the guest may run; the message that says so."""
+
+    def abort(self) -> bytes:
+        """Give up for good, before `started`; the message that lets the source run again, or empty."""

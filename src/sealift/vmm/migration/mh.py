@@ -1,0 +1,226 @@
+"""Method mh: the guest's own migration handler seals and opens; the VMM carries.
+
+Two transfers move pages between VMM and handler, `ring` and `mailbox`; everything else is the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from sealift.errors import SealiftError, StreamError
+from sealift.pageset import PageNumbers
+from sealift.vmm.handler import HandlerClient
+from sealift.vmm.memory import SharedMemory
+from sealift.vmm.migration.mailbox import Mailbox, MailboxSource, MailboxTarget
+from sealift.vmm.migration.method import Record
+from sealift.vmm.migration.ring import RingSource, RingTarget
+from sealift.wire import handler as wire
+from sealift.wire.handover import Transfer
+from sealift.wire.platform import Done
+from sealift.wire.token import TokenKind
+
+_PATIENCE_S = 5.0
+"""A handler that has not answered a request underway for this long hangs; sealing a record takes a millisecond."""
+
+_FIRST_SLOT = 0
+
+_FENCED, _GONE = "FENCED", "GONE"
+"""The source's last states in the commit table, as HandlerStatus names them."""
+
+
+class SourceTransfer(Protocol):
+    """Gets the pages of a round out of the handler."""
+
+    def records(self, pages: int) -> Iterator[Record]:
+        """The records of a round of `pages` pages."""
+
+
+class TargetTransfer(Protocol):
+    """Gets records into the handler; see `method.TargetMethod`."""
+
+    def space(self, length: int) -> memoryview:
+        """Where the next record is to be received."""
+
+    def take(self, length: int) -> None:
+        """It lies there."""
+
+    def settle(self) -> None:
+        """All are opened."""
+
+
+class HandlerDoorbell:
+    """Rings for the mailbox over the handler's socket (`mailbox.Doorbell`)."""
+
+    def __init__(self, handler: HandlerClient) -> None:
+        self._handler = handler
+
+    def ring(self, timeout_s: float) -> bool:
+        """Wake the handler and wait until it is done; False if it is not in time."""
+        self._handler.send(wire.ServeMailbox())
+        try:
+            self._handler.receive(Done, timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+def _mailbox(handler: HandlerClient, memory: SharedMemory) -> Mailbox:
+    area = memory.view(handler.shape.mailbox_gpa, handler.shape.mailbox_size)
+    return Mailbox(area, HandlerDoorbell(handler), handler.next_mailbox_request)
+
+
+def source_transfer(kind: Transfer, handler: HandlerClient, memory: SharedMemory, channels: int) -> SourceTransfer:
+    """The source's end of a transfer."""
+    match kind:
+        case Transfer.RING:
+            return RingSource(handler, channels)
+        case Transfer.MAILBOX:
+            return MailboxSource(_mailbox(handler, memory), memory.layout, _RoundList(handler))
+
+
+def target_transfer(kind: Transfer, handler: HandlerClient, memory: SharedMemory) -> TargetTransfer:
+    """The target's end of a transfer."""
+    ring = RingTarget(handler)
+    match kind:
+        case Transfer.RING:
+            return ring
+        case Transfer.MAILBOX:
+            return MailboxTarget(_mailbox(handler, memory), memory.layout, ring)
+
+
+class _RoundList:
+    """The handler's list of pages left in the round (`mailbox.RoundList`)."""
+
+    def __init__(self, handler: HandlerClient) -> None:
+        self._handler = handler
+
+    def __call__(self, first: int, limit: int) -> PageNumbers:
+        """At most `limit` of them from page `first` on."""
+        listed = self._handler.request(wire.RoundPages(first, limit), wire.PageList).numbers
+        if len(listed) % 8:
+            raise StreamError("the migration handler's list of pages does not parse")
+        return np.frombuffer(listed, "<u8").astype(np.uint64)
+
+
+class HandlerSource:
+    """The source's handler as a migration method (`method.SourceMethod`)."""
+
+    def __init__(self, handler: HandlerClient, transfer: SourceTransfer, channels: int) -> None:
+        self._handler = handler
+        self._transfer = transfer
+        self._channels = channels
+        self._round_pages = 0
+
+    def start(self) -> bytes:
+        """OFFER."""
+        return self._handler.blob(wire.Offer(self._channels))
+
+    def agree(self, answer: bytes) -> bytes:
+        """ANSWER in, CONFIRM out."""
+        return self._handler.blob(wire.Confirm(answer))
+
+    def identity(self) -> bytes:
+        """The migration id."""
+        return self._handler.status().migration
+
+    def begin_round(self) -> int:
+        """Begin an epoch; private pages in it."""
+        self._round_pages = self._handler.request(wire.BeginEpoch(), wire.EpochBegun).pages
+        return self._round_pages
+
+    def records(self) -> Iterator[Record]:
+        """The epoch's pages, then its token on every channel."""
+        yield from self._transfer.records(self._round_pages)
+        for channel in range(self._channels):
+            yield self._sealed(wire.EndEpoch(channel, _FIRST_SLOT))[0]
+
+    def unsent(self) -> int:
+        """Private pages to move."""
+        return self._handler.request(wire.CountUnsent(), wire.Unsent).pages
+
+    def stop(self) -> None:
+        """Bar the vCPUs."""
+        self._handler.do(wire.Stop())
+
+    def end_records(self) -> Iterator[Record]:
+        """Presence and machine state, then the close record."""
+        remaining = 1
+        while remaining:
+            record, remaining = self._sealed(wire.SealState(_FIRST_SLOT))
+            yield record
+        yield self._sealed(wire.Close(_FIRST_SLOT))[0]
+
+    def fence(self, prepared: bytes) -> bytes:
+        """PREPARED in, FINAL out."""
+        self._handler.deliver(prepared)
+        return self._handler.fetch(TokenKind.FINAL)
+
+    def release(self, answer: bytes) -> bool:
+        """STARTED (True) or ABORTED (False) in."""
+        self._handler.deliver(answer)
+        return self._handler.status().state == _GONE
+
+    def fenced(self) -> bool:
+        """Whether FINAL was made and is not taken back."""
+        self._handler.drain(_PATIENCE_S)
+        return self._handler.status().state == _FENCED
+
+    def cancel(self) -> None:
+        """Let the guest run here."""
+        self._handler.drain(_PATIENCE_S)
+        self._handler.do(wire.Cancel())
+
+    def _sealed(self, request: wire.EndEpoch | wire.SealState | wire.Close) -> tuple[Record, int]:
+        sealed = self._handler.request(request, wire.Sealed)
+        return Record(self._handler.slot_out(request.slot, sealed.length), sealed.pages), sealed.remaining
+
+
+class HandlerTarget:
+    """The target's handler as a migration method (`method.TargetMethod`)."""
+
+    def __init__(self, handler: HandlerClient, transfer: TargetTransfer) -> None:
+        self._handler = handler
+        self._transfer = transfer
+
+    def answer(self, offer: bytes) -> bytes:
+        """OFFER in, ANSWER out."""
+        return self._handler.blob(wire.Answer(offer))
+
+    def agreed(self, confirm: bytes) -> None:
+        """CONFIRM in."""
+        self._handler.do(wire.Confirmed(confirm))
+
+    def space(self, length: int) -> memoryview:
+        """Where the next record is to be received."""
+        return self._transfer.space(length)
+
+    def take(self, length: int) -> None:
+        """It lies there."""
+        self._transfer.take(length)
+
+    def settle(self) -> None:
+        """All are opened."""
+        self._transfer.settle()
+
+    def prepared(self) -> bytes:
+        """PREPARED out."""
+        return self._handler.fetch(TokenKind.PREPARED)
+
+    def ready(self, final: bytes) -> None:
+        """FINAL in."""
+        self._handler.deliver(final)
+
+    def started(self) -> bytes:
+        """STARTED out."""
+        return self._handler.fetch(TokenKind.STARTED)
+
+    def abort(self) -> bytes:
+        """ABORTED out; empty where no migration had begun, or the handler itself is gone."""
+        try:
+            self._handler.drain(_PATIENCE_S)
+            return self._handler.fetch(TokenKind.ABORTED)
+        except SealiftError:
+            return b""

@@ -1,0 +1,212 @@
+"""What `query-migrate` answers: QEMU's vocabulary (qapi/migration.json, MigrationInfo), and what only Sealift counts.
+
+One thread counts, any thread may look: every field is replaced whole. Downtime is the source's: from the order to
+stop the guest until the target's word that it runs, so it includes one trip over the network; parts are named.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from sealift.address import PAGE_SIZE
+from sealift.vmm.migration.clock import Clock
+from sealift.vmm.migration.status import MigrationStatus
+
+_LEAST_MEASURED = 1 << 20
+"""Bytes below which a round's bandwidth says more about wake-ups than about the link."""
+
+
+class DowntimePart(enum.Enum):
+    """What the guest waits for, in this order."""
+
+    PAUSE = "pause"
+    """Its vCPUs to leave guest mode."""
+    LAST_ROUND = "last-round"
+    """What it wrote since the last round."""
+    STATE = "state"
+    """Machine state, devices, the end of the stream."""
+    PREPARED = "prepared"
+    """The target to verify everything."""
+    START = "start"
+    """FINAL there, STARTED back."""
+
+
+class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
+    """QEMU's MigrationRAMInfo: bytes, pages; `duplicate` are pages sent as zeros, `normal` those sent with content."""
+
+    transferred: int
+    remaining: int
+    total: int
+    duplicate: int
+    normal: int
+    normal_bytes: int
+    mbps: float
+    dirty_sync_count: int
+    page_size: int
+    pages_per_second: int
+
+
+class PageInfo(msgspec.Struct, frozen=True, rename="kebab"):
+    """Pages by their way: sealed, in clear (shared with the host), and never written by the guest (holes)."""
+
+    private_pages: int
+    shared_pages: int
+    hole_pages: int
+
+
+class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=True):
+    """A migration at one moment; times in ms."""
+
+    status: str
+    total_time: int = 0
+    setup_time: int | None = None
+    downtime: int | None = None
+    expected_downtime: int | None = None
+    error_desc: str | None = None
+    ram: RamInfo | None = None
+    pages: PageInfo | None = None
+    downtime_parts: dict[str, float] | None = None
+    migration_id: str | None = None
+
+
+class Bandwidth:
+    """Bytes a second, as the last rounds that were long enough to tell had it."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._seconds = 0.0
+        self._measured = 0.0
+
+    def add(self, length: int, seconds: float) -> None:
+        """Another round went out."""
+        self._bytes += length
+        self._seconds += seconds
+        if self._seconds > 0:
+            self._measured = self._bytes / self._seconds
+        if self._bytes >= _LEAST_MEASURED:
+            self._bytes, self._seconds = 0, 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """0 until something was measured."""
+        return self._measured
+
+    def seconds_for(self, length: int) -> float:
+        """How long `length` bytes should take; endless while nothing was measured."""
+        if not length:
+            return 0.0
+        return length / self._measured if self._measured else float("inf")
+
+
+class Statistics:
+    """Counts one migration.
+
+    Attributes:
+        private_pages: sealed pages sent.
+        shared_pages: pages sent in clear with content.
+        zero_pages: pages sent in clear as zeros.
+        hole_pages: private pages that the first round did not have.
+        rounds: rounds begun.
+        sent: bytes of the stream.
+        remaining: bytes known to be unsent.
+        bandwidth: measured by rounds.
+        migration: the handlers' id of it.
+        error: why it ended, when it did not complete.
+    """
+
+    def __init__(self, total: int, clock: Clock) -> None:
+        self._clock = clock
+        self._total = total
+        self._begun: float | None = None
+        self._active: float | None = None
+        self._ended: float | None = None
+        self._part: tuple[DowntimePart, float] | None = None
+        self._parts: dict[DowntimePart, float] = {}
+        self.private_pages = self.shared_pages = self.zero_pages = self.hole_pages = 0
+        self.rounds = self.sent = self.remaining = 0
+        self.bandwidth = Bandwidth()
+        self.migration = b""
+        self.error: str | None = None
+
+    def begin(self) -> None:
+        """The migration begins."""
+        self._begun = self._clock.monotonic()
+
+    def active(self) -> None:
+        """Setup is over."""
+        self._active = self._clock.monotonic()
+
+    def end(self) -> None:
+        """The migration is over; running times stand still."""
+        self.downtime_part(None)
+        self._ended = self._clock.monotonic()
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """A round goes out, which is measured."""
+        self.rounds += 1
+        begun, before = self._clock.monotonic(), self.sent
+        yield
+        self.bandwidth.add(self.sent - before, self._clock.monotonic() - begun)
+
+    def downtime_part(self, part: DowntimePart | None) -> None:
+        """The guest waits for `part` from now on; None: it waits no more."""
+        now = self._clock.monotonic()
+        if self._part is not None:
+            before, since = self._part
+            self._parts[before] = self._parts.get(before, 0.0) + now - since
+        self._part = None if part is None else (part, now)
+
+    def downtime_s(self) -> float | None:
+        """Seconds the guest has been, or was, stopped; None if it never was."""
+        if not self._parts and self._part is None:
+            return None
+        running = 0.0 if self._part is None else self._clock.monotonic() - self._part[1]
+        return sum(self._parts.values()) + running
+
+    def info(self, status: MigrationStatus) -> MigrationInfo:
+        """How it stands now."""
+        if self._begun is None:
+            return MigrationInfo(status.value)
+        downtime = self.downtime_s()
+        expected = self.bandwidth.seconds_for(self.remaining)
+        return MigrationInfo(
+            status=status.value,
+            total_time=_ms(self._now() - self._begun),
+            setup_time=None if self._active is None else _ms(self._active - self._begun),
+            downtime=None if downtime is None else _ms(downtime),
+            expected_downtime=_ms(expected) if downtime is None and expected != float("inf") else None,
+            error_desc=self.error,
+            ram=self._ram(),
+            pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
+            downtime_parts={part.value: seconds * 1e3 for part, seconds in self._parts.items()} or None,
+            migration_id=self.migration.hex() or None,
+        )
+
+    def _now(self) -> float:
+        return self._clock.monotonic() if self._ended is None else self._ended
+
+    def _ram(self) -> RamInfo:
+        seconds = 0.0 if self._active is None else self._now() - self._active
+        normal = self.private_pages + self.shared_pages
+        pages = normal + self.zero_pages
+        return RamInfo(
+            transferred=self.sent,
+            remaining=self.remaining,
+            total=self._total,
+            duplicate=self.zero_pages,
+            normal=normal,
+            normal_bytes=normal * PAGE_SIZE,
+            mbps=self.sent * 8 / seconds / 1e6 if seconds else 0.0,
+            dirty_sync_count=self.rounds,
+            page_size=PAGE_SIZE,
+            pages_per_second=int(pages / seconds) if seconds else 0,
+        )
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1e3)

@@ -1,0 +1,201 @@
+"""What two VMMs say to each other around a QEMU stream.
+
+::
+
+    source VMM                                                                  target VMM
+      │══ QEMU stream: header, `ram` START (RAMBlocks), `sealift/sealed` HELLO ═══►│ makes the machine, launches
+      │◄───────────────────────────────────── ANSWER (key exchange), or REFUSED ──│ the receiver, opens its handler
+      │══ stream: CONFIRM ════════════════════════════════════════════════════════►│
+      │══ stream: rounds of RECORDs and `ram` pages, devices, EOF, description ═══►│ opens, restores, verifies
+      │◄──────────────────────────────────────────────── PREPARED, or REFUSED ────│
+      │── FINAL ─────────────────────────────────────────────────────────────────►│ (the source is fenced)
+      │◄────────────────────────────────────────────────── STARTED, or REFUSED ───│ runs the guest
+
+``══`` is the stream of `sealift.wire.qemu_stream`; ``──`` are frames: u8 kind (0 is invalid), be32 length, payload.
+REFUSED may come at any moment and is the target's last word; its token, if any, is an ABORTED of the target's
+handler, which alone can unfence a source. A source that gives up just closes the connection.
+
+Versions: a HELLO names the version of all this; a target takes `VERSION` and nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from sealift import errors
+from sealift.address import RamLayout
+from sealift.errors import StreamError
+from sealift.wire import handshake
+from sealift.wire.failure import from_failed
+from sealift.wire.platform import Block, Failed
+from sealift.wire.token import TOKEN_SIZE
+
+VERSION = 1
+
+HELLO_LIMIT = 64 * 1024
+"""Bytes of a HELLO: an offer at its longest, the RAMBlock table and a name fit several times."""
+
+NAME_LIMIT = 255
+"""Characters of a guest's name, as libvirt's and QEMU's users know them."""
+
+REFUSAL_LIMIT = 16 * 1024
+"""Bytes of a REFUSED: one sentence with all its causes, and a token."""
+
+_SENTENCE_LIMIT = 4096
+"""Characters of a refusal's sentence that are shown to a person."""
+
+_FRAME = struct.Struct(">BI")
+_VERSION = struct.Struct(">H")
+
+Take = Callable[[int], bytes]
+"""Reads exactly so many bytes."""
+
+
+class FrameKind(enum.IntEnum):
+    """What a frame holds; 0 is invalid."""
+
+    ANSWER = 1
+    REFUSED = 2
+    PREPARED = 3
+    FINAL = 4
+    STARTED = 5
+
+
+FRAME_LIMITS = {
+    FrameKind.ANSWER: handshake.MAX_MESSAGE,
+    FrameKind.REFUSED: REFUSAL_LIMIT,
+    FrameKind.PREPARED: TOKEN_SIZE,
+    FrameKind.FINAL: TOKEN_SIZE,
+    FrameKind.STARTED: TOKEN_SIZE,
+}
+"""Longest payload of each kind; whatever is longer is refused unread."""
+
+
+class SealedKind(enum.IntEnum):
+    """What a piece of the `sealift/sealed` section holds; 0 is invalid."""
+
+    HELLO = 1
+    CONFIRM = 2
+    RECORD = 3
+
+
+class Transfer(enum.Enum):
+    """How records leave and enter the migration handlers."""
+
+    RING = "ring"
+    MAILBOX = "mailbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame."""
+
+    kind: FrameKind
+    payload: bytes
+
+    def encode(self) -> bytes:
+        """Its bytes."""
+        return _FRAME.pack(self.kind, len(self.payload)) + self.payload
+
+
+def read_frame(take: Take) -> Frame:
+    """Read one frame.
+
+    Raises:
+        StreamError: an unknown kind, or a payload over the limit of its kind.
+    """
+    kind, length = _FRAME.unpack(take(_FRAME.size))
+    if kind not in FrameKind.__members__.values():
+        raise StreamError(f"a frame has the unknown kind {kind}")
+    limit = FRAME_LIMITS[FrameKind(kind)]
+    if length > limit:
+        raise StreamError(f"a {FrameKind(kind).name} frame of {length} bytes is over the limit of {limit}")
+    return Frame(FrameKind(kind), take(length))
+
+
+class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why the target gave up: a branch of the error tree and its sentence; `token` is its ABORTED, or empty."""
+
+    branch: str
+    reason: str
+    token: bytes = b""
+
+    @classmethod
+    def of(cls, error: errors.SealiftError, token: bytes = b"") -> Refusal:
+        """The refusal that an error causes."""
+        return cls(type(error).__name__, errors.sentence(error)[:_SENTENCE_LIMIT], token)
+
+    def frame(self) -> Frame:
+        """As a frame."""
+        return Frame(FrameKind.REFUSED, msgspec.msgpack.encode(self))
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Refusal:
+        """Parse the payload of a REFUSED frame.
+
+        Raises:
+            StreamError: it does not parse.
+        """
+        try:
+            refusal = msgspec.msgpack.decode(payload, type=cls)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise StreamError("the target's refusal does not parse") from error
+        printable = "".join(letter if letter.isprintable() else " " for letter in refusal.reason)
+        return cls(refusal.branch, printable[:_SENTENCE_LIMIT], refusal.token)
+
+    def error(self) -> errors.SealiftError:
+        """The error it carries."""
+        return from_failed(Failed(self.reason, self.branch))
+
+
+class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The source's introduction.
+
+    Attributes:
+        measure: LAUNCH_MEASURE output of the source's launch, 48 bytes: names the guest to its owner.
+        guest: the guest's name, for people.
+        blocks: the RAMBlock table with the addresses that QEMU's block list does not hold.
+        offer: the source handler's OFFER; opaque here.
+    """
+
+    measure: bytes
+    guest: str
+    vcpus: int
+    transfer: Transfer
+    channels: int
+    blocks: tuple[Block, ...]
+    offer: bytes
+
+    def encode(self) -> bytes:
+        """Version and content."""
+        return _VERSION.pack(VERSION) + msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Hello:
+        """Parse `encode`; the shape only, what it claims is judged elsewhere.
+
+        Raises:
+            StreamError: another version, or it does not parse.
+        """
+        if len(data) < _VERSION.size:
+            raise StreamError("the source's introduction is truncated")
+        (version,) = _VERSION.unpack_from(data)
+        if version != VERSION:
+            raise StreamError(f"the source speaks version {version} of the migration protocol, this target {VERSION}")
+        try:
+            hello = msgspec.msgpack.decode(data[_VERSION.size :], type=cls)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise StreamError("the source's introduction does not parse") from error
+        if len(hello.measure) != handshake.MEASURE_SIZE or len(hello.guest) > NAME_LIMIT:
+            raise StreamError("the source's introduction holds a measurement or a name of impossible length")
+        return hello
+
+
+def blocks_of(layout: RamLayout) -> tuple[Block, ...]:
+    """The RAMBlock table for a HELLO."""
+    return tuple(Block(block.name, block.gpa, block.size) for block in layout.blocks)
