@@ -1,0 +1,1 @@
+"""Subcommands: each module has one `command`."""

@@ -1,0 +1,107 @@
+"""``sealift run``: a guest in the foreground."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from click.core import ParameterSource
+
+from sealift.cli import guest_options as defaults
+from sealift.cli.options import F, SizeType, examples, host_option
+from sealift.cli.places import Host, Places, default_manufacturer, default_owner
+
+_LAUNCH_ONLY: Final = ("memory", "vcpus", "kernel", "payload", "append", "policy", "secret")
+
+
+def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Let a configuration file set what options do not."""
+    if path is not None:
+        ctx.default_map = defaults.read_config(path)
+
+
+def _file(name: str, text: str) -> Callable[[F], F]:
+    return click.option(name, type=click.Path(path_type=Path), help=text)
+
+
+@click.command(
+    "run",
+    short_help="Launch a guest, or wait for one to arrive, and run it here.",
+    epilog=examples(
+        "sealift run --name demo --kernel ledger --memory 64M",
+        "sealift run guest.toml --secret disk.key",
+        "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
+    ),
+)
+@click.argument(
+    "config", required=False, is_eager=True, expose_value=False, callback=_load_config, type=click.Path(path_type=Path)
+)
+@click.option("--name", default=defaults.DEFAULT_NAME, show_default=True, help="What to call the guest on this host.")
+@click.option("--memory", type=SizeType(), default="256M", show_default=True, help="Guest RAM.")
+@click.option("--vcpus", type=click.IntRange(min=1), default=defaults.DEFAULT_VCPUS, show_default=True)
+@click.option(
+    "--kernel", default=defaults.DEFAULT_KERNEL, show_default=True, help="Built-in program (ledger, idle) or ELF file."
+)
+@_file("--payload", "File that the kernel finds in guest memory.")
+@click.option("--append", default="", help="The kernel's command line.")
+@click.option(
+    "--policy",
+    default=defaults.DEFAULT_POLICY,
+    show_default=True,
+    help="What the platform must enforce: names joined by commas, or a number.",
+)
+@_file("--secret", "File whose content the owner plants for the guest.")
+@click.option("--incoming", metavar="URI", help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH.")
+@click.option(
+    "--downtime-limit",
+    type=click.IntRange(min=0),
+    default=defaults.DEFAULT_DOWNTIME_LIMIT_MS,
+    show_default=True,
+    metavar="MS",
+    help="For migrations away from here.",
+)
+@click.option("--quiet", is_flag=True, help="Do not show the guest's console.")
+@click.option(
+    "--owner",
+    type=click.Path(path_type=Path),
+    default=default_owner,
+    show_default="the user's own",
+    help="Directory of the guest owner.",
+)
+@host_option
+def command(host: Host, owner: Path, incoming: str | None, *, quiet: bool, **settings: Any) -> int:  # noqa: ANN401  # GuestOptions says
+    """Run one confidential guest in the foreground, its console on standard output.
+
+    CONFIG is a TOML file with the options' long names as keys; options given here win. Ctrl-C ends the guest.
+    """
+    from sealift.cli.foreground import run_in_foreground
+    from sealift.cli.rundir import check_name
+    from sealift.cli.wiring import HostedGuest, start_guest, start_incoming
+
+    options = defaults.GuestOptions(downtime_limit_ms=settings.pop("downtime_limit"), **settings)
+    check_name(options.name)
+    places = Places(host, owner.absolute(), default_manufacturer())
+
+    def start() -> HostedGuest:
+        if incoming is None:
+            return start_guest(options, places, _say)
+        _check_unused(click.get_current_context())
+        awaited = start_incoming(incoming, options, places, _say)
+        _say(f"waiting for a guest at {awaited.address}")
+        return awaited
+
+    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer)
+
+
+def _check_unused(ctx: click.Context) -> None:
+    """Refuse options that a guest brings along itself; a configuration file may serve both of its hosts."""
+    for name in _LAUNCH_ONLY:
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} has no use with --incoming: the guest brings its own", ctx)
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"sealift: {sentence}", err=True)

@@ -1,0 +1,180 @@
+"""A guest in the foreground: its control sockets, its console on standard output, and how it comes to its end.
+
+The main thread sleeps on one queue. Events of the guest, signals and the departure of QMP clients go in; the first
+one that ends the guest decides the exit status.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import FrameType
+from typing import BinaryIO, Final, TypeAlias
+
+from sealift.cli.places import Host
+from sealift.cli.printer import Printer
+from sealift.cli.rundir import CONSOLE_SOCKET, QMP_SOCKET, RunDirectory
+from sealift.cli.wiring import HostedGuest
+from sealift.vmm.console_server import ConsoleServer
+from sealift.vmm.control import ControlThread
+from sealift.vmm.events import Direction, Ending, GuestEvent, MigrationChanged, RunStateChanged, ShutdownCause
+from sealift.vmm.guest import Guest
+from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.qmp.server import QmpServer
+from sealift.vmm.runstate import RunState
+
+DONE: Final = 0
+FAILED: Final = 1
+
+Say: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Signalled:
+    """The user wants the guest to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ClientsLeft:
+    """The last QMP client has disconnected."""
+
+
+_News: TypeAlias = GuestEvent | _Signalled | _ClientsLeft
+
+
+def run_in_foreground(
+    host: Host, name: str, start: Callable[[], HostedGuest], say: Say, console: BinaryIO | None
+) -> int:
+    """Start a guest, serve its control sockets, and stay until it ends.
+
+    Args:
+        host: where its run directory goes.
+        name: the guest's.
+        start: starts it, or begins to wait for it.
+        say: takes sentences for the user.
+        console: where to print what the guest prints; None for nowhere.
+
+    Returns:
+        The exit status.
+    """
+    with ExitStack() as ending:
+        _on_signals(_interrupt)
+        directory = RunDirectory(host.run, name)
+        ending.callback(directory.close)
+        qmp_socket = ending.enter_context(directory.listen(QMP_SOCKET))
+        console_socket = ending.enter_context(directory.listen(CONSOLE_SOCKET))
+        foreground = _Foreground(say)
+        if console is not None:
+            printer = Printer(console)
+            ending.callback(printer.close)
+        control = ControlThread()
+        ending.callback(control.close)
+        hosted = start()
+        ending.callback(hosted.close)
+        if console is not None:
+            printer.put(hosted.guest.console.listen(printer.put))
+        server = control.make(lambda: QmpServer(hosted.guest, foreground.clients_left))
+        control.start(server.serve(qmp_socket))
+        control.start(control.make(lambda: ConsoleServer(hosted.guest)).serve(console_socket))
+        _on_signals(foreground.signalled)
+        return foreground.watch(hosted.guest, server)
+
+
+class _Foreground:
+    """What the main thread waits for, and what it tells the user about it."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        # Putting is safe even in a signal handler that interrupts a put.
+        self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
+        self._moved = False
+
+    def signalled(self, _: int, __: FrameType | None) -> None:
+        """Signal handler: the user wants the guest to end."""
+        self._news.put(_Signalled())
+
+    def clients_left(self) -> None:
+        """For the QMP server: nobody is connected any more."""
+        self._news.put(_ClientsLeft())
+
+    def watch(self, guest: Guest, server: QmpServer) -> int:
+        """Tell what happens until the guest ends; the exit status."""
+        guest.events.listen(self._news.put)
+        # What happened before anybody listened.
+        self._news.put(RunStateChanged(RunState.INMIGRATE, guest.state))
+        arrival = guest.migration()
+        if arrival is not None and arrival.status == MigrationStatus.FAILED.value:
+            self._news.put(MigrationChanged(Direction.INCOMING, MigrationStatus.FAILED))
+        while True:
+            match self._news.get():
+                case RunStateChanged(_, after):
+                    status = self._run_state(guest, after)
+                case MigrationChanged(Direction.OUTGOING, migration):
+                    status = self._departure(guest, server, migration)
+                case MigrationChanged(Direction.INCOMING, migration):
+                    status = self._arrival(guest, migration)
+                case Ending(cause):
+                    status = FAILED if cause is ShutdownCause.HOST_ERROR else DONE
+                case _Signalled():
+                    guest.end(ShutdownCause.HOST_SIGNAL)
+                    status = None
+                case _ClientsLeft():
+                    status = DONE if self._moved else None
+            if status is not None:
+                return status
+
+    def _run_state(self, guest: Guest, state: RunState) -> int | None:
+        match state:
+            case RunState.RUNNING:
+                self._say(f"guest {guest.name} runs")
+            case RunState.PAUSED:
+                self._say(f"guest {guest.name} is paused")
+            case RunState.GUEST_PANICKED | RunState.INTERNAL_ERROR:
+                self._say(f"guest {guest.name} cannot go on: {guest.machine.report}")
+                guest.events.unlisten(self._news.put)
+                panicked = state is RunState.GUEST_PANICKED
+                guest.end(ShutdownCause.GUEST_PANIC if panicked else ShutdownCause.HOST_ERROR)
+                return FAILED
+        return None
+
+    def _arrival(self, guest: Guest, status: MigrationStatus) -> int | None:
+        match status:
+            case MigrationStatus.COMPLETED:
+                self._say(f"guest {guest.name} has arrived")
+            case MigrationStatus.FAILED:
+                self._say(f"guest {guest.name} did not arrive: {_reason(guest)}")
+                return FAILED
+        return None
+
+    def _departure(self, guest: Guest, server: QmpServer, status: MigrationStatus) -> int | None:
+        match status:
+            case MigrationStatus.ACTIVE:
+                self._say(f"guest {guest.name} is being moved")
+            case MigrationStatus.CANCELLED:
+                self._say(f"the migration of guest {guest.name} was cancelled; it stays here")
+            case MigrationStatus.FAILED:
+                self._say(f"the migration of guest {guest.name} failed: {_reason(guest)}")
+            case MigrationStatus.COMPLETED:
+                self._say(f"guest {guest.name} has moved and runs on the other host")
+                self._moved = True
+                # Whoever watches the migration over QMP gets to see how it ended.
+                return None if server.clients else DONE
+        return None
+
+
+def _reason(guest: Guest) -> str:
+    info = guest.migration()
+    return (info.error_desc if info else None) or "no reason is known"
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    """While a guest is being started, a signal unwinds the start."""
+    raise KeyboardInterrupt

@@ -1,0 +1,103 @@
+"""What a user says about a guest: on the command line, in a TOML file, or in code that calls `sealift.cli.wiring`."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from sealift.cli.options import parse_size
+from sealift.errors import UserError
+
+DEFAULT_NAME: Final = "guest"
+DEFAULT_MEMORY: Final = 256 << 20
+DEFAULT_VCPUS: Final = 2
+DEFAULT_KERNEL: Final = "ledger"
+DEFAULT_POLICY: Final = "nodbg,nosend"
+DEFAULT_DOWNTIME_LIMIT_MS: Final = 300
+
+_CONFIG_LIMIT: Final = 1 << 20
+"""Bytes of a configuration: a page of text at most; a guest's image given by mistake is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestOptions:
+    """One guest.
+
+    Attributes:
+        name: what its run directory and its console are called.
+        memory: bytes.
+        vcpus: how many.
+        kernel: a built-in program's name, or the path of an ELF file.
+        payload: file the kernel finds through the start-up table.
+        append: the kernel's command line.
+        policy: as `sealift.sev.policy.parse_policy` reads it.
+        secret: file whose content the owner plants for the guest's own use.
+        downtime_limit_ms: for migrations away from here.
+    """
+
+    name: str = DEFAULT_NAME
+    memory: int = DEFAULT_MEMORY
+    vcpus: int = DEFAULT_VCPUS
+    kernel: str = DEFAULT_KERNEL
+    payload: Path | None = None
+    append: str = ""
+    policy: str | int = DEFAULT_POLICY
+    secret: Path | None = None
+    downtime_limit_ms: int = DEFAULT_DOWNTIME_LIMIT_MS
+
+
+class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """The keys of a configuration file: those of the command line. Relative paths start at the file."""
+
+    name: str | None = None
+    memory: Annotated[int, msgspec.Meta(gt=0)] | str | None = None
+    vcpus: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    kernel: str | None = None
+    payload: str | None = None
+    append: str | None = None
+    policy: int | str | None = None
+    secret: str | None = None
+    host: str | None = None
+    owner: str | None = None
+    incoming: str | None = None
+    downtime_limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """What a configuration file sets, by parameter name of ``sealift run``.
+
+    Raises:
+        UserError: it cannot be read, or has a key or value that means nothing.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_CONFIG_LIMIT + 1)
+        if len(text) > _CONFIG_LIMIT:
+            raise UserError(f"{path} is too large for a guest's configuration")
+        config = msgspec.convert(tomllib.loads(text.decode()), ConfigFile)
+    except OSError as error:
+        raise UserError(f"the configuration {path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the configuration {path} is no text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the configuration {path} is no TOML") from error
+    except msgspec.ValidationError as error:
+        raise UserError(f"the configuration {path} does not say what it should") from error
+    found = {name: value for name, value in msgspec.structs.asdict(config).items() if value is not None}
+    return _resolved(found, path.parent)
+
+
+def _resolved(found: dict[str, object], base: Path) -> dict[str, object]:
+    """The same with sizes as numbers and paths that no longer depend on where the file is."""
+    for key in ("payload", "secret", "host", "owner"):
+        if key in found:
+            found[key] = base / str(found[key])
+    if "kernel" in found and "/" in str(found["kernel"]):
+        found["kernel"] = str(base / str(found["kernel"]))
+    if isinstance(memory := found.get("memory"), str):
+        found["memory"] = parse_size(memory)
+    return found

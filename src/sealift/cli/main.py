@@ -1,0 +1,100 @@
+"""The ``sealift`` command: finds the subcommand, and turns what goes wrong into one sentence and an exit status.
+
+Exit status: 0 done, 1 it could not be done (the reason is on standard error), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from typing import Final
+
+import click
+
+from sealift.cli.options import examples
+from sealift.errors import InternalError, SealiftError, sentence
+
+_COMMANDS: Final = {
+    "run": "Launch a guest, or wait for one to arrive, and run it here.",
+    "ps": "List the guests of a host.",
+    "console": "Attach to a guest's console.",
+    "stop": "End a guest.",
+    "migrate": "Move a running guest to another host.",
+}
+"""Subcommands in the order of their use: NAME is `sealift.cli.commands.NAME.command`, imported when it is needed."""
+
+_FAILED: Final = 1
+_INTERRUPTED: Final = 130
+
+
+class _Commands(click.Group):
+    """Subcommands that are imported when they are called; listing them imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's interface
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's interface
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"sealift.cli.commands.{cmd_name}").command
+        if not isinstance(command, click.Command):
+            raise InternalError(f"sealift.cli.commands.{cmd_name} has no command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's interface
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001  # click's interface
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"sealift {importlib.metadata.version('sealift')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Commands,
+    epilog=examples("sealift run --name demo --kernel ledger"),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit."
+)
+def sealift() -> None:
+    """Launch, attest and live-migrate confidential guests, without SEV hardware."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        status = sealift.main(prog_name="sealift", standalone_mode=False)
+    except click.UsageError as error:
+        hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+        _complain(f"{error.format_message().rstrip('.')}{hint}")
+        return error.exit_code
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return _INTERRUPTED
+    except InternalError:
+        raise  # a bug of ours: its traceback is what a report needs
+    except SealiftError as error:
+        _complain(sentence(error))
+        return _FAILED
+    except BrokenPipeError:
+        # Whoever read our output has enough. Standard output must not complain once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    return status if isinstance(status, int) else 0
+
+
+def _complain(reason: str) -> None:
+    click.echo(f"sealift: {reason}", err=True)

@@ -1,0 +1,66 @@
+"""Where things are kept: hosts, the local owner and the manufacturer under the user's state directory.
+
+::
+
+    $XDG_STATE_HOME/sealift/        ~/.local/state/sealift by default
+    ├── hosts/default/              a host: what `--host` names
+    │   ├── identity/               the platform's keys, which survive its guests
+    │   └── run/NAME/               one directory a running guest (`sealift.cli.rundir`)
+    ├── manufacturer/               who endorses chips in AMD's place
+    └── owner/                      the local guest owner
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def state_directory() -> Path:
+    """The user's directory of this program (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # The specification has relative paths ignored.
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state"
+    return root / "sealift"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host is a directory; several on one machine are several hosts."""
+
+    path: Path
+
+    @property
+    def identity(self) -> Path:
+        """The platform's persistent keys."""
+        return self.path / "identity"
+
+    @property
+    def run(self) -> Path:
+        """Running guests."""
+        return self.path / "run"
+
+
+def default_host() -> Host:
+    """The host that is meant when none is named."""
+    return Host(state_directory() / "hosts" / "default")
+
+
+def default_owner() -> Path:
+    """The local owner's directory."""
+    return state_directory() / "owner"
+
+
+def default_manufacturer() -> Path:
+    """The manufacturer whose chips all local hosts have."""
+    return state_directory() / "manufacturer"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where one guest's three parties keep what is theirs."""
+
+    host: Host
+    owner: Path
+    manufacturer: Path

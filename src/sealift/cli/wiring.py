@@ -1,0 +1,205 @@
+"""The one place where owner, platform and VMM of a guest are joined; ``run``, demonstrations and benchmarks use it.
+
+::
+
+    this process                        its children, which end with it
+    Guest ── Machine ── Platform ─────► platform process (sealift.silicon.process)
+                ▲
+              launch ── OwnerClient ──► owner process (sealift.cli.owner_process), until the guest is launched
+
+Nothing stays half-started: whatever fails ends what was started before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self, TypeAlias
+
+from sealift.cli.guest_options import GuestOptions
+from sealift.cli.owner_link import Assignment, OwnerClient
+from sealift.cli.places import Places
+from sealift.cli.recipes import make_recipe
+from sealift.errors import SealiftError, sentence
+from sealift.guest import programs
+from sealift.sev.policy import parse_policy
+from sealift.vmm.guest import Guest
+from sealift.vmm.launch import launch
+from sealift.vmm.machine import Machine
+from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.migration.target import Incoming, TargetHost
+from sealift.vmm.migration.transport import parse_uri
+from sealift.vmm.platform import Platform
+from sealift.vmm.runstate import RunState
+
+Notify: TypeAlias = Callable[[str], None]
+"""Takes sentences for the user: what was set up on first use, what is being waited for."""
+
+
+def ignore(_: str) -> None:
+    """A `Notify` for callers whom nobody watches."""
+
+
+class HostedGuest:
+    """A guest under control, with all that has to end with it; a context manager.
+
+    Attributes:
+        guest: stop, resume, migrate; console, events.
+    """
+
+    def __init__(self, guest: Guest, ending: ExitStack) -> None:
+        self.guest = guest
+        self._ending = ending
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the guest and its platform; returns when both are gone. Again does nothing."""
+        self._ending.close()
+
+
+def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) -> HostedGuest:
+    """Launch a guest and let it run.
+
+    Raises:
+        UserError: the options do not fit together, or a file cannot be read.
+        RefusedError: the owner does not want its guest on this platform.
+    """
+    assignment = _assignment(options, places)
+    recipe = make_recipe(options.memory, options.vcpus, assignment.kernel, assignment.payload, options.append)
+    guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
+    with ExitStack() as undo:
+        owner = OwnerClient.start(assignment)
+        undo.callback(owner.close)
+        platform = Platform.start(places.host.identity, places.manufacturer)
+        undo.callback(platform.close)
+        for note in owner.prepare():
+            notify(note)
+        machine = Machine(platform, recipe.layout, options.vcpus, guest.console, guest.events.run_state_changed)
+        undo.callback(machine.close)
+        guest.attach(machine, launch(platform, machine.memory, recipe, owner))
+        owner.close()
+        machine.resume()
+        return HostedGuest(guest, undo.pop_all())
+
+
+class AwaitedGuest(HostedGuest):
+    """A guest that is to arrive here.
+
+    Attributes:
+        address: where it is awaited, with the port the system chose.
+    """
+
+    def __init__(
+        self, guest: Guest, incoming: Incoming, owner: OwnerClient, states: _ArrivalStates, ending: ExitStack
+    ) -> None:
+        super().__init__(guest, ending)
+        self.address = incoming.address
+        self._incoming = incoming
+        self._owner = owner
+        self._states = states
+        self._error: SealiftError | None = None
+        self._thread = threading.Thread(target=self._await, name="arrival", daemon=True)
+        guest.arriving(MigrationStatus.SETUP)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the guest is here.
+
+        Raises:
+            SealiftError: why it did not come.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the guest, or stop waiting for it; nothing is left of either."""
+        self._incoming.close()
+        self._thread.join()
+        super().close()
+
+    def _await(self) -> None:
+        try:
+            arrived = self._incoming.serve()
+        except SealiftError as error:
+            self._error = error
+            self.guest.arriving(MigrationStatus.FAILED, sentence(error))
+            return
+        finally:
+            self._owner.close()
+        self._ending.callback(arrived.machine.close)
+        self.guest.attach(arrived.machine, arrived.launched)
+        self.guest.arriving(MigrationStatus.COMPLETED)
+        self._states.arrived()
+
+
+class _ArrivalStates:
+    """Keeps a machine's run states back until the guest is in it: a receiver that starts up is nobody's news."""
+
+    def __init__(self, publish: Callable[[RunState], None]) -> None:
+        self._publish = publish
+        self._last = RunState.INMIGRATE
+        self._here = False
+        self._lock = threading.RLock()
+
+    def changed(self, state: RunState) -> None:
+        """For the machine: it has another run state."""
+        with self._lock:
+            self._last = state
+            if self._here:
+                self._publish(state)
+
+    def arrived(self) -> None:
+        """From now on they are the guest's."""
+        with self._lock:
+            self._here = True
+            self._publish(self._last)
+
+
+def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Notify = ignore) -> AwaitedGuest:
+    """Wait for a guest to arrive at `uri`; of `options` its name here and its next migration's limit count.
+
+    Raises:
+        UserError: `uri` is no address, or cannot be listened on.
+    """
+    guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
+    states = _ArrivalStates(guest.events.run_state_changed)
+    with ExitStack() as undo:
+        owner = OwnerClient.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
+        undo.callback(owner.close)
+        host = TargetHost(
+            platform=lambda: Platform.start(places.host.identity, places.manufacturer),
+            owner=owner,
+            startup=programs.startup_blob(),
+            console=lambda: guest.console,
+            run_state=states.changed,
+        )
+        incoming = Incoming(parse_uri(uri), host)
+        undo.callback(incoming.close)
+        for note in owner.prepare():
+            notify(note)
+        return AwaitedGuest(guest, incoming, owner, states, undo.pop_all())
+
+
+def _assignment(options: GuestOptions, places: Places) -> Assignment:
+    """What the owner is told; the VMM takes the same kernel and payload from the same files."""
+    kernel = str(Path(options.kernel).absolute()) if Path(options.kernel).exists() else options.kernel
+    return Assignment(
+        owner=str(places.owner),
+        manufacturer=str(places.manufacturer),
+        kernel=kernel,
+        payload=None if options.payload is None else str(options.payload.absolute()),
+        command_line=options.append,
+        memory=options.memory,
+        vcpus=options.vcpus,
+        policy=int(parse_policy(options.policy)),
+        secret=None if options.secret is None else str(options.secret.absolute()),
+    )

@@ -1,0 +1,157 @@
+"""A guest as those who control it see it: QMP, the command line, benchmarks.
+
+It holds what is to be decided once for all of them: what may be asked when, one migration at a time, and how the
+VMM process learns that the guest is to end. A guest that is awaited has no machine before it begins to arrive.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from sealift.errors import InternalError, UserError
+from sealift.vmm.console import Console
+from sealift.vmm.events import Direction, Ending, Events, MigrationChanged, ShutdownCause
+from sealift.vmm.launch import Launched
+from sealift.vmm.machine import Machine
+from sealift.vmm.migration.clock import Clock, SystemClock
+from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.source import Migration
+from sealift.vmm.migration.stats import MigrationInfo
+from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.migration.transport import parse_uri
+from sealift.vmm.runstate import RunState
+
+_LOST: Final = frozenset({RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR, RunState.SHUTDOWN})
+
+
+class Guest:
+    """One guest under control; methods may be called from any thread.
+
+    Attributes:
+        name: what its user calls it.
+        events: what happens to it.
+        console: what it prints.
+    """
+
+    def __init__(self, name: str, parameters: Parameters, clock: Clock | None = None) -> None:
+        self.name = name
+        self.events = Events(RunState.INMIGRATE)
+        self.console = Console()
+        self._clock = clock or SystemClock()
+        self._parameters = parameters
+        self._machine: Machine | None = None
+        self._launched: Launched | None = None
+        self._migration: Migration | None = None
+        self._migrating: threading.Thread | None = None
+        self._arrival: MigrationInfo | None = None
+        self._lock = threading.Lock()
+
+    # --- what it is ----------------------------------------------------------------------------------------------
+
+    def attach(self, machine: Machine, launched: Launched) -> None:
+        """From now on this is the machine that runs the guest."""
+        self._machine, self._launched = machine, launched
+
+    @property
+    def machine(self) -> Machine:
+        """The machine.
+
+        Raises:
+            UserError: the guest has not begun to arrive.
+        """
+        if self._machine is None:
+            raise UserError(f"guest {self.name} has not arrived yet")
+        return self._machine
+
+    @property
+    def state(self) -> RunState:
+        """The run state."""
+        return RunState.INMIGRATE if self._machine is None else self._machine.state
+
+    def type_in(self, data: bytes) -> None:
+        """Somebody typed on the console; before the guest arrives nobody reads it."""
+        if self._machine is not None:
+            self._machine.serial.receive(data)
+
+    # --- running and stopping ------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop the guest, if it runs; returns when every vCPU is out of it."""
+        if self.machine.state is RunState.RUNNING:
+            self.machine.pause()
+
+    def resume(self) -> None:
+        """Let the guest run.
+
+        Raises:
+            UserError: it cannot run (any more); the message says why.
+        """
+        match self.state:
+            case RunState.RUNNING:
+                return
+            case RunState.PRELAUNCH | RunState.PAUSED:
+                self.machine.resume()
+            case RunState.FINISH_MIGRATE:
+                raise UserError("Migration is not finalized yet")
+            case RunState.INMIGRATE:
+                raise UserError(f"guest {self.name} has not arrived yet; it runs once it has")
+            case RunState.POSTMIGRATE:
+                raise UserError(f"guest {self.name} runs on the host it was migrated to, and can run nowhere else")
+            case state if state in _LOST:
+                # A confidential guest cannot be reset: that would be another launch.
+                raise UserError(f"guest {self.name} is {state.value} and cannot run any more; launch it again")
+            case state:
+                raise InternalError(f"nothing says whether a guest that is {state.value} may run")
+
+    def end(self, cause: ShutdownCause) -> None:
+        """Ask the VMM process to end the guest; whoever called `wait_for_end` does it."""
+        self.events.publish(Ending(cause))
+
+    # --- migration -----------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> Parameters:
+        """For the next migration."""
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+
+    def migrate(self, uri: str) -> None:
+        """Begin to move the guest; returns at once, `migration` says how it goes.
+
+        Raises:
+            UserError: `uri` is no address, or the guest cannot be moved now.
+        """
+        parse_uri(uri)
+        with self._lock:
+            if self._migrating is not None and self._migrating.is_alive():
+                raise UserError("There's a migration process in progress")
+            if self._launched is None or self.state not in {RunState.RUNNING, RunState.PAUSED}:
+                raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
+            self._migration = Migration(
+                self.machine,
+                self._launched,
+                self.name,
+                self._parameters,
+                lambda status: self.events.publish(MigrationChanged(Direction.OUTGOING, status)),
+                self._clock,
+            )
+            self._migrating = threading.Thread(target=self._migration.run, args=(uri,), name="migration", daemon=True)
+            self._migrating.start()
+
+    def cancel_migration(self) -> None:
+        """Give the current migration up, if there is one; `migration` says when it is."""
+        if self._migration is not None:
+            self._migration.cancel()
+
+    def arriving(self, status: MigrationStatus, error: str | None = None) -> None:
+        """For who waits for the guest here: how its arrival goes."""
+        self._arrival = MigrationInfo(status.value, error_desc=error)
+        self.events.publish(MigrationChanged(Direction.INCOMING, status))
+
+    def migration(self) -> MigrationInfo | None:
+        """How the last migration goes or went: away from here or, before any such, the arrival."""
+        return self._arrival if self._migration is None else self._migration.info()

@@ -1,0 +1,84 @@
+"""qapi/migration.json: move the guest, watch it move, change its mind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from sealift.vmm.guest import Guest
+from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.qmp.table import Command, NoArguments, Runs
+from sealift.wire.handover import Transfer
+
+
+class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU."""
+
+    uri: str
+    detach: bool = True
+
+
+class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True):
+    """QEMU's MigrationParameters as far as they exist here; milliseconds, and bytes a second.
+
+    `x_sealift_transfer` says how records leave the migration handler, `multifd_channels` in how many streams.
+    """
+
+    downtime_limit: int | None = None
+    max_bandwidth: int | None = None
+    multifd_channels: int | None = None
+    x_sealift_transfer: Transfer | None = None
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> MigrationParameters:
+        """In QEMU's names."""
+        return cls(parameters.downtime_limit_ms, parameters.max_bandwidth, parameters.channels, parameters.transfer)
+
+    def apply(self, to: Parameters) -> Parameters:
+        """The parameters with those changed that are given."""
+        return replace(
+            to,
+            downtime_limit_ms=_or(self.downtime_limit, to.downtime_limit_ms),
+            max_bandwidth=_or(self.max_bandwidth, to.max_bandwidth),
+            channels=_or(self.multifd_channels, to.channels),
+            transfer=self.x_sealift_transfer or to.transfer,
+        )
+
+
+def migrate(guest: Guest, arguments: MigrateArguments) -> None:
+    """Begin a migration; query-migrate and MIGRATION events tell how it goes."""
+    guest.migrate(arguments.uri)
+
+
+def migrate_cancel(guest: Guest, _: NoArguments) -> None:
+    """Give it up; with none underway, nothing happens."""
+    guest.cancel_migration()
+
+
+def query_migrate(guest: Guest, _: NoArguments) -> object:
+    """MigrationInfo, empty before the first migration."""
+    return guest.migration()
+
+
+def query_parameters(guest: Guest, _: NoArguments) -> MigrationParameters:
+    """The parameters of the next migration."""
+    return MigrationParameters.of(guest.parameters)
+
+
+def set_parameters(guest: Guest, arguments: MigrationParameters) -> None:
+    """Change parameters; a migration underway keeps its own."""
+    guest.parameters = arguments.apply(guest.parameters)
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+COMMANDS = (
+    Command("migrate", MigrateArguments, migrate, Runs.IN_THREAD),
+    Command("migrate_cancel", NoArguments, migrate_cancel, Runs.IN_THREAD),
+    Command("query-migrate", NoArguments, query_migrate),
+    Command("query-migrate-parameters", NoArguments, query_parameters),
+    Command("migrate-set-parameters", MigrationParameters, set_parameters),
+)

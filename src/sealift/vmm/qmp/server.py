@@ -1,0 +1,71 @@
+"""The QMP server: any number of clients on one listening Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from sealift.vmm.control import post, serve_clients
+from sealift.vmm.events import GuestEvent
+from sealift.vmm.guest import Guest
+from sealift.vmm.outbox import Outbox
+from sealift.vmm.qmp.commands import COMMANDS
+from sealift.vmm.qmp.commands.control import version_info
+from sealift.vmm.qmp.events import qmp_events
+from sealift.vmm.qmp.message import event_message
+from sealift.vmm.qmp.session import Session
+
+CLIENTS_LIMIT: Final = 64
+"""Clients at once; each costs a descriptor and at most an outbox."""
+
+_THREADS: Final = 8
+"""Commands that may wait at once; `quit` and all queries need none of them."""
+
+
+class QmpServer:
+    """Answers QMP for one guest. Made on the event loop; `deserted` is called there when the last client leaves."""
+
+    def __init__(self, guest: Guest, deserted: Callable[[], None]) -> None:
+        self._guest = guest
+        self._deserted = deserted
+        self._sessions: set[Session] = set()
+        self._threads = ThreadPoolExecutor(_THREADS, "qmp")
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def clients(self) -> int:
+        """Clients connected now."""
+        return len(self._sessions)
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Serve clients until cancelled."""
+        self._guest.events.listen(self._happened)
+        try:
+            await serve_clients(listening, self._client, CLIENTS_LIMIT)
+        finally:
+            self._guest.events.unlisten(self._happened)
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _client(self, reader: asyncio.StreamReader, outbox: Outbox) -> None:
+        session = Session(COMMANDS, self._guest, self._threads, outbox)
+        self._sessions.add(session)
+        try:
+            await session.serve(reader, version_info())
+        finally:
+            self._sessions.discard(session)
+            if not self._sessions:
+                self._deserted()
+
+    def _happened(self, event: GuestEvent) -> None:
+        """Called on any thread."""
+        now_us = time.time_ns() // 1000
+        for qmp_event in qmp_events(event):
+            post(self._loop, self._broadcast, event_message(qmp_event, now_us))
+
+    def _broadcast(self, message: bytes) -> None:
+        for session in self._sessions:
+            session.event(message)

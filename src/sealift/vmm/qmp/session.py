@@ -1,0 +1,91 @@
+"""One QMP client's connection: negotiation, then requests one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import Final
+
+from sealift.errors import StreamError
+from sealift.vmm.guest import Guest
+from sealift.vmm.outbox import Outbox
+from sealift.vmm.qmp.framing import Framer
+from sealift.vmm.qmp.message import (
+    ErrorClass,
+    QmpError,
+    Request,
+    VersionInfo,
+    convert_arguments,
+    decode_request,
+    failure,
+    greeting,
+    request_id,
+    success,
+)
+from sealift.vmm.qmp.table import CommandTable, NoArguments, Runs
+
+_READ_SIZE: Final = 16 * 1024
+_NEGOTIATE: Final = "qmp_capabilities"
+_BEFORE: Final = f"Expecting capabilities negotiation with '{_NEGOTIATE}'"
+_AGAIN: Final = "Capabilities negotiation is already complete, command ignored"
+
+
+class Session:
+    """Serves one client until it leaves, stops reading, or sends what cannot be read."""
+
+    def __init__(self, table: CommandTable, guest: Guest, threads: Executor, outbox: Outbox) -> None:
+        self._table = table
+        self._guest = guest
+        self._threads = threads
+        self._outbox = outbox
+        self._framer = Framer()
+        self._negotiated = False
+
+    def event(self, message: bytes) -> None:
+        """Pass an event on; before negotiation there are none."""
+        if self._negotiated:
+            self._outbox.put(message)
+
+    async def serve(self, reader: asyncio.StreamReader, version: VersionInfo) -> None:
+        """Greet, then answer requests until the client leaves."""
+        self._outbox.put(greeting(version))
+        while data := await reader.read(_READ_SIZE):
+            try:
+                frames = self._framer.feed(data)
+            except StreamError as error:
+                self._outbox.put(failure(QmpError(str(error))))
+                return
+            for frame in frames:
+                self._outbox.put(await self._answer(frame))
+                # A client that does not read its replies gets no further request served.
+                await self._outbox.drained()
+
+    async def _answer(self, frame: bytes) -> bytes:
+        try:
+            request = decode_request(frame)
+        except QmpError as error:
+            return failure(error, request_id(frame))
+        try:
+            return success(await self._carry_out(request), request.id)
+        except QmpError as error:
+            return failure(error, request.id)
+
+    async def _carry_out(self, request: Request) -> object:
+        if (request.execute == _NEGOTIATE) is self._negotiated:
+            raise QmpError(_AGAIN if self._negotiated else _BEFORE, ErrorClass.COMMAND_NOT_FOUND)
+        if not self._negotiated:
+            self._negotiate(request)
+            return {}
+        command = self._table.find(request.execute)
+        call = command.bind(request, self._guest)
+        if command.runs is Runs.AT_ONCE:
+            return call()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _negotiate(self, request: Request) -> None:
+        enabled = request.arguments.get("enable", [])
+        rest = {name: value for name, value in request.arguments.items() if name != "enable"}
+        convert_arguments(rest, NoArguments)
+        if enabled:
+            raise QmpError(f"Capability '{enabled[0]}' is not available" if isinstance(enabled, list) else _BEFORE)
+        self._negotiated = True
