@@ -26,7 +26,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sealift.address import PAGE_SHIFT, PAGE_SIZE, RamLayout, pages_spanned
+from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
 from sealift.errors import FirmwareError
 from sealift.pageset import PageNumbers, PageSet
 from sealift.sev.status import Status
@@ -77,7 +77,7 @@ class GuestMemory:
         self._unsent = PageSet(pages)
         self._shared_dirty = PageSet(pages)
         self._cipher = PageCipher(memory_key)
-        self._addresses = _page_addresses(layout)
+        self._addresses = PageAddresses(layout)
         self._lock = threading.Lock()
         self._windows: Windows | None = None
 
@@ -119,7 +119,7 @@ class GuestMemory:
         written = changed.copy()
         written &= self._sealed
         for pages in _chunks(written):
-            self.shared.words[pages] = self._cipher.encrypt(self.private.words[pages], self._addresses[pages])
+            self.shared.words[pages] = self._cipher.encrypt(self.private.words[pages], self._addresses.of(pages))
         plain = changed.copy()
         plain -= self._sealed
         plain &= populated
@@ -133,7 +133,7 @@ class GuestMemory:
         stale &= populated
         for pages in _chunks(stale):
             # Fancy indexing copies: what the host changes meanwhile cannot differ from what is decrypted.
-            self.private.words[pages] = self._cipher.decrypt(self.shared.words[pages], self._addresses[pages])
+            self.private.words[pages] = self._cipher.decrypt(self.shared.words[pages], self._addresses.of(pages))
         self._sealed |= changed
 
     # --- dirty sets ---------------------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ class GuestMemory:
     def _leave_ciphertext(self, start: int, end: int) -> None:
         """What the VMM put there becomes ciphertext; its neighbours in the first and last page may still be due."""
         first = start >> PAGE_SHIFT
-        pages = np.arange(first, first + pages_spanned(start, end - start))
-        hidden = self._cipher.encrypt(self.private.words[pages], self._addresses[pages])
+        pages = np.arange(first, first + pages_spanned(start, end - start), dtype=np.uint64)
+        hidden = self._cipher.encrypt(self.private.words[pages], self._addresses.of(pages))
         offset = start - (first << PAGE_SHIFT)
         self.shared.data[start:end] = hidden.reshape(-1).view(np.uint8).data[offset : offset + end - start]
 
@@ -229,15 +229,27 @@ class GuestMemory:
 
     def read_host_view(self, first: int, count: int) -> None:
         """Leave on the shared plane the ciphertext of those of the pages that are private."""
-        for pages in _chunks(self._private_among(first, count)):
-            self.shared.words[pages] = self._cipher.encrypt(self.private.words[pages], self._addresses[pages])
+        # A page that a guest declared shared meanwhile would lose what it wrote there.
+        with self._quiesced():
+            for pages in _chunks(self._private_among(first, count)):
+                self.shared.words[pages] = self._cipher.encrypt(self.private.words[pages], self._addresses.of(pages))
 
     def write_host_view(self, first: int, count: int) -> None:
         """The host wrote DRAM: private pages get the decryption of what lies on the shared plane."""
         with self._quiesced():
-            for pages in _chunks(self._private_among(first, count)):
-                self.private.words[pages] = self._cipher.decrypt(self.shared.words[pages], self._addresses[pages])
-            self._written(first << PAGE_SHIFT, count << PAGE_SHIFT)
+            private = self._private_among(first, count)
+            for pages in _chunks(private):
+                self.private.words[pages] = self._cipher.decrypt(self.shared.words[pages], self._addresses.of(pages))
+            with self._lock:
+                self._unsent |= private
+                self._sealed |= private
+                visible = PageSet(self.layout.pages)
+                visible.add_range(first, count)
+                visible -= private
+                self._shared_dirty |= visible
+                if self._windows is not None:
+                    # Not their state but what lies behind them changed: code that was cached must go.
+                    self._windows.remap(private, self.states)
 
     def _written(self, offset: int, length: int) -> None:
         first, count = offset >> PAGE_SHIFT, pages_spanned(offset, length)
@@ -292,6 +304,15 @@ def _chunks(pages: PageSet) -> Iterator[PageNumbers]:
         yield numbers[start : start + _CONVERT_CHUNK]
 
 
-def _page_addresses(layout: RamLayout) -> npt.NDArray[np.uint64]:
-    pieces = [np.arange(int(block.gpa), block.gpa + block.size, PAGE_SIZE, dtype=np.uint64) for block in layout.blocks]
-    return np.concatenate(pieces)
+class PageAddresses:
+    """Guest physical addresses of RAM pages, in bulk."""
+
+    def __init__(self, layout: RamLayout) -> None:
+        places = list(layout.ranges())
+        self._firsts = np.array([offset >> PAGE_SHIFT for _, offset in places], np.uint64)
+        self._shifts = np.array([block.gpa - offset for block, offset in places], np.uint64)
+
+    def of(self, pages: PageNumbers) -> npt.NDArray[np.uint64]:
+        """The address of each page, in bytes."""
+        blocks = np.searchsorted(self._firsts, pages, side="right") - 1
+        return (pages << np.uint64(PAGE_SHIFT)) + self._shifts[blocks]
