@@ -38,6 +38,7 @@ _MSRS = {
 }
 _EFER = _MSRS["EFER"]
 _MAX_64 = (1 << 64) - 1
+_MAX_16 = (1 << 16) - 1
 
 
 def _register(name: str) -> int:
@@ -75,7 +76,8 @@ def write_registers(uc: Uc, registers: Registers) -> None:
     Raises:
         StreamError: not 16 general registers, or a value that is not 64 bits wide.
     """
-    values = (*registers.general, registers.rip, registers.rflags, registers.cr2, registers.cr3, registers.efer)
+    control = (registers.cr0, registers.cr2, registers.cr3, registers.cr4, registers.efer)
+    values = (*registers.general, registers.rip, registers.rflags, *control)
     if len(registers.general) != len(_GENERAL) or not all(0 <= value <= _MAX_64 for value in values):
         raise StreamError("registers must be sixteen general ones, each a 64-bit number")
     uc.msr_write(_EFER, registers.efer)
@@ -117,15 +119,26 @@ def restore_state(uc: Uc, data: bytes) -> None:
     _expect(state.msrs, _MSRS)
     _expect(state.vectors, _VECTORS)
     _expect(state.x87, _X87)
+    _check_widths(state)
     try:
         _load(uc, state)
-    except (UcError, OverflowError, ValueError) as error:
+    except UcError as error:
         raise StreamError("vCPU state holds a value its register cannot take") from error
 
 
 def _expect(found: Mapping[str, object], names: Iterable[str]) -> None:
     if set(found) != set(names):
         raise StreamError("vCPU state lacks registers or has unknown ones")
+
+
+def _check_widths(state: _State) -> None:
+    """Unicorn would cut off what is too wide."""
+    mantissas = [mantissa for mantissa, _ in state.x87.values()]
+    words = all(0 <= value <= _MAX_64 for value in (*state.integers.values(), *state.msrs.values(), *mantissas))
+    vectors = all(len(raw) == 16 for raw in state.vectors.values())
+    exponents = all(0 <= exponent <= _MAX_16 for _, exponent in state.x87.values())
+    if not (words and vectors and exponents):
+        raise StreamError("vCPU state holds a value that is too wide for its register")
 
 
 def _load(uc: Uc, state: _State) -> None:

@@ -97,13 +97,15 @@ class UnicornVcpu:
     def run(self, port_io: PortIo) -> Outcome:
         """Enter the guest; port accesses go to `port_io` on the way."""
         self._port_io = port_io
-        while not self._interrupt.is_set():
+        while True:
             with self._board.turn.held(_QUANTUM_S):
+                # Looked at with the turn held: a kick, which takes the turn, comes either before or after a slice.
+                if self._interrupt.is_set():
+                    self._interrupt.clear()
+                    return Interrupted()
                 outcome = self._slice()
             if outcome is not None:
                 return outcome
-        self._interrupt.clear()
-        return Interrupted()
 
     def _slice(self) -> Outcome | None:
         self._flush()
@@ -131,9 +133,10 @@ class UnicornVcpu:
             self._uc.ctl(const.UC_CTL_TLB_FLUSH, const.UC_CTL_IO_WRITE)
 
     def kick(self) -> None:
-        """Make the current or else the next `run` return Interrupted soon."""
+        """Make the current or else the next `run` return Interrupted; it has left its slice when this returns."""
         self._interrupt.set()
-        self.preempt()
+        with self._board.turn.held(0):
+            pass
 
     def preempt(self) -> None:
         """Make the current slice end soon; without effect between slices."""
@@ -157,21 +160,25 @@ class UnicornVcpu:
 
     def registers(self) -> Registers:
         """General and control registers."""
-        return registers.read_registers(self._uc)
+        with self._board.turn.held(0):
+            return registers.read_registers(self._uc)
 
     def set_registers(self, values: Registers) -> None:
         """Load general and control registers."""
-        registers.write_registers(self._uc, values)
-        self.request_code_flush()
+        with self._board.turn.held(0):
+            registers.write_registers(self._uc, values)
+            self.request_code_flush()
 
     def save(self) -> bytes:
         """The whole architectural state."""
-        return registers.save_state(self._uc)
+        with self._board.turn.held(0):
+            return registers.save_state(self._uc)
 
     def restore(self, state: bytes) -> None:
         """Load `save`'s state."""
-        registers.restore_state(self._uc, state)
-        self.request_code_flush()
+        with self._board.turn.held(0):
+            registers.restore_state(self._uc, state)
+            self.request_code_flush()
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ class Access(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """One 4 KiB page of a guest's address space: where it is and what the tables allow."""
+    """One 4 KiB page of a guest's address space: where it is and what may be cached about it."""
 
     gpa: int
     offset: int
@@ -90,6 +90,8 @@ class Walker:
                 offset_mask = (1 << shift) - 1
                 gpa = (entry & self._frame_mask & ~offset_mask) | (address & offset_mask & ~0xFFF)
                 offset = self._ram_offset(address, gpa)
+                # Until a write has set the dirty bit, a cached translation must not let writes pass unseen.
+                writable = writable and bool(marked & _DIRTY)
                 return Translation(gpa, offset, bool(entry & self._cbit_mask), writable, executable)
             table = entry & self._frame_mask
         raise AssertionError("a walk ends at level 1")
