@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Protocol, assert_never
@@ -114,15 +115,15 @@ class VcpuSet:
                 thread.join()
 
     def _serve(self, index: int, channel: Channel[wire.Exit, wire.Run]) -> None:
-        while self._admitted(index):
-            try:
-                self._run_until_parked(index, channel)
-            except SealiftError as error:
-                self._leave(index)
-                if not self._ended:
-                    self._handler.failed(index, error)
-                return
-        channel.close()
+        with contextlib.closing(channel):
+            while self._admitted(index):
+                try:
+                    self._run_until_parked(index, channel)
+                except SealiftError as error:
+                    self._leave(index)
+                    if not self._ended:
+                        self._handler.failed(index, error)
+                    return
 
     def _admitted(self, index: int) -> bool:
         with self._changed:

@@ -143,7 +143,9 @@ def _request_complaint(complaint: str) -> str:
     if unknown := _UNKNOWN.search(complaint):
         return f"QMP input member '{unknown[1]}' is unexpected"
     if wrong := _WRONG_TYPE.search(complaint):
-        return f"QMP input member '{wrong[2]}' must be a {_QEMU_TYPES.get(wrong[1], wrong[1])}"
+        expected = _QEMU_TYPES.get(wrong[1], wrong[1])
+        article = "an" if expected[0] in "aeiou" else "a"
+        return f"QMP input member '{wrong[2]}' must be {article} {expected}"
     return "QMP input must be a JSON object"
 
 

@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.qmp.table import Command, NoArguments
+from sealift.vmm.qmp.table import Command, NoArguments, Runs
 
 
 class NameInfo(msgspec.Struct, frozen=True):
@@ -42,10 +42,11 @@ class MemoryInfo(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 class ProcessInfo(msgspec.Struct, frozen=True, rename="kebab"):
-    """The pair of processes that a guest is made of."""
+    """The pair of processes that a guest is made of; `engine` runs its vCPUs in the platform process."""
 
     pid: int
     platform_pid: int
+    engine: str
 
 
 def query_name(guest: Guest, _: NoArguments) -> NameInfo:
@@ -68,12 +69,13 @@ def query_memory(guest: Guest, _: NoArguments) -> MemoryInfo:
 
 def query_processes(guest: Guest, _: NoArguments) -> ProcessInfo:
     """ProcessInfo."""
-    return ProcessInfo(os.getpid(), guest.machine.platform.pid)
+    platform = guest.machine.platform
+    return ProcessInfo(os.getpid(), platform.pid, platform.info().engine)
 
 
 COMMANDS = (
     Command("query-name", NoArguments, query_name),
     Command("query-cpus-fast", NoArguments, query_cpus_fast),
     Command("query-memory-size-summary", NoArguments, query_memory),
-    Command("x-sealift-query-processes", NoArguments, query_processes),
+    Command("x-sealift-query-processes", NoArguments, query_processes, Runs.IN_THREAD),
 )

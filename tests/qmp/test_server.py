@@ -1,0 +1,216 @@
+"""The QMP server, judged by QEMU's own client library."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qemu.qmp import EventListener, ExecuteError, QMPClient
+
+from harness import PATIENCE_S
+from qmp.conftest import Served
+from sealift.vmm.events import Direction, MigrationChanged
+from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.outbox import OUTBOX_LIMIT
+from sealift.vmm.qmp.commands import COMMANDS
+
+
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[QMPClient]:
+    client = QMPClient("test")
+    await client.connect(str(path))
+    try:
+        yield client
+    finally:
+        await client.disconnect()
+
+
+def talk(path: Path, conversation: Callable[[QMPClient], Awaitable[Any]]) -> Any:
+    """One client's conversation with a server."""
+
+    async def run() -> Any:
+        async with asyncio.timeout(PATIENCE_S), connected(path) as client:
+            return await conversation(client)
+
+    return asyncio.run(run())
+
+
+async def runs(client: QMPClient) -> bool:
+    """Whether the guest runs, as query-status says."""
+    status: Any = await client.execute("query-status")
+    return bool(status["running"])
+
+
+def ask(served: Served, command: str, **arguments: object) -> Any:
+    named = {name.replace("_", "-"): value for name, value in arguments.items()}
+    return talk(served.path, lambda client: client.execute(command, named or None))
+
+
+def test_the_greeting_names_the_release_whose_interface_this_is(served: Served) -> None:
+    async def greeting(client: QMPClient) -> Any:
+        assert client.greeting is not None
+        return client.greeting.QMP.version
+
+    version = talk(served.path, greeting)
+    assert version == ask(served, "query-version")
+    assert version["package"].startswith("sealift-")
+    assert set(version["qemu"]) == {"major", "minor", "micro"}
+
+
+def test_every_command_is_listed_once(served: Served) -> None:
+    assert [info["name"] for info in ask(served, "query-commands")] == COMMANDS.names()
+
+
+def test_queries_describe_the_guest(served: Served) -> None:
+    assert ask(served, "query-name") == {"name": "served"}
+    assert ask(served, "query-status") == {"running": True, "status": "running"}
+    assert ask(served, "query-memory-size-summary") == {"base-memory": 16 << 20, "plugged-memory": 0}
+    assert ask(served, "query-migrate") == {}
+    processes = ask(served, "x-sealift-query-processes")
+    assert processes["pid"] == os.getpid()
+    assert processes["platform-pid"] == served.guest.machine.platform.pid
+
+
+def test_the_thread_of_each_vcpu_is_a_thread_of_the_vmm(served: Served) -> None:
+    cpus = ask(served, "query-cpus-fast")
+    assert [cpu["cpu-index"] for cpu in cpus] == [0, 1]
+    assert all(Path(f"/proc/self/task/{cpu['thread-id']}").exists() for cpu in cpus)
+
+
+def test_stop_and_cont_are_answered_when_done_and_told_to_every_client(served: Served) -> None:
+    async def conversation() -> list[list[str]]:
+        async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(connected(served.path)) for _ in range(3)]
+            listeners = [stack.enter_context(client.listener()) for client in clients]
+            for command, running in (("stop", False), ("stop", False), ("cont", True), ("cont", True)):
+                await clients[0].execute(command)
+                assert await runs(clients[1]) is running
+            return [[str((await listener.get())["event"]) for _ in range(2)] for listener in listeners]
+
+    assert asyncio.run(conversation()) == [["STOP", "RESUME"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "error_class", "description"),
+    [
+        ("no-such-command", None, "CommandNotFound", "The command no-such-command has not been found"),
+        ("migrate", None, "GenericError", "Parameter 'uri' is missing"),
+        ("migrate", {"uri": 7}, "GenericError", "Invalid parameter type for 'uri', expected: string"),
+        ("migrate", {"uri": "x", "speed": 1}, "GenericError", "Parameter 'speed' is unexpected"),
+        ("query-status", {"now": True}, "GenericError", "Parameter 'now' is unexpected"),
+        ("migrate", {"uri": "carrier-pigeon"}, "GenericError", "is no migration address"),
+        ("qmp_capabilities", None, "CommandNotFound", "already complete"),
+        (
+            "migrate-set-parameters",
+            {"downtime-limit": "soon"},
+            "GenericError",
+            "Invalid parameter type for 'downtime-limit', expected: integer",
+        ),
+    ],
+)
+def test_mistakes_are_answered_with_qemus_classes_and_words(
+    served: Served, command: str, arguments: dict[str, object] | None, error_class: str, description: str
+) -> None:
+    with pytest.raises(ExecuteError) as caught:
+        talk(served.path, lambda client: client.execute(command, arguments))
+    assert caught.value.error_class == error_class
+    assert description in str(caught.value)
+
+
+def test_parameters_are_kept_and_a_refused_change_changes_nothing(served: Served) -> None:
+    ask(served, "migrate-set-parameters", downtime_limit=120, max_bandwidth=1 << 20, x_sealift_transfer="mailbox")
+    before = ask(served, "query-migrate-parameters")
+    assert (before["downtime-limit"], before["max-bandwidth"], before["x-sealift-transfer"]) == (
+        120,
+        1 << 20,
+        "mailbox",
+    )
+    with pytest.raises(ExecuteError, match="downtime limit"):
+        ask(served, "migrate-set-parameters", max_bandwidth=1, downtime_limit=-1)
+    assert ask(served, "query-migrate-parameters") == before
+
+
+def test_a_migration_to_nowhere_fails_with_the_reason_and_the_guest_runs_on(served: Served, tmp_path: Path) -> None:
+    async def conversation(client: QMPClient) -> Any:
+        with client.listener(names=("MIGRATION",)) as listener:
+            await client.execute("migrate", {"uri": f"unix:{tmp_path}/nobody"})
+            statuses = await _statuses_until(listener, "failed")
+            return statuses, await client.execute("query-migrate"), await client.execute("query-status")
+
+    statuses, info, status = talk(served.path, conversation)
+    assert statuses == ["setup", "failed"]
+    assert "nobody listens" in info["error-desc"]
+    assert status["running"]
+
+
+def test_quit_is_answered_before_the_shutdown_is_announced(served: Served) -> None:
+    async def conversation(client: QMPClient) -> Any:
+        with client.listener(names=("SHUTDOWN",)) as listener:
+            assert await client.execute("quit") == {}
+            return (await listener.get())["data"]
+
+    assert talk(served.path, conversation) == {"guest": False, "reason": "host-qmp-quit"}
+
+
+def test_a_command_that_waits_keeps_no_other_client_waiting(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping, may_stop = threading.Event(), threading.Event()
+
+    def slow_stop() -> None:
+        stopping.set()
+        may_stop.wait(PATIENCE_S)
+
+    monkeypatch.setattr(served.guest, "stop", slow_stop)
+
+    async def conversation() -> None:
+        async with asyncio.timeout(PATIENCE_S), connected(served.path) as patient, connected(served.path) as other:
+            waiting = asyncio.create_task(patient.execute("stop"))
+            await asyncio.to_thread(stopping.wait, PATIENCE_S)
+            assert await runs(other)
+            assert not waiting.done()
+            may_stop.set()
+            await waiting
+
+    asyncio.run(conversation())
+
+
+def test_a_client_that_does_not_read_is_dropped_and_nobody_else_notices(served: Served) -> None:
+    event = MigrationChanged(Direction.OUTGOING, MigrationStatus.ACTIVE)
+    # An event takes more than 100 bytes; what the kernel's own buffers hold comes on top of the outbox.
+    batch = 500
+    batches = 2 * OUTBOX_LIMIT // 100 // batch
+
+    async def conversation() -> int:
+        async with asyncio.timeout(PATIENCE_S), connected(served.path) as good:
+            reader, writer = await asyncio.open_unix_connection(served.path)
+            await reader.readline()
+            writer.write(b'{"execute": "qmp_capabilities"}')
+            await reader.readline()
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            with good.listener(names=("MIGRATION",)) as listener:
+                for _ in range(batches):
+                    for _ in range(batch):
+                        served.guest.events.publish(event)
+                    for _ in range(batch):
+                        await listener.get()
+            clients = served.server.clients
+            writer.transport.abort()
+            return clients
+
+    assert asyncio.run(conversation()) == 1
+
+
+async def _statuses_until(listener: EventListener, last: str) -> list[str]:
+    statuses = []
+    async for event in listener:
+        data = event["data"]
+        assert isinstance(data, dict)
+        statuses.append(data["status"])
+        if statuses[-1] == last:
+            break
+    return statuses
