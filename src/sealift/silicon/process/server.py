@@ -64,18 +64,24 @@ class Server:
 
     def serve(self) -> None:
         """Answer requests until the other end closes the connection."""
-        while True:
-            try:
-                request, fds = self._channel.receive()
-            except LostError:
-                return
-            except SealiftError as error:
-                self._channel.send(to_failed(error))
-                continue
-            if fds:
-                raise InternalError("a VMM sent descriptors, which no request takes")
-            reply, passed = self._answer(request)
-            self._channel.send(reply, passed)
+        try:
+            while True:
+                self._serve_one()
+        except LostError:
+            return  # between requests or in the middle of one: the VMM is gone, and with it the guest
+
+    def _serve_one(self) -> None:
+        try:
+            request, fds = self._channel.receive()
+        except LostError:
+            raise
+        except SealiftError as error:
+            self._channel.send(to_failed(error))
+            return
+        if fds:
+            raise InternalError("a VMM sent descriptors, which no request takes")
+        reply, passed = self._answer(request)
+        self._channel.send(reply, passed)
 
     def _answer(self, request: wire.Request) -> _Answer:
         phase = self._phase()
