@@ -22,11 +22,10 @@ class UnicornEngine:
 
     def __init__(self, memory: GuestMemory, vcpus: int) -> None:
         self.memory = memory
-        self.turn = Turn(self._preempt)
+        self.turn = Turn()
         self.encrypted_log = PageSet(memory.layout.pages)
         self.plain_log = PageSet(memory.layout.pages)
         self.walker = Walker(memory, CBIT, self._table_written)
-        self.running: UnicornVcpu | None = None
         self._count = vcpus
         self._vcpus: dict[int, UnicornVcpu] = {}
         memory.attach(self)
@@ -34,13 +33,13 @@ class UnicornEngine:
     def create_vcpu(self, index: int) -> UnicornVcpu:
         """A fresh vCPU with initial APIC id `index`; replaces an earlier one of that index."""
         vcpu = UnicornVcpu(self, cpuid.leaves(vcpu=index, vcpus=self._count, cbit=CBIT))
-        with self.turn.held(0):
+        with self.turn.held():
             self._vcpus[index] = vcpu
         return vcpu
 
     def quiesced(self) -> AbstractContextManager[None]:
         """Hold every vCPU out of guest mode; re-entrant."""
-        return self.turn.held(0)
+        return self.turn.held()
 
     def take_logs(self) -> WriteLogs:
         """Get and clear the write logs; cached writable translations are dropped, so that later writes log anew."""
@@ -52,11 +51,6 @@ class UnicornEngine:
         """Drop what is cached, code included; the next fill follows the new page states."""
         for vcpu in self._vcpus.values():
             vcpu.request_code_flush()
-
-    def _preempt(self) -> None:
-        running = self.running
-        if running is not None:
-            running.preempt()
 
     def _table_written(self, page: int) -> None:
         self.encrypted_log.mark(page)

@@ -1,12 +1,12 @@
 """One emulated vCPU: a Unicorn instance, its TLB-fill hook, and the reasons it leaves guest mode.
 
-Unicorn looks for a stop only between translated blocks, so a port access is carried out inside its hook: the turn is
-given up, the outside is asked, the turn taken again, and the instruction completes with the answer. Hypercalls and
-faults end a block by themselves. (An instruction limit would make every stop exact, but stops from another thread
-then resume at an instruction that was already executed; without one they resume where they should.)
+Stops must be exact: an instruction that is executed again, or skipped, corrupts a guest in silence. Unicorn's stops
+are exact only from inside a hook, and only while it counts instructions (it then checks before every one, which
+halves its speed). So a vCPU runs in slices of a fixed number of instructions, hooks note an outcome and stop right
+behind theirs, and nobody ever stops an emulator from another thread.
 
 A vCPU is only ever emulated by its own thread while that holds the engine's turn; what other threads want of it
-(a TLB flush, leaving guest mode) is noted, and carried out before its next instruction.
+(a TLB flush, leaving guest mode) is noted, and carried out before its next slice.
 """
 
 from __future__ import annotations
@@ -33,16 +33,13 @@ from sealift.wire.platform import Fault, Halt, Interrupted, PortIn, PortOut, Reg
 SHARED_WINDOW = 1 << 52
 """Emulator-physical address at which the shared plane is mapped; the private plane is mapped at 0."""
 
-_QUANTUM_S = 0.0005
-"""How long a vCPU lets another one run before it asks for its turn."""
+_SLICE_INSTRUCTIONS = 20_000
+"""Instructions before other threads get a chance: under half a millisecond, and long beside a slice's fixed cost."""
 
 _VMMCALL = b"\x0f\x01\xd9"
+_HLT = 0xF4
 _CR0_PAGING = 1 << 31
-_NO_END = 0  # `emu_start` runs until a hook stops it: the list of exit addresses is empty
-
-
-def _nobody(access: PortIn | PortOut) -> int:
-    raise InternalError(f"{access} outside of run")
+_NO_END = 0  # slices end by count or by a hook: the list of exit addresses is empty
 
 
 class Board(Protocol):
@@ -53,7 +50,6 @@ class Board(Protocol):
     turn: Turn
     encrypted_log: PageSet
     plain_log: PageSet
-    running: UnicornVcpu | None
 
 
 class UnicornVcpu:
@@ -62,13 +58,12 @@ class UnicornVcpu:
     def __init__(self, board: Board, leaves: dict[int, Leaf]) -> None:
         self._board = board
         self._leaves = leaves
-        self._outcome: Outcome | None = None
-        self._port_io: PortIo = _nobody
+        self._stopped_by: Outcome | PortIn | PortOut | None = None
+        self._halts_seen: set[int] = set()
+        self._halted_at: int | None = None
         self._flush_tlb = False
         self._flush_code = False
         self._interrupt = threading.Event()
-        self._preempted = False
-        self._gate = threading.Lock()
         self._uc = self._emulator()
 
     def _emulator(self) -> Uc:
@@ -96,53 +91,70 @@ class UnicornVcpu:
 
     def run(self, port_io: PortIo) -> Outcome:
         """Enter the guest; port accesses go to `port_io` on the way."""
-        self._port_io = port_io
         while True:
-            with self._board.turn.held(_QUANTUM_S):
+            with self._board.turn.held():
                 # Looked at with the turn held: a kick, which takes the turn, comes either before or after a slice.
                 if self._interrupt.is_set():
                     self._interrupt.clear()
                     return Interrupted()
-                outcome = self._slice()
-            if outcome is not None:
-                return outcome
+                stopped_by = self._slice()
+            match stopped_by:
+                case None:
+                    pass
+                case PortIn():
+                    self._complete_port_in(stopped_by.size, port_io(stopped_by))
+                case PortOut():
+                    port_io(stopped_by)
+                case _:
+                    return stopped_by
 
-    def _slice(self) -> Outcome | None:
+    def _slice(self) -> Outcome | PortIn | PortOut | None:
         self._flush()
-        if self._flush_code:
-            self._flush_code = False
-            self._uc.ctl_flush_tb()
-        self._outcome = None
-        with self._gate:
-            self._preempted = False
-        self._board.running = self
+        self._stopped_by = self._halted_at = None
         try:
-            self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_RIP), _NO_END)
+            start = self._uc.reg_read(x86.UC_X86_REG_RIP)
+            self._uc.emu_start(start, _NO_END, count=_SLICE_INSTRUCTIONS)
         except UcError as error:
-            if self._outcome is None:
-                self._outcome = self._fault(f"{error}", 0, 0)
-        finally:
-            self._board.running = None
-        if self._outcome is None and not self._preempted:
-            return Halt()  # the one instruction that ends emulation without a hook
-        return self._outcome
+            if self._stopped_by is None:
+                self._stopped_by = self._fault(f"{error}", 0, 0)
+        return Halt() if self._stopped_by is None and self._halted() else self._stopped_by
+
+    def _halted(self) -> bool:
+        """Whether the slice ended by HLT, which no hook reports, and not by its count.
+
+        The byte before RIP says that it may have; whether that byte was an instruction, only a hook on its address
+        can tell. So the first HLT at an address is passed over, as after an interrupt, and sleepers loop around it.
+        """
+        address = self._uc.reg_read(x86.UC_X86_REG_RIP) - 1
+        if self._halted_at == address:
+            return True
+        if address not in self._halts_seen and self._fetch(self._uc, address, 1) == bytes([_HLT]):
+            self._halts_seen.add(address)
+            self._uc.hook_add(const.UC_HOOK_CODE, self._halting, None, address, address)
+        return False
+
+    def _halting(self, _uc: Uc, address: int, _size: int, _user: object) -> None:
+        self._halted_at = address
+
+    def _complete_port_in(self, size: int, value: int) -> None:
+        """Give an IN its data: the accumulator's low bytes, a 32-bit one clearing the upper half."""
+        mask = (1 << 8 * size) - 1
+        kept = 0 if size == 4 else self._uc.reg_read(x86.UC_X86_REG_RAX) & ~mask
+        self._uc.reg_write(x86.UC_X86_REG_RAX, kept | value & mask)
 
     def _flush(self) -> None:
         if self._flush_tlb:
             self._flush_tlb = False
             self._uc.ctl(const.UC_CTL_TLB_FLUSH, const.UC_CTL_IO_WRITE)
+        if self._flush_code:
+            self._flush_code = False
+            self._uc.ctl_flush_tb()
 
     def kick(self) -> None:
         """Make the current or else the next `run` return Interrupted; it has left its slice when this returns."""
         self._interrupt.set()
-        with self._board.turn.held(0):
+        with self._board.turn.held():
             pass
-
-    def preempt(self) -> None:
-        """Make the current slice end soon; without effect between slices."""
-        with self._gate:
-            self._preempted = True
-            self._uc.emu_stop()
 
     def request_flush(self) -> None:
         """Drop cached address translations before the next instruction; the caller holds the turn."""
@@ -160,23 +172,23 @@ class UnicornVcpu:
 
     def registers(self) -> Registers:
         """General and control registers."""
-        with self._board.turn.held(0):
+        with self._board.turn.held():
             return registers.read_registers(self._uc)
 
     def set_registers(self, values: Registers) -> None:
         """Load general and control registers."""
-        with self._board.turn.held(0):
+        with self._board.turn.held():
             registers.write_registers(self._uc, values)
             self.request_code_flush()
 
     def save(self) -> bytes:
         """The whole architectural state."""
-        with self._board.turn.held(0):
+        with self._board.turn.held():
             return registers.save_state(self._uc)
 
     def restore(self, state: bytes) -> None:
         """Load `save`'s state."""
-        with self._board.turn.held(0):
+        with self._board.turn.held():
             registers.restore_state(self._uc, state)
             self.request_code_flush()
 
@@ -188,7 +200,7 @@ class UnicornVcpu:
         try:
             found = self._translate(uc, address, kind)
         except PageFault as fault:
-            self._outcome = self._fault(f"{kind.name.lower()} of {fault}", fault.address, fault.error_code)
+            self._stopped_by = self._fault(f"{kind.name.lower()} of {fault}", fault.address, fault.error_code)
             uc.reg_write(x86.UC_X86_REG_CR2, fault.address)
             return False
         page = found.offset >> PAGE_SHIFT
@@ -215,23 +227,12 @@ class UnicornVcpu:
             return walker.translate(uc.reg_read(x86.UC_X86_REG_CR3), address, kind)
         return walker.untranslated(address)
 
-    def _in(self, _uc: Uc, port: int, size: int, _user: object) -> int:
-        return self._outside(PortIn(port, size)) & ((1 << 8 * size) - 1)
+    def _in(self, uc: Uc, port: int, size: int, _user: object) -> int:
+        self._leave(uc, PortIn(port, size))
+        return 0
 
-    def _out(self, _uc: Uc, port: int, size: int, value: int, _user: object) -> None:
-        self._outside(PortOut(port, size, value))
-
-    def _outside(self, access: PortIn | PortOut) -> int:
-        """Ask the outside in the middle of an instruction, while other vCPUs run."""
-        self._board.running = None
-        with self._board.turn.yielded(_QUANTUM_S):
-            data = self._port_io(access)
-        self._board.running = self
-        # Others may have read the dirty logs or flipped pages meanwhile: nothing cached may be used any more.
-        self._flush()
-        if self._flush_code or self._interrupt.is_set():
-            self.preempt()
-        return data
+    def _out(self, uc: Uc, port: int, size: int, value: int, _user: object) -> None:
+        self._leave(uc, PortOut(port, size, value))
 
     def _cpuid(self, uc: Uc, _user: object) -> int:
         leaf = self._leaves.get(uc.reg_read(x86.UC_X86_REG_EAX), (0, 0, 0, 0))
@@ -243,7 +244,7 @@ class UnicornVcpu:
     def _invalid_instruction(self, uc: Uc, _user: object) -> bool:
         rip = uc.reg_read(x86.UC_X86_REG_RIP)
         if self._fetch(uc, rip, len(_VMMCALL)) != _VMMCALL:
-            self._outcome = self._fault("an invalid instruction", rip, 0)
+            self._stopped_by = self._fault("an invalid instruction", rip, 0)
             return False
         uc.reg_write(x86.UC_X86_REG_RIP, rip + len(_VMMCALL))
         number, *arguments = (
@@ -261,13 +262,13 @@ class UnicornVcpu:
         return True
 
     def _exception(self, uc: Uc, vector: int, _user: object) -> None:
-        self._outcome = self._fault(f"exception {vector}, for which it has no handler", 0, 0)
+        self._stopped_by = self._fault(f"exception {vector}, for which it has no handler", 0, 0)
         uc.emu_stop()
 
-    def _leave(self, uc: Uc, outcome: Outcome) -> None:
-        if self._outcome is not None:
-            raise InternalError(f"a vCPU has two outcomes: {self._outcome} and {outcome}")
-        self._outcome = outcome
+    def _leave(self, uc: Uc, reason: Outcome | PortIn | PortOut) -> None:
+        if self._stopped_by is not None:
+            raise InternalError(f"a vCPU stopped for two reasons: {self._stopped_by} and {reason}")
+        self._stopped_by = reason
         uc.emu_stop()
 
     def _fetch(self, uc: Uc, address: int, length: int) -> bytes:
