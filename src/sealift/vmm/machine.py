@@ -138,6 +138,8 @@ class Machine:
 
     def failed(self, vcpu: int, error: SealiftError) -> None:
         """The platform refused to run a vCPU, or is gone."""
+        if self.state is RunState.SHUTDOWN:
+            return  # gone because `close` ended it
         self.report = f"vCPU {vcpu} cannot run: {sentence(error)}"
         self.vcpus.pause()
         self._run_state.move(RunState.INTERNAL_ERROR)

@@ -71,7 +71,7 @@ class Returns:
     def why(self, broken: EndedError) -> SealiftError:
         """Why the connection broke while sending: the target's last word, if it left one."""
         try:
-            self.check()
+            self._read()  # does not wait: the connection is broken, only what came before can be read
         except TargetRefusedError as refused:
             return refused
         except SealiftError:

@@ -1,0 +1,284 @@
+"""Two hosts and an owner: real platform processes, guests of the built-in programs, migrations over real sockets."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sealift.address import Gpa, RamBlock, RamLayout
+from sealift.errors import SealiftError
+from sealift.guest.handler.digest import handler_digest
+from sealift.guest.programs import program, startup_blob
+from sealift.launch.image import GuestRecipe
+from sealift.launch.secrets import GUEST_GUID
+from sealift.owner.definition import GuestDefinition
+from sealift.owner.owner import Owner
+from sealift.sev.secret import SecretEntry
+from sealift.vmm.console import Console
+from sealift.vmm.launch import Launched, launch
+from sealift.vmm.machine import Machine
+from sealift.vmm.migration.clock import SystemClock
+from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.source import Migration
+from sealift.vmm.migration.stats import MigrationInfo
+from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.migration.streamio import Buffer, StreamWriter
+from sealift.vmm.migration.target import Arrived, Incoming, TargetHost
+from sealift.vmm.migration.transport import Address, TcpAddress
+from sealift.vmm.platform import Platform
+from sealift.vmm.runstate import RunState
+
+SECRET = b"a secret that the owner planted, 45 bytes long"
+MARKER = "SEALIFT-CONTROL-MARKER"
+COMMAND_LINE = f"ws=16 flip=2 every=4 burst=4 pause=10000 marker={MARKER}"
+PATIENCE_S = 60.0
+"""For a condition that is sure to come; a limit only so that a bug is a failure and not a hang."""
+
+
+class Tape(StreamWriter):
+    """A writer that keeps what it sends, and can change or cut it.
+
+    Attributes:
+        sent_bytes: the wire, as sent.
+        edit: gets every write's bytes and the count of those before; gives what is sent instead.
+    """
+
+    def __init__(self, sock: socket.socket, spend: Callable[[int], None]) -> None:
+        super().__init__(sock, spend)
+        self.sent_bytes = bytearray()
+        self.edit: Callable[[bytes, int], bytes] | None = None
+
+    def write(self, *parts: Buffer) -> None:
+        """Keep, edit, send."""
+        data = b"".join(bytes(part) for part in parts)
+        if self.edit is not None:
+            data = self.edit(data, len(self.sent_bytes))
+        self.sent_bytes += data
+        super().write(data)
+
+
+class Screen:
+    """A console, and all it ever showed (a console itself keeps only the end)."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self._shown = bytearray(self.console.listen(self._show))
+
+    def _show(self, data: bytes) -> None:
+        self._shown += data
+
+    @property
+    def tail(self) -> str:
+        """The last lines."""
+        return self._shown[-1000:].decode()
+
+    @property
+    def text(self) -> str:
+        """Everything."""
+        return self._shown.decode()
+
+
+@dataclass
+class Guest:
+    """A guest that runs somewhere."""
+
+    machine: Machine
+    launched: Launched
+    screen: Screen
+    name: str = "ledger"
+
+    @property
+    def text(self) -> str:
+        """What its console has shown here."""
+        return self.screen.text
+
+    def updates(self) -> int:
+        """The last count that vCPU 0 reported here."""
+        return max(chain_in(self.screen.tail), default=0)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition on what the console shows."""
+        seen = threading.Event()
+
+        def look(_: bytes) -> None:
+            seen.set()
+
+        self.screen.console.listen(look)
+        try:
+            while not condition():
+                assert self.machine.state is RunState.RUNNING, self.machine.report
+                assert seen.wait(PATIENCE_S), f"the guest says nothing any more:\n{self.text[-2000:]}"
+                seen.clear()
+        finally:
+            self.screen.console.unlisten(look)
+
+    def work(self, updates: int) -> None:
+        """Wait until it made so many more updates; none may have found a fault."""
+        self.wait_until(lambda: self.updates() > 0 or "FAULT" in self.screen.tail)
+        wanted = self.updates() + updates
+        self.wait_until(lambda: self.updates() >= wanted or "FAULT" in self.screen.tail)
+        assert "FAULT" not in self.text, self.text
+
+
+@dataclass
+class World:
+    """Hosts, owner and everything that was started, to be ended with the test."""
+
+    path: Path
+    owner: Owner
+    recipe: GuestRecipe
+    guests: list[Guest] = field(default_factory=list)
+
+    def platform(self, host: str) -> Platform:
+        """A platform process on a host."""
+        return Platform.start(self.path / host, self.path / "manufacturer")
+
+    def start(self) -> Guest:
+        """Launch the guest on host A and run it."""
+        screen = Screen()
+        platform = self.platform("a")
+        machine = Machine(platform, self.recipe.layout, self.recipe.vcpus, screen.console, lambda _: None)
+        launched = launch(platform, machine.memory, self.recipe, self.owner)
+        machine.resume()
+        guest = Guest(machine, launched, screen)
+        self.guests.append(guest)
+        return guest
+
+    def host(self, console: Console, owner: Owner | None = None) -> TargetHost:
+        """A host that takes guests."""
+        return TargetHost(
+            platform=lambda: self.platform("b"),
+            owner=owner or self.owner,
+            startup=startup_blob(),
+            console=lambda: console,
+            run_state=lambda _: None,
+        )
+
+    def close(self) -> None:
+        """End all guests."""
+        for guest in self.guests:
+            guest.machine.close()
+
+
+@dataclass
+class Attempt:
+    """A migration under way."""
+
+    migration: Migration
+    incoming: Incoming
+    screen: Screen
+    world: World
+    statuses: list[MigrationStatus]
+    tapes: list[Tape]
+    _threads: list[threading.Thread] = field(default_factory=list)
+    info: MigrationInfo | None = None
+    arrived: Arrived | None = None
+    refused: SealiftError | None = None
+
+    @property
+    def wire(self) -> bytes:
+        """What the source sent."""
+        return bytes(self.tapes[0].sent_bytes)
+
+    def begin(self) -> None:
+        """Start both sides."""
+
+        def source() -> None:
+            self.info = self.migration.run(str(self.incoming.address))
+
+        def target() -> None:
+            try:
+                self.arrived = self.incoming.serve()
+            except SealiftError as error:
+                self.refused = error
+
+        self._threads = [threading.Thread(target=work, name=work.__name__) for work in (target, source)]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> MigrationInfo:
+        """Wait for both sides."""
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive(), f"the {thread.name} hangs"
+        assert self.info is not None
+        return self.info
+
+    def guest(self) -> Guest:
+        """The guest at the target."""
+        assert self.arrived is not None, (self.info, self.refused)
+        found = Guest(self.arrived.machine, self.arrived.launched, self.screen, self.arrived.name)
+        self.world.guests.append(found)
+        return found
+
+
+def attempt(
+    world: World,
+    guest: Guest,
+    parameters: Parameters | None = None,
+    edit: Callable[[bytes, int], bytes] | None = None,
+    owner: Owner | None = None,
+    address: Address | None = None,
+) -> Attempt:
+    """A migration of `guest`, ready to begin."""
+    screen = Screen()
+    incoming = Incoming(address or TcpAddress("127.0.0.1", 0), world.host(screen.console, owner))
+    statuses: list[MigrationStatus] = []
+    tapes: list[Tape] = []
+    migration = Migration(
+        guest.machine, guest.launched, guest.name, parameters or Parameters(), statuses.append, SystemClock()
+    )
+
+    def tape(sock: socket.socket, spend: Callable[[int], None]) -> Tape:
+        made = Tape(sock, spend)
+        made.edit = edit
+        tapes.append(made)
+        return made
+
+    migration.make_writer = tape
+    return Attempt(migration, incoming, screen, world, statuses, tapes)
+
+
+def chain_in(text: str) -> dict[int, str]:
+    """The chain value at each update count that vCPU 0 reported in a console's text."""
+    return {int(count): value for count, value in re.findall(r"^ledger 0 (\d+) (\w{64})$", text, re.MULTILINE)}
+
+
+def recipe(vcpus: int = 1, megabytes: int = 16, command_line: str = COMMAND_LINE) -> GuestRecipe:
+    """A ledger guest."""
+    return GuestRecipe(
+        startup=startup_blob(),
+        layout=RamLayout((RamBlock("pc.ram", Gpa(0), megabytes << 20),)),
+        vcpus=vcpus,
+        handler_digest=bytes(32),
+        kernel=program("ledger"),
+        payload=b"payload " * 1001,
+        command_line=command_line,
+    )
+
+
+@contextmanager
+def world(path: Path, made: GuestRecipe) -> Iterator[World]:
+    """Hosts with their identities in `path`, and a fresh owner that trusts them."""
+    owner_path = path / f"owner-{os.urandom(4).hex()}"
+    owner_path.mkdir(mode=0o700)
+    entries = (SecretEntry(GUEST_GUID, SECRET),)
+    owner = Owner(owner_path, GuestDefinition(made, entries=entries))
+    platform = Platform.start(path / "a", path / "manufacturer")
+    try:
+        ca_chain = platform.info().ca_chain
+    finally:
+        platform.close()
+    owner.trust(ca_chain[len(ca_chain) // 2 :])
+    owner.accept_handler(handler_digest())
+    found = World(path, owner, made)
+    try:
+        yield found
+    finally:
+        found.close()
