@@ -17,6 +17,7 @@ from sealift.cli.options import examples
 from sealift.errors import InternalError, SealiftError, sentence
 
 _COMMANDS: Final = {
+    "demo": "Launch, attest, move and search: the main job, shown.",
     "run": "Launch a guest, or wait for one to arrive, and run it here.",
     "ps": "List the guests of a host.",
     "console": "Attach to a guest's console.",

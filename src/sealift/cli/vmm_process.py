@@ -57,7 +57,6 @@ class MigrationState(msgspec.Struct, frozen=True, rename="kebab"):
     ram: MigrationRam = MigrationRam(0, 0)
     pages: MigrationPages = MigrationPages(0, 0, 0)
     migration_id: str = ""
-    transfer_time_us: int = msgspec.field(default=0, name="transfer-time-us")
 
 
 ENDED: Final = frozenset({"completed", "failed", "cancelled"})

@@ -112,6 +112,11 @@ class Ledger:
         except msgspec.DecodeError as error:
             raise UserError(f"the record of launch {launch_id} is damaged; restore it from a copy") from error
 
+    def released(self) -> list[Launch]:
+        """Every launch whose secret was released and whose record is still here."""
+        found = (self.find_released(bytes.fromhex(name)) for name in self._released.names())
+        return [launch for launch in found if launch is not None]
+
     def find_released(self, measure: bytes) -> Launch | None:
         """The launch whose secret was released for that LAUNCH_MEASURE output, if there is one."""
         name = measure.hex()
