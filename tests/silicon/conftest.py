@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
 from sealift.silicon.memory.guest_memory import GuestMemory
 
+from .board import Board, EngineKind
 from .windows import KEY, LAYOUT, ScriptedGuest
+
+ENGINES = [EngineKind("unicorn", CBIT, UnicornEngine)]
+"""Every engine of the platform; each must pass the whole contract."""
 
 
 @pytest.fixture
@@ -15,3 +24,47 @@ def memory() -> GuestMemory:
 @pytest.fixture
 def guest(memory: GuestMemory) -> ScriptedGuest:
     return ScriptedGuest(memory)
+
+
+@pytest.fixture(params=ENGINES, ids=lambda kind: kind.name)
+def engine_kind(request: pytest.FixtureRequest) -> EngineKind:
+    kind: EngineKind = request.param
+    return kind
+
+
+@pytest.fixture
+def make_board(engine_kind: EngineKind) -> Callable[[int], Board]:
+    """A guest with so many vCPUs."""
+    return lambda vcpus: Board(engine_kind, vcpus)
+
+
+@pytest.fixture
+def board(make_board: Callable[[int], Board]) -> Board:
+    """A guest with one vCPU."""
+    return make_board(1)
+
+
+@pytest.fixture
+def pair(make_board: Callable[[int], Board]) -> Board:
+    """A guest with two vCPUs."""
+    return make_board(2)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for vCPUs; a test must have ended what runs in them."""
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Wait for a condition, looking again and again and letting other threads run; fail after 20 s."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, "what was waited for did not happen"
+            time.sleep(0)
+
+    return wait

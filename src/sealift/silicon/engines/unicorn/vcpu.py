@@ -25,6 +25,7 @@ from sealift.pageset import PageSet
 from sealift.silicon.engines.cpuid import Leaf
 from sealift.silicon.engines.interface import Hypercall, Outcome, PortIo
 from sealift.silicon.engines.unicorn import registers
+from sealift.silicon.engines.unicorn.halts import HLT, HaltStops
 from sealift.silicon.engines.unicorn.turn import Turn
 from sealift.silicon.engines.unicorn.walker import Access, PageFault, Translation, Walker
 from sealift.silicon.memory.guest_memory import GuestMemory
@@ -37,7 +38,7 @@ _SLICE_INSTRUCTIONS = 20_000
 """Instructions before other threads get a chance: under half a millisecond, and long beside a slice's fixed cost."""
 
 _VMMCALL = b"\x0f\x01\xd9"
-_HLT = 0xF4
+_HLT = bytes([HLT])
 _CR0_PAGING = 1 << 31
 _NO_END = 0  # slices end by count or by a hook: the list of exit addresses is empty
 
@@ -59,12 +60,11 @@ class UnicornVcpu:
         self._board = board
         self._leaves = leaves
         self._stopped_by: Outcome | PortIn | PortOut | None = None
-        self._halts_seen: set[int] = set()
-        self._halted_at: int | None = None
         self._flush_tlb = False
         self._flush_code = False
         self._interrupt = threading.Event()
         self._uc = self._emulator()
+        self._halts = HaltStops(self._uc)
 
     def _emulator(self) -> Uc:
         uc = Uc(const.UC_ARCH_X86, const.UC_MODE_64)
@@ -110,7 +110,7 @@ class UnicornVcpu:
 
     def _slice(self) -> Outcome | PortIn | PortOut | None:
         self._flush()
-        self._stopped_by = self._halted_at = None
+        self._stopped_by = None
         try:
             start = self._uc.reg_read(x86.UC_X86_REG_RIP)
             self._uc.emu_start(start, _NO_END, count=_SLICE_INSTRUCTIONS)
@@ -120,21 +120,17 @@ class UnicornVcpu:
         return Halt() if self._stopped_by is None and self._halted() else self._stopped_by
 
     def _halted(self) -> bool:
-        """Whether the slice ended by HLT, which no hook reports, and not by its count.
-
-        The byte before RIP says that it may have; whether that byte was an instruction, only a hook on its address
-        can tell. So the first HLT at an address is passed over, as after an interrupt, and sleepers loop around it.
-        """
-        address = self._uc.reg_read(x86.UC_X86_REG_RIP) - 1
-        if self._halted_at == address:
+        """Carry out a HLT that is next (see `halts`)."""
+        rip = self._uc.reg_read(x86.UC_X86_REG_RIP)
+        if rip in self._halts and self._fetch(self._uc, rip, 1) == _HLT:
+            self._uc.reg_write(x86.UC_X86_REG_RIP, rip + 1)
             return True
-        if address not in self._halts_seen and self._fetch(self._uc, address, 1) == bytes([_HLT]):
-            self._halts_seen.add(address)
-            self._uc.hook_add(const.UC_HOOK_CODE, self._halting, None, address, address)
+        if rip in self._halts or (rip - 1 not in self._halts and self._fetch(self._uc, rip - 1, 1) == _HLT):
+            # Code changed through another address: look at all of it again. A HLT that Unicorn passed meanwhile was
+            # woken from, as by an interrupt; the guest's loop around it comes back.
+            self._halts.forget()
+            self.request_code_flush()
         return False
-
-    def _halting(self, _uc: Uc, address: int, _size: int, _user: object) -> None:
-        self._halted_at = address
 
     def _complete_port_in(self, size: int, value: int) -> None:
         """Give an IN its data: the accumulator's low bytes, a 32-bit one clearing the upper half."""
@@ -149,6 +145,7 @@ class UnicornVcpu:
         if self._flush_code:
             self._flush_code = False
             self._uc.ctl_flush_tb()
+            self._halts.forget()
 
     def kick(self) -> None:
         """Make the current or else the next `run` return Interrupted; it has left its slice when this returns."""
@@ -205,18 +202,19 @@ class UnicornVcpu:
             return False
         page = found.offset >> PAGE_SHIFT
         shared = not found.encrypted and page in board.memory.states
-        if shared and kind is Access.FETCH:
-            # Silicon fetches through the key whatever the C-bit says: the entry serves this fetch alone.
-            entry.paddr, entry.perms = found.gpa, const.UC_PROT_EXEC
+        if kind is Access.FETCH:
+            # Silicon fetches through the key whatever the C-bit says: of a shared page the entry serves fetches alone.
+            self._halts.scan(address, board.memory.private.window(page, 1))
+            entry.paddr = found.gpa
+            entry.perms = const.UC_PROT_EXEC | (0 if shared else const.UC_PROT_READ)
             return True
         log = board.encrypted_log if found.encrypted else board.plain_log
         if kind is Access.WRITE:
             log.mark(page)
+        # Never writable and executable at once: code that was written is scanned before it is fetched.
         permissions = const.UC_PROT_READ
         if found.writable and page in log:
             permissions |= const.UC_PROT_WRITE
-        if found.executable and not shared:
-            permissions |= const.UC_PROT_EXEC
         entry.paddr = found.gpa + SHARED_WINDOW if shared else found.gpa
         entry.perms = permissions
         return True

@@ -37,7 +37,6 @@ class Translation:
     """Byte offset in the planes."""
     encrypted: bool
     writable: bool
-    executable: bool
 
 
 class PageFault(Exception):  # noqa: N818  # the architecture's name for it
@@ -92,7 +91,7 @@ class Walker:
                 offset = self._ram_offset(address, gpa)
                 # Until a write has set the dirty bit, a cached translation must not let writes pass unseen.
                 writable = writable and bool(marked & _DIRTY)
-                return Translation(gpa, offset, bool(entry & self._cbit_mask), writable, executable)
+                return Translation(gpa, offset, bool(entry & self._cbit_mask), writable)
             table = entry & self._frame_mask
         raise AssertionError("a walk ends at level 1")
 
@@ -102,7 +101,7 @@ class Walker:
         Raises:
             PageFault: there is no RAM.
         """
-        return Translation(address, self._ram_offset(address, address), encrypted=False, writable=True, executable=True)
+        return Translation(address, self._ram_offset(address, address), encrypted=False, writable=True)
 
     def _ram_offset(self, address: int, gpa: int) -> int:
         offset = self._layout.offset(gpa)

@@ -1,0 +1,145 @@
+"""A guest of a few pages for engine tests: tables that map it one to one, and code where a test wants it.
+
+The suite speaks to the `Engine` and `Vcpu` protocols alone, so that every engine runs the same tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
+from sealift.silicon.engines.interface import Engine, Outcome, Vcpu
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.wire.platform import PortIn, PortOut, Registers
+
+from .windows import KEY
+
+LAYOUT = RamLayout((RamBlock("ram", Gpa(0), 2 << 20),))
+PML4, PDPT, PD, PT = 0x10_000, 0x11_000, 0x12_000, 0x13_000
+CODE = 0x4000
+"""vCPU n's code begins n pages further."""
+DATA, OTHER = 0x20_000, 0x21_000
+"""Two pages for data, mapped with the C-bit."""
+OPEN_DATA, OPEN_OTHER = 0x40_000, 0x41_000
+"""The same two pages, mapped without it."""
+
+PRESENT, WRITABLE, ACCESSED, DIRTY, NO_EXECUTE = 1, 2, 1 << 5, 1 << 6, 1 << 63
+
+_GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """An engine to test: how to make one for a memory and a number of vCPUs, and where its C-bit is."""
+
+    name: str
+    cbit: int
+    make: Callable[[GuestMemory, int], Engine]
+
+
+@dataclass
+class Ports:
+    """The outside: keeps what was asked, and answers from a list (0 when it is used up).
+
+    `during` is called in the middle of every access.
+    """
+
+    answers: list[int] = field(default_factory=list)
+    during: Callable[[], None] = lambda: None
+    asked: list[PortIn | PortOut] = field(default_factory=list)
+
+    def __call__(self, access: PortIn | PortOut) -> int:
+        """One access."""
+        self.asked.append(access)
+        self.during()
+        return self.answers.pop(0) if isinstance(access, PortIn) and self.answers else 0
+
+
+class Board:
+    """A guest on an engine."""
+
+    def __init__(self, kind: EngineKind, vcpus: int = 1) -> None:
+        self.kind = kind
+        self.memory = GuestMemory(LAYOUT, KEY)
+        self.engine = kind.make(self.memory, vcpus)
+        self.vcpus: list[Vcpu] = [self.engine.create_vcpu(index) for index in range(vcpus)]
+        self.c = 1 << kind.cbit
+        for table, below in ((PML4, PDPT), (PDPT, PD), (PD, PT)):
+            self.poke(table, below | self.c | PRESENT | WRITABLE)
+        for address in range(0, LAYOUT.size, PAGE_SIZE):
+            self.map(address, address)
+        self.map(OPEN_DATA, DATA, encrypted=False)
+        self.map(OPEN_OTHER, OTHER, encrypted=False)
+        self.memory.take_unsent()
+
+    # --- memory as a test sees it --------------------------------------------------------------------------------
+
+    def poke(self, address: int, value: int) -> None:
+        """64 bits of the private plane."""
+        self.memory.private.words[address // PAGE_SIZE, address % PAGE_SIZE // 8] = value
+
+    def private(self, address: int) -> int:
+        """64 bits of the private plane."""
+        return int(self.memory.private.words[address // PAGE_SIZE, address % PAGE_SIZE // 8])
+
+    def shared(self, address: int) -> int:
+        """64 bits of the shared plane."""
+        return int(self.memory.shared.words[address // PAGE_SIZE, address % PAGE_SIZE // 8])
+
+    def entry(self, address: int) -> int:
+        """Where the last-level entry for an address is."""
+        return PT + address // PAGE_SIZE * 8
+
+    def map(self, address: int, gpa: int, *, encrypted: bool = True, flags: int = PRESENT | WRITABLE) -> None:
+        """Make `address` mean `gpa`; no vCPU has used it yet."""
+        self.poke(self.entry(address), gpa | (self.c if encrypted else 0) | flags)
+
+    def share(self, address: int) -> None:
+        """The guest declared the page shared."""
+        self.memory.convert(address // PAGE_SIZE, 1, to_shared=True)
+
+    def hide(self, address: int) -> None:
+        """The guest declared the page private."""
+        self.memory.convert(address // PAGE_SIZE, 1, to_shared=False)
+
+    def logged(self) -> tuple[set[int], set[int]]:
+        """Addresses of the pages in the logs, with and without C-bit; clears them."""
+        with self.engine.quiesced():
+            logs = self.engine.take_logs()
+        encrypted, plain = ({int(page) * PAGE_SIZE for page in log.numbers()} for log in (logs.encrypted, logs.plain))
+        return encrypted, plain
+
+    # --- vCPUs ------------------------------------------------------------------------------------------------------
+
+    def load(self, index: int, code: bytes, **general: int) -> None:
+        """Put code at the vCPU's place and its registers there."""
+        at = CODE + index * PAGE_SIZE
+        self.memory.private.data[at : at + len(code)] = code
+        self.vcpus[index].set_registers(self.registers(at, **general))
+
+    def registers(self, rip: int, **general: int) -> Registers:
+        """64-bit mode, paging, SSE and NX on; unnamed registers are 0."""
+        return Registers(
+            general=tuple(general.get(name, 0) for name in _GENERAL),
+            rip=rip,
+            rflags=2,
+            cr0=0x8005_0033,
+            cr2=0,
+            cr3=PML4 | self.c,
+            cr4=0x620,
+            efer=0xD00,
+        )
+
+    def run(self, index: int = 0, ports: Ports | None = None) -> Outcome:
+        """Until it leaves guest mode."""
+        return self.vcpus[index].run(ports or Ports())
+
+    def execute(self, code: bytes, ports: Ports | None = None, **general: int) -> Outcome:
+        """Load vCPU 0 and run it."""
+        self.load(0, code, **general)
+        return self.run(0, ports)
+
+    def value(self, name: str, index: int = 0) -> int:
+        """A general register."""
+        return self.vcpus[index].registers().general[_GENERAL.index(name)]
