@@ -106,6 +106,18 @@ def test_a_killed_vmm_takes_its_platform_along_and_its_name_can_be_used_again(
     assert json.loads(answer(sealift, "ps", "--json"))[0]["state"] == "running"
 
 
+def test_a_platform_that_dies_ends_its_guest_even_one_that_only_sleeps(
+    sealift: Callable[..., Sealift], state_dir: Path
+) -> None:
+    process = running(sealift, "a", *SMALL)
+    process.stdout.wait_for("idle ready\n")
+    (platform,) = processes_naming(state_dir)
+    os.kill(platform, signal.SIGKILL)
+    assert process.wait() == 1
+    assert "is gone" in process.stderr.text or "cannot go on" in process.stderr.text
+    assert list(state_dir.glob("hosts/default/run/*")) == []
+
+
 def test_a_host_directory_may_have_a_path_longer_than_a_sockets_address(
     sealift: Callable[..., Sealift], tmp_path: Path
 ) -> None:

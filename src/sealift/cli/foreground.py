@@ -19,7 +19,7 @@ from sealift.cli.printer import Printer
 from sealift.cli.rundir import CONSOLE_SOCKET, QMP_SOCKET, RunDirectory
 from sealift.cli.wiring import HostedGuest
 from sealift.vmm.console_server import ConsoleServer
-from sealift.vmm.control import ControlThread
+from sealift.vmm.control import ControlThread, process_end
 from sealift.vmm.events import Direction, Ending, GuestEvent, MigrationChanged, RunStateChanged, ShutdownCause
 from sealift.vmm.guest import Guest
 from sealift.vmm.migration.status import MigrationStatus
@@ -42,7 +42,14 @@ class _ClientsLeft:
     """The last QMP client has disconnected."""
 
 
-_News: TypeAlias = GuestEvent | _Signalled | _ClientsLeft
+@dataclass(frozen=True, slots=True)
+class _PlatformGone:
+    """The platform process has ended by itself."""
+
+    pid: int
+
+
+_News: TypeAlias = GuestEvent | _Signalled | _ClientsLeft | _PlatformGone
 
 
 def run_in_foreground(
@@ -66,7 +73,6 @@ def run_in_foreground(
         ending.callback(directory.close)
         qmp_socket = ending.enter_context(directory.listen(QMP_SOCKET))
         console_socket = ending.enter_context(directory.listen(CONSOLE_SOCKET))
-        foreground = _Foreground(say)
         if console is not None:
             printer = Printer(console)
             ending.callback(printer.close)
@@ -74,23 +80,35 @@ def run_in_foreground(
         ending.callback(control.close)
         hosted = start()
         ending.callback(hosted.close)
+        guest = hosted.guest
         if console is not None:
-            printer.put(hosted.guest.console.listen(printer.put))
-        server = control.make(lambda: QmpServer(hosted.guest, foreground.clients_left))
+            printer.put(guest.console.listen(printer.put))
+        # It listens before anybody can ask for anything.
+        foreground = _Foreground(guest, say, control)
+        server = control.make(lambda: QmpServer(guest, foreground.clients_left))
         control.start(server.serve(qmp_socket))
-        control.start(control.make(lambda: ConsoleServer(hosted.guest)).serve(console_socket))
+        control.start(control.make(lambda: ConsoleServer(guest)).serve(console_socket))
         _on_signals(foreground.signalled)
-        return foreground.watch(hosted.guest, server)
+        return foreground.watch(server)
 
 
 class _Foreground:
     """What the main thread waits for, and what it tells the user about it."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, guest: Guest, say: Say, control: ControlThread) -> None:
+        self._guest = guest
         self._say = say
+        self._control = control
+        self._moved = False
+        self._watching_platform = False
         # Putting is safe even in a signal handler that interrupts a put.
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
-        self._moved = False
+        guest.events.listen(self._news.put)
+        # What happened before anybody listened.
+        self._news.put(RunStateChanged(RunState.INMIGRATE, guest.state))
+        arrival = guest.migration()
+        if arrival is not None and arrival.status == MigrationStatus.FAILED.value:
+            self._news.put(MigrationChanged(Direction.INCOMING, MigrationStatus.FAILED))
 
     def signalled(self, _: int, __: FrameType | None) -> None:
         """Signal handler: the user wants the guest to end."""
@@ -100,33 +118,35 @@ class _Foreground:
         """For the QMP server: nobody is connected any more."""
         self._news.put(_ClientsLeft())
 
-    def watch(self, guest: Guest, server: QmpServer) -> int:
+    def watch(self, server: QmpServer) -> int:
         """Tell what happens until the guest ends; the exit status."""
-        guest.events.listen(self._news.put)
-        # What happened before anybody listened.
-        self._news.put(RunStateChanged(RunState.INMIGRATE, guest.state))
-        arrival = guest.migration()
-        if arrival is not None and arrival.status == MigrationStatus.FAILED.value:
-            self._news.put(MigrationChanged(Direction.INCOMING, MigrationStatus.FAILED))
         while True:
             match self._news.get():
                 case RunStateChanged(_, after):
-                    status = self._run_state(guest, after)
+                    status = self._run_state(after)
                 case MigrationChanged(Direction.OUTGOING, migration):
-                    status = self._departure(guest, server, migration)
+                    status = self._departure(server, migration)
                 case MigrationChanged(Direction.INCOMING, migration):
-                    status = self._arrival(guest, migration)
+                    status = self._arrival(migration)
                 case Ending(cause):
                     status = FAILED if cause is ShutdownCause.HOST_ERROR else DONE
                 case _Signalled():
-                    guest.end(ShutdownCause.HOST_SIGNAL)
+                    self._guest.end(ShutdownCause.HOST_SIGNAL)
                     status = None
+                case _PlatformGone(pid):
+                    self._say(f"the platform process {pid} of guest {self._guest.name} is gone, and the guest with it")
+                    self._guest.end(ShutdownCause.HOST_ERROR)
+                    return FAILED
                 case _ClientsLeft():
                     status = DONE if self._moved else None
             if status is not None:
                 return status
 
-    def _run_state(self, guest: Guest, state: RunState) -> int | None:
+    def _run_state(self, state: RunState) -> int | None:
+        guest = self._guest
+        if state in {RunState.RUNNING, RunState.PAUSED} and not self._watching_platform:
+            self._watching_platform = True
+            self._control.start(self._await_platform(guest.machine.platform.pid))
         match state:
             case RunState.RUNNING:
                 self._say(f"guest {guest.name} runs")
@@ -134,13 +154,18 @@ class _Foreground:
                 self._say(f"guest {guest.name} is paused")
             case RunState.GUEST_PANICKED | RunState.INTERNAL_ERROR:
                 self._say(f"guest {guest.name} cannot go on: {guest.machine.report}")
-                guest.events.unlisten(self._news.put)
                 panicked = state is RunState.GUEST_PANICKED
                 guest.end(ShutdownCause.GUEST_PANIC if panicked else ShutdownCause.HOST_ERROR)
                 return FAILED
         return None
 
-    def _arrival(self, guest: Guest, status: MigrationStatus) -> int | None:
+    async def _await_platform(self, pid: int) -> None:
+        """A guest whose vCPUs all halted would not notice by itself."""
+        await process_end(pid)
+        self._news.put(_PlatformGone(pid))
+
+    def _arrival(self, status: MigrationStatus) -> int | None:
+        guest = self._guest
         match status:
             case MigrationStatus.COMPLETED:
                 self._say(f"guest {guest.name} has arrived")
@@ -149,7 +174,8 @@ class _Foreground:
                 return FAILED
         return None
 
-    def _departure(self, guest: Guest, server: QmpServer, status: MigrationStatus) -> int | None:
+    def _departure(self, server: QmpServer, status: MigrationStatus) -> int | None:
+        guest = self._guest
         match status:
             case MigrationStatus.ACTIVE:
                 self._say(f"guest {guest.name} is being moved")

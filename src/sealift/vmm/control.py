@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -52,6 +53,19 @@ async def serve_clients(listening: socket.socket, client: Client, limit: int) ->
         for task in leaving:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
+
+
+async def process_end(pid: int) -> None:
+    """Wait until a child process has ended (without reaping it)."""
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(pid)
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def post(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:
