@@ -91,6 +91,20 @@ class Channel(Generic[Incoming, Outgoing]):
                 os.close(fd)
             raise
 
+    def receive_alone(self) -> Incoming:
+        """Wait for the next message, which must come without descriptors.
+
+        Raises:
+            LostError: the other end is gone.
+            StreamError: as `receive`, or it came with descriptors; they are closed.
+        """
+        message, fds = self.receive()
+        for fd in fds:
+            os.close(fd)
+        if fds:
+            raise StreamError(f"a message came with {len(fds)} descriptors, which it does not take")
+        return message
+
     def _decode(self, size: int, flags: int) -> Incoming:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise StreamError(f"a message is over the limit of {MESSAGE_LIMIT} bytes or {FDS_LIMIT} descriptors")

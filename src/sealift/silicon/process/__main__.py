@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from types import TracebackType
 
 from sealift.errors import LostError, SealiftError
 from sealift.silicon.process.server import Server
@@ -42,7 +43,8 @@ def main() -> None:
     harden()
     # The terminal's signals are for the VMM; this process ends when its connection does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.excepthook = _end_on_bug
+    threading.excepthook = lambda hook: _end_on_bug(hook.exc_type, hook.exc_value, hook.exc_traceback)
+    sys.excepthook = _end_on_bug
     fd, identity, manufacturer = sys.argv[1:]
     sock = socket.socket(fileno=int(fd))
     try:
@@ -66,9 +68,9 @@ def _refuse(sock: socket.socket, error: SealiftError) -> None:
         return
 
 
-def _end_on_bug(hook: threading.ExceptHookArgs) -> None:
+def _end_on_bug(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     """A thread died of a bug: the guest cannot be trusted to be whole any more, so it ends, and says why."""
-    traceback.print_exception(hook.exc_type, hook.exc_value, hook.exc_traceback)
+    traceback.print_exception(kind, error, trace)
     os._exit(_INTERNAL_ERROR)
 
 

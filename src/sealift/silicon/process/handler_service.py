@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 from sealift.errors import InternalError, LostError, SealiftError
@@ -23,6 +25,9 @@ from sealift.wire.failure import to_failed
 from sealift.wire.platform import Done
 
 _Request: TypeAlias = wire.HandlerRequest
+
+_LISTED_PAGES = 4096
+"""Page numbers in one reply: 32 KiB, a third of what a message may hold."""
 
 
 class HandlerService:
@@ -53,8 +58,7 @@ class HandlerService:
         try:
             while True:
                 try:
-                    request, _ = self._channel.receive()
-                    reply = self._answer(request)
+                    reply = self._answer(self._channel.receive_alone())
                 except LostError:
                     raise
                 except SealiftError as error:
@@ -64,6 +68,14 @@ class HandlerService:
             self._channel.close()
 
     def _answer(self, request: _Request) -> wire.HandlerReply:
+        try:
+            return self._carry_out(request)
+        finally:
+            # Whatever led back to a state that runs (a cancel, an ABORTED, a new offer), vCPUs may enter again.
+            if self._handler.may_run:
+                self._gate.lift()
+
+    def _carry_out(self, request: _Request) -> wire.HandlerReply:
         if isinstance(request, wire.Pull | wire.EndEpoch | wire.SealState | wire.Close):
             return self._seal(request)
         if isinstance(request, wire.Stop | wire.Answer | wire.Cancel | wire.Fetch | wire.Deliver):
@@ -87,29 +99,37 @@ class HandlerService:
         return wire.Sealed(len(record), 0, 0)
 
     def _step(self, request: wire.Stop | wire.Answer | wire.Cancel | wire.Fetch | wire.Deliver) -> wire.Blob | Done:
-        """Requests that decide whether vCPUs may run: barred before the step, let in again where the step allows."""
-        reply: wire.Blob | Done = Done()
+        """Requests that decide whether vCPUs may run."""
         match request:
             case wire.Stop():
-                self._bar_for(Event.STOP)
-                self._handler.stop()
+                with self._barred_for(Event.STOP):
+                    self._handler.stop()
             case wire.Answer():
-                self._bar_for(Event.ANSWER)
-                reply = wire.Blob(self._handler.answer(request.offer))
+                with self._barred_for(Event.ANSWER):
+                    return wire.Blob(self._handler.answer(request.offer))
             case wire.Cancel():
                 self._handler.cancel()
             case wire.Fetch():
-                reply = wire.Blob(self._handler.token(request.kind))
+                return wire.Blob(self._handler.token(request.kind))
             case wire.Deliver():
                 self._handler.deliver(request.token)
-        if self._handler.may_run:
-            self._gate.lift()
-        return reply
+        return Done()
 
-    def _bar_for(self, event: Event) -> None:
-        """Bar the vCPUs for a step that is possible; one that is not leaves them alone and fails by itself."""
-        if self._handler.allows(event):
+    @contextmanager
+    def _barred_for(self, event: Event) -> Iterator[None]:
+        """Bar the vCPUs before a step that is possible; should it fail nevertheless, nothing has changed.
+
+        A step that is not possible leaves them alone and fails by itself.
+        """
+        possible = self._handler.allows(event)
+        if possible:
             self._gate.bar()
+        try:
+            yield
+        except SealiftError:
+            if possible:
+                self._gate.lift()
+            raise
 
     def _plain(self, request: _Request) -> wire.HandlerReply:
         handler = self._handler
@@ -137,7 +157,7 @@ class HandlerService:
             case wire.CountUnsent():
                 return wire.Unsent(self._handler.unsent_pages())
             case wire.RoundPages():
-                numbers = self._handler.round_pages(request.first, request.limit)
+                numbers = self._handler.round_pages(request.first, min(request.limit, _LISTED_PAGES))
                 return wire.PageList(numbers.astype("<u8").tobytes())
 
     def _exchange(self, request: _Request) -> wire.Blob | Done:

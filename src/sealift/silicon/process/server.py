@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sealift.address import PAGE_SHIFT, Gpa, RamBlock, RamLayout
-from sealift.errors import InternalError, LostError, RefusedError, SealiftError
+from sealift.errors import InternalError, LostError, RefusedError, SealiftError, StreamError
 from sealift.guest.handler.digest import handler_digest
 from sealift.pageset import PageSet
 from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
@@ -25,6 +25,8 @@ _BLOCKS_LIMIT = 16
 """RAMBlocks of one VM: a PC needs two (below and above 4 GiB)."""
 _VCPUS_LIMIT = 255
 """vCPUs of one VM: APIC ids are a byte in CPUID leaf 1."""
+_RAM_LIMIT = 512 << 30
+"""Bytes of RAM: page states take two bits a page, which must fit the machine state of a migration (64 MiB)."""
 _GUEST_PHYSICAL_LIMIT = 1 << CBIT
 """First address that would have the C-bit set."""
 
@@ -72,14 +74,10 @@ class Server:
 
     def _serve_one(self) -> None:
         try:
-            request, fds = self._channel.receive()
-        except LostError:
-            raise
-        except SealiftError as error:
+            request = self._channel.receive_alone()
+        except StreamError as error:
             self._channel.send(to_failed(error))
             return
-        if fds:
-            raise InternalError("a VMM sent descriptors, which no request takes")
         reply, passed = self._answer(request)
         self._channel.send(reply, passed)
 
@@ -119,6 +117,8 @@ class Server:
         if not 1 <= len(request.blocks) <= _BLOCKS_LIMIT or not 1 <= request.vcpus <= _VCPUS_LIMIT:
             raise RefusedError(f"a VM has 1 to {_BLOCKS_LIMIT} RAMBlocks and 1 to {_VCPUS_LIMIT} vCPUs")
         layout = RamLayout(tuple(RamBlock(block.name, Gpa(block.gpa), block.size) for block in request.blocks))
+        if layout.size > _RAM_LIMIT:
+            raise RefusedError(f"guest RAM of {layout.size >> 30} GiB is over the limit of {_RAM_LIMIT >> 30} GiB")
         if layout.end > _GUEST_PHYSICAL_LIMIT:
             raise RefusedError(f"guest RAM must end below the C-bit at {_GUEST_PHYSICAL_LIMIT:#x}")
         self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import assert_never
 
-from sealift.errors import LostError, SealiftError
+from sealift.errors import LostError, SealiftError, StreamError
 from sealift.silicon.engines.interface import Hypercall, Vcpu
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.process.gate import RunGate
@@ -40,7 +40,7 @@ class VcpuService:
     def _serve(self) -> None:
         try:
             while True:
-                request, _ = self._channel.receive()
+                request = self._next_run()
                 try:
                     answer: Exit = self._run(request)
                 except SealiftError as error:
@@ -80,7 +80,15 @@ class VcpuService:
     def _port_io(self, access: PortIn | PortOut) -> int:
         """Exit for a port access; the VMM's next Run brings its data and goes on from inside the instruction."""
         self._channel.send(access)
-        request, _ = self._channel.receive()
+        request = self._next_run()
         if request.immediate_exit:
             self.vcpu.kick()
         return request.data
+
+    def _next_run(self) -> Run:
+        """The VMM's next Run; what is none is answered with Failed and changes nothing."""
+        while True:
+            try:
+                return self._channel.receive_alone()
+            except StreamError as error:
+                self._channel.send(to_failed(error))
