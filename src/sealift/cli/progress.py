@@ -66,9 +66,9 @@ def summary(info: MigrationInfo) -> str:
     if info.ram is None or not info.ram.dirty_sync_count:
         return info.status
     remaining = info.ram.remaining / (1 << 20)
-    return (
-        f"{info.status}, round {info.ram.dirty_sync_count}, {remaining:.1f} MiB remaining, {info.ram.mbps / 8:.0f} MB/s"
-    )
+    megabytes = info.ram.mbps / 8
+    speed = f"{megabytes:.0f}" if megabytes >= 10 else f"{megabytes:.1f}"
+    return f"{info.status}, round {info.ram.dirty_sync_count}, {remaining:.1f} MiB remaining, {speed} MB/s"
 
 
 @contextmanager
