@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sealift.address import Gpa, RamBlock, RamLayout
-from sealift.errors import SealiftError
+from sealift.errors import SealiftError, sentence
 from sealift.guest.handler.digest import handler_digest
 from sealift.guest.programs import program, startup_blob
 from sealift.launch.image import GuestRecipe
@@ -179,7 +179,7 @@ class Attempt:
     _threads: list[threading.Thread] = field(default_factory=list)
     info: MigrationInfo | None = None
     arrived: Arrived | None = None
-    refused: SealiftError | None = None
+    refused: str | None = None
 
     @property
     def wire(self) -> bytes:
@@ -196,7 +196,8 @@ class Attempt:
             try:
                 self.arrived = self.incoming.serve()
             except SealiftError as error:
-                self.refused = error
+                # Not the error itself: its traceback would keep what the target let go of.
+                self.refused = sentence(error)
 
         self._threads = [threading.Thread(target=work, name=work.__name__) for work in (target, source)]
         for thread in self._threads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -39,6 +40,7 @@ def test_a_guest_goes_on_at_the_target_where_it_stopped(world: rig.World, transf
     there, attempt = moved(world, guest, Parameters(transfer=transfer))
     assert attempt.statuses == COMPLETED
     there.work(40)
+    there.machine.pause()
     twin = world.start()
     twin.wait_until(lambda: twin.updates() >= there.updates())
     whole = guest.text + there.text
@@ -93,18 +95,17 @@ def test_the_wire_shows_what_is_shared_and_nothing_that_is_private(world: rig.Wo
     assert rig.SECRET[:16] not in attempt.wire
 
 
-def test_rounds_follow_a_guest_that_writes_faster_than_the_link(world: rig.World) -> None:
-    """With a link of 400 kB/s and 60 ms of downtime one round is not enough, and the guest keeps everything."""
-    guest = world.start()
-    guest.work(4)
-    attempt = rig.attempt(world, guest, Parameters(max_bandwidth=400_000, downtime_limit_ms=60))
-    attempt.begin()
-    info = attempt.end()
-    if info.status != "completed":
-        pytest.fail(str(info))
-    assert info.ram is not None
-    assert info.ram.dirty_sync_count >= 2
-    attempt.guest().work(40)
+def test_rounds_follow_a_guest_that_writes_while_they_last(hosts: Path) -> None:
+    """At 1 MB/s and 10 ms of downtime one round is not enough, and the guest keeps everything."""
+    slow = rig.COMMAND_LINE.replace("pause=10000", "pause=40000")
+    with rig.world(hosts, rig.recipe(command_line=slow)) as world:
+        guest = world.start()
+        guest.work(4)
+        there, attempt = moved(world, guest, Parameters(max_bandwidth=1_000_000, downtime_limit_ms=10))
+        assert attempt.info is not None
+        assert attempt.info.ram is not None
+        assert attempt.info.ram.dirty_sync_count >= 3
+        there.work(20)
 
 
 def test_what_query_migrate_says_adds_up(world: rig.World) -> None:
@@ -211,6 +212,7 @@ def test_qemus_analyser_can_walk_the_stream(world: rig.World) -> None:
 
 def open_things() -> tuple[int, set[str]]:
     """Descriptors of this process, and its children."""
+    gc.collect()
     children = Path(f"/proc/{os.getpid()}/task")
     found = {pid for task in children.iterdir() for pid in (task / "children").read_text().split()}
     return len(list(Path("/proc/self/fd").iterdir())), found
@@ -268,7 +270,7 @@ DAMAGE = {
     "record header": (in_record(20), "record"),
     "page number": (in_record(56), "record"),
     "ciphertext": (in_record(500), "not authentic"),
-    "record length": (in_record(-2), "truncated"),
+    "record length": (in_record(-1), "does not end where it should"),
     "device name": (of_section(b"\x06serial", -1), "no device of this machine"),
     "device version": (of_section(b"\x06serial", 7), "section 'serial' has version"),
 }
@@ -306,7 +308,7 @@ def test_a_truncated_stream_leaves_the_guest_running(world: rig.World) -> None:
     attempt.begin()
     info = attempt.end()
     assert info.status == "failed"
-    assert "the stream is truncated" in str(attempt.refused)
+    assert "the stream is truncated" in (attempt.refused or "")
     assert "the stream is truncated" in (info.error_desc or "")
     guest.work(8)
 

@@ -18,14 +18,15 @@ class Mapping:
         self.fd = fd
         self.size = size
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(fd, size, prot=protection)
+        self._map: mmap.mmap | None = mmap.mmap(fd, size, prot=protection)
         self.view = memoryview(self._map)
 
     def close(self) -> None:
-        """Unmap; views that are still around keep the memory until they go."""
-        with contextlib.suppress(BufferError):  # someone still reads through a view; the mapping goes with it
+        """Let go of the memory: it is unmapped when the last view of it, wherever that may be, has gone as well."""
+        with contextlib.suppress(BufferError):  # someone still reads through a view of this view
             self.view.release()
-            self._map.close()
+        self.view = memoryview(b"")
+        self._map = None
         os.close(self.fd)
 
 
