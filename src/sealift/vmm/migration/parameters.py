@@ -40,7 +40,7 @@ class Parameters:
                 f"a downtime limit of {self.downtime_limit_ms} ms is out of range; choose 0 to {MAX_DOWNTIME_LIMIT_MS}"
             )
         if self.max_bandwidth < 0:
-            raise UserError(f"a bandwidth of {self.max_bandwidth} bytes/s is negative; 0 means no limit")
+            raise UserError(f"a bandwidth of {self.max_bandwidth} bytes/s is negative; choose 0 for no limit")
         if not 1 <= self.channels <= MAX_CHANNELS:
             raise UserError(f"{self.channels} channels are not possible; choose 1 to {MAX_CHANNELS}")
         if self.transfer is Transfer.MAILBOX and self.channels != 1:
