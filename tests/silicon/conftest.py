@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
 from sealift.silicon.memory.guest_memory import GuestMemory
 
 from .board import Board, EngineKind
+from .hosts import Hosts, hosts_in
 from .windows import KEY, LAYOUT, ScriptedGuest
 
 ENGINES = [EngineKind("unicorn", CBIT, UnicornEngine)]
@@ -68,3 +70,16 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def host_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where hosts keep their identities; making the manufacturer's keys takes a second."""
+    return tmp_path_factory.mktemp("hosts")
+
+
+@pytest.fixture
+def hosts(host_path: Path) -> Iterator[Hosts]:
+    """Platform processes, which end with the test."""
+    with hosts_in(host_path) as made:
+        yield made
