@@ -37,6 +37,7 @@ class GuestOptions:
         policy: as `sealift.sev.policy.parse_policy` reads it.
         secret: file whose content the owner plants for the guest's own use.
         downtime_limit_ms: for migrations away from here.
+        prealloc: of a guest that is to arrive, get its memory from the machine before its pages come.
     """
 
     name: str = DEFAULT_NAME
@@ -48,6 +49,7 @@ class GuestOptions:
     policy: str | int = DEFAULT_POLICY
     secret: Path | None = None
     downtime_limit_ms: int = DEFAULT_DOWNTIME_LIMIT_MS
+    prealloc: bool = False
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -65,6 +67,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     owner: str | None = None
     incoming: str | None = None
     downtime_limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    prealloc: bool | None = None
 
 
 def read_config(path: Path) -> dict[str, object]:

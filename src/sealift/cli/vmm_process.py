@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,8 +28,14 @@ _STEP_S: Final = 0.02
 _EXIT_PATIENCE_S: Final = 10.0
 """A VMM told to quit ends its platform, which takes 5 s at most, and itself."""
 
+_WAITING: Final = re.compile(r"waiting for a guest at (\S+)")
+
 _REASON_LIMIT: Final = 8192
 """Bytes of a VMM's last words that are looked at."""
+
+
+class _Processes(msgspec.Struct, frozen=True, rename="kebab"):
+    platform_pid: int
 
 
 class MigrationRam(msgspec.Struct, frozen=True, rename="kebab"):
@@ -129,6 +136,22 @@ class VmmProcess:
         reason = lines[-1].removeprefix("sealift: ") if lines else "it gave no reason"
         return RefusedError(f"{self.title} ended: {reason}")
 
+    def platform_pid(self) -> int:
+        """Process id of the guest's platform."""
+        return self.qmp.query("x-sealift-query-processes", _Processes).platform_pid
+
+    def arrival_uri(self) -> str:
+        """Where a VMM that waits for a guest listens, with the port the system chose.
+
+        Raises:
+            RefusedError: it does not wait for any.
+        """
+        _ = self.qmp  # it says where before it answers there
+        match = _WAITING.search(self._log.read_text())
+        if match is None:
+            raise RefusedError(f"{self.title} waits for no guest")
+        return match[1]
+
     # --- migration -----------------------------------------------------------------------------------------------
 
     def migration(self) -> MigrationState:
@@ -150,6 +173,20 @@ class VmmProcess:
             if time.monotonic() > deadline:
                 raise LostError(f"the migration is still {state.status} after {patience_s:.0f} s")
             self.qmp.next_event(_STEP_S)
+
+    def wait_for_migration(self, patience_s: float) -> MigrationState:
+        """Wait until the migration that was begun has ended; unlike `migrations_end`, without looking meanwhile.
+
+        Raises:
+            LostError: it takes longer than `patience_s`.
+        """
+        deadline = time.monotonic() + patience_s
+        while (left := deadline - time.monotonic()) > 0:
+            name, data = self.qmp.next_event(left) or ("", {})
+            # The event may be an old one: of the guest's arrival here.
+            if name == "MIGRATION" and data.get("status") in ENDED and (state := self.migration()).status in ENDED:
+                return state
+        raise LostError(f"the migration has not ended after {patience_s:.0f} s")
 
     # --- the process -----------------------------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Noti
         owner = OwnerClient.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
         undo.callback(owner.close)
         host = TargetHost(
-            platform=lambda: Platform.start(places.host.identity, places.manufacturer),
+            platform=lambda: Platform.start(places.host.identity, places.manufacturer, prealloc=options.prealloc),
             owner=owner,
             startup=programs.startup_blob(),
             console=lambda: guest.console,

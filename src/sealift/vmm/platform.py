@@ -32,8 +32,9 @@ class Platform:
     Its life follows this connection: `close` (or our death) ends the process and the guest with it.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, *, prealloc: bool = False) -> None:
         self._process = process
+        self._prealloc = prealloc
         self._channel: Channel[wire.Reply, wire.Message] = Channel(sock, wire.Reply)
         self._lock = threading.Lock()
         self._layout: RamLayout | None = None
@@ -43,8 +44,11 @@ class Platform:
         self._handler_lock = threading.Lock()
 
     @classmethod
-    def start(cls, identity: Path, manufacturer: Path) -> Platform:
-        """Start a platform process with the identity kept in a directory (made on first use)."""
+    def start(cls, identity: Path, manufacturer: Path, *, prealloc: bool = False) -> Platform:
+        """Start a platform process with the identity kept in a directory (made on first use).
+
+        With `prealloc` it touches a VM's memory when it makes it; only for a guest that is to arrive.
+        """
         ours, theirs = socket_pair()
         with theirs:
             command = [sys.executable, "-m", "sealift.silicon.process"]
@@ -56,7 +60,7 @@ class Platform:
                 # Ctrl-C in a terminal goes to the whole process group; the platform's life follows the VMM's instead.
                 start_new_session=True,
             )
-        return cls(process, ours)
+        return cls(process, ours, prealloc=prealloc)
 
     @property
     def pid(self) -> int:
@@ -126,7 +130,7 @@ class Platform:
     def create_vm(self, layout: RamLayout, vcpus: int) -> SharedMemory:
         """Make the VM and map its shared plane."""
         blocks = tuple(wire.Block(block.name, block.gpa, block.size) for block in layout.blocks)
-        made, fds = self._exchange(wire.CreateVm(blocks, vcpus), wire.VmCreated)
+        made, fds = self._exchange(wire.CreateVm(blocks, vcpus, self._prealloc), wire.VmCreated)
         shared, bitmap = _expect_fds(fds, 2)
         self._layout = layout
         self._bitmap = Mapping(bitmap, made.bitmap_bytes)

@@ -58,10 +58,15 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CreateVm(Message, frozen=True):
-    """Make the VM. Reply: VmCreated with the shared plane's and the bitmap area's memfds."""
+    """Make the VM. Reply: VmCreated with the shared plane's and the bitmap area's memfds.
+
+    With `prealloc` all of its private memory is touched now, for a guest that is to arrive: what it never wrote is
+    given back when it is here. (A guest that is launched so would count every page as written.)
+    """
 
     blocks: tuple[Block, ...]
     vcpus: int
+    prealloc: bool = False
 
 
 class VmCreated(Message, frozen=True):

@@ -86,6 +86,10 @@ class Plane:
             found.add_range(start >> PAGE_SHIFT, (end - start) >> PAGE_SHIFT)
         return found
 
+    def touch(self) -> None:
+        """Have the machine give us all of an empty plane now, so that later writes need not wait for it."""
+        self.words[:, 0] = 0
+
     def punch(self, pages: PageSet) -> None:
         """Give pages back to the machine; they read as zeros."""
         for first, count in pages.runs():

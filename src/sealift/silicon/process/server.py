@@ -123,6 +123,8 @@ class Server:
             raise RefusedError(f"guest RAM must end below the C-bit at {_GUEST_PHYSICAL_LIMIT:#x}")
         self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))
         self._vm = VirtualMachine(layout, request.vcpus, self._launch_phase)
+        if request.prealloc:
+            self._vm.memory.private.touch()
         return wire.VmCreated(self._bitmap.size), (self._vm.memory.shared.fd, self._bitmap.fd)
 
     def _create_vcpu(self, request: wire.CreateVcpu) -> _Answer:

@@ -1,0 +1,84 @@
+"""What a guest costs that does nothing: processor time of its two processes, and the VMM's peak memory.
+
+The guest has moved once, so its migration handler is connected and idle too. Peak memory is the kernel's VmHWM of
+a VMM process over its whole life: for the source, launching and sending a guest; for the target, receiving it. The
+design has it independent of the guest's size; that is what two sizes show.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from sealift.cli.bench.migrate import Say
+from sealift.cli.bench.moves import HoppingGuest
+from sealift.cli.scratch import Scratch
+from sealift.errors import InternalError
+from sealift.wire.handover import Transfer
+
+SIZES: Final = (64 << 20, 4 << 30)
+"""Guest RAM, small and large; nearly all of it is never touched."""
+
+_PAYLOAD: Final = 1 << 20
+_SPAN_S: Final = 5.0
+_PEAK: Final = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+
+
+class IdleGuest(msgspec.Struct, frozen=True):
+    """One guest of `memory` bytes: processor time in seconds over `span_s`, peaks in bytes."""
+
+    memory: int
+    span_s: float
+    vmm_cpu_s: float
+    platform_cpu_s: float
+    source_vmm_peak_bytes: int
+    target_vmm_peak_bytes: int
+
+
+class IdleResult(msgspec.Struct, frozen=True):
+    """Guests of all sizes."""
+
+    guests: list[IdleGuest]
+
+
+def measure_idle(scratch: Scratch, say: Say) -> IdleResult:
+    """Launch, move and watch a guest of each size.
+
+    Raises:
+        SealiftError: a guest could not be launched or moved.
+    """
+    return IdleResult([_measure(scratch, number, memory, say) for number, memory in enumerate(SIZES)])
+
+
+def _measure(scratch: Scratch, number: int, memory: int, say: Say) -> IdleGuest:
+    say(f"launching and moving a guest of {memory >> 20:,} MiB")
+    guest = HoppingGuest(scratch, f"idle-{number}", _PAYLOAD, memory)
+    source = guest.vmm
+    peaks: list[int] = []
+    guest.hop(Transfer.RING, lambda: peaks.append(peak_bytes(source.pid)))
+    vmm, platform = guest.vmm.pid, guest.vmm.platform_pid()
+    say(f"watching it do nothing for {_SPAN_S:.0f} s")
+    before, begun = (cpu_s(vmm), cpu_s(platform)), time.monotonic()
+    time.sleep(_SPAN_S)
+    after, span = (cpu_s(vmm), cpu_s(platform)), time.monotonic() - begun
+    target_peak = peak_bytes(vmm)
+    guest.close()
+    return IdleGuest(memory, span, after[0] - before[0], after[1] - before[1], peaks[0], target_peak)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds that the threads of a process have run so far (schedstat, in nanoseconds)."""
+    tasks = (Path("/proc") / str(pid) / "task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that was ever resident in a process."""
+    match = _PEAK.search((Path("/proc") / str(pid) / "status").read_text())
+    if match is None:
+        raise InternalError(f"/proc does not tell the peak memory of process {pid}")
+    return int(match[1]) << 10

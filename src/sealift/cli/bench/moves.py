@@ -1,0 +1,122 @@
+"""A guest that hops from VMM to VMM, each a fresh pair of processes, over loopback TCP.
+
+The guest halts at once, so its memory stands still: what is measured is moving, not chasing. It is launched and
+measured once; each hop has a receiver that the owner approves, and ends the VMM it left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sealift.address import PAGE_SIZE
+from sealift.cli.places import Host
+from sealift.cli.scratch import Scratch
+from sealift.cli.vmm_process import MigrationState, VmmProcess
+from sealift.errors import PeerError
+from sealift.wire.handover import Transfer
+
+KERNEL: Final = "idle"
+
+_ROOM: Final = 32 << 20
+"""Bytes a guest needs beside its payload: start-up area, kernel, page tables, stacks."""
+
+_CHUNK: Final = 16 << 20
+_PATIENCE_S: Final = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One migration.
+
+    Attributes:
+        pages: private pages that were moved.
+        seconds: of the transfer phase: from the end of the set-up (connecting, launching the receiver, exchanging
+            keys) to the target's word that the guest runs there. So it includes rounds, the last one, machine state,
+            verification and handover, in milliseconds' precision as query-migrate has it.
+    """
+
+    pages: int
+    seconds: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Private bytes moved a second."""
+        return self.pages * PAGE_SIZE / self.seconds
+
+    @property
+    def pages_per_s(self) -> float:
+        """Private pages moved a second."""
+        return self.pages / self.seconds
+
+
+class HoppingGuest:
+    """One guest; what it starts ends with its scratch.
+
+    Args:
+        scratch: where everything goes.
+        name: of the guest, to tell it from others.
+        size: bytes of its memory that are random, and private.
+        memory: bytes of RAM; by default no more than that needs.
+    """
+
+    def __init__(self, scratch: Scratch, name: str, size: int, memory: int | None = None) -> None:
+        self._scratch = scratch
+        self._name = name
+        self._launches = 0
+        payload = scratch.path / f"{name}.payload"
+        _write_random(payload, size)
+        memory = memory or -(-(size + _ROOM) // PAGE_SIZE) * PAGE_SIZE
+        options = ["--kernel", KERNEL, "--payload", str(payload), "--memory", str(memory), "--vcpus", "1"]
+        self._vmm = self._start(options)
+        _ = self._vmm.qmp  # answers once the guest is launched
+        payload.unlink()
+
+    @property
+    def vmm(self) -> VmmProcess:
+        """Where it is now."""
+        return self._vmm
+
+    def hop(self, transfer: Transfer, moved: Callable[[], None] = lambda: None) -> Hop:
+        """Move the guest to a fresh VMM; `moved` is called while the old one is still there.
+
+        Raises:
+            PeerError: the migration failed; the message says why.
+        """
+        source, target = self._vmm, self._start(["--incoming", "tcp:127.0.0.1:0", "--prealloc"])
+        uri = target.arrival_uri()
+        source.qmp.execute("migrate-set-parameters", x_sealift_transfer=transfer.value)
+        source.qmp.execute("migrate", uri=uri)
+        state = source.wait_for_migration(_PATIENCE_S)
+        if state.status != "completed":
+            raise PeerError(f"the migration has {state.status}: {state.error_desc or 'no reason is known'}")
+        moved()
+        source.close()
+        self._vmm = target
+        return _hop(state)
+
+    def close(self) -> None:
+        """End the guest."""
+        self._vmm.close()
+
+    def _start(self, options: list[str]) -> VmmProcess:
+        self._launches += 1
+        host = Host(self._scratch.path / f"host-{self._launches % 2}")
+        options = ["--owner", str(self._scratch.path / "owner"), *options]
+        name = f"{self._name}-{self._launches}"
+        vmm = VmmProcess(host, name, options, self._scratch.path / f"{name}.log")
+        self._scratch.ending.callback(vmm.close)
+        return vmm
+
+
+def _hop(state: MigrationState) -> Hop:
+    return Hop(state.pages.private_pages, (state.total_time - state.setup_time) / 1e3)
+
+
+def _write_random(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        for start in range(0, size, _CHUNK):
+            file.write(os.urandom(min(_CHUNK, size - start)))

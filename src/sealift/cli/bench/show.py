@@ -1,0 +1,66 @@
+"""Results as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sealift.cli.bench.idle import IdleResult
+from sealift.cli.bench.migrate import MigrateResult
+
+
+def show_migration(result: MigrateResult) -> str:
+    """The runs, their medians, and what they say."""
+    runs = len(result.sealed_runs)
+    rows = [
+        ("", *(f"run {run}" for run in range(1, runs + 1)), "median"),
+        ("raw pipe", *map(_rate, result.raw_pipe_runs), _rate(result.raw_pipe_bytes_per_s)),
+        ("sealed, by ring", *map(_rate, result.sealed_runs), _rate(result.sealed_bytes_per_s)),
+        ("sealed, by mailbox", *map(_pages, result.mailbox_runs), _pages(result.mailbox_pages_per_s)),
+    ]
+    return "\n".join(
+        (
+            f"{result.size >> 20:,} MiB of random private memory over loopback TCP",
+            "",
+            *_aligned(rows),
+            "",
+            f"The ring reaches {result.ratio:.2f} of the raw pipe.",
+        )
+    )
+
+
+def show_idle(result: IdleResult) -> str:
+    """A line a guest."""
+    span = result.guests[0].span_s
+    rows = [("guest RAM", "VMM", "platform", "VMM's peak, sending", "VMM's peak, receiving")]
+    rows += [
+        (
+            f"{guest.memory >> 20:,} MiB",
+            f"{guest.vmm_cpu_s * 1e3:.1f} ms",
+            f"{guest.platform_cpu_s * 1e3:.1f} ms",
+            f"{guest.source_vmm_peak_bytes / (1 << 20):.1f} MiB",
+            f"{guest.target_vmm_peak_bytes / (1 << 20):.1f} MiB",
+        )
+        for guest in result.guests
+    ]
+    return "\n".join((f"Processor time of idle guests in {span:.0f} s, and peak memory", "", *_aligned(rows)))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns: the first to the left, figures to the right."""
+    rows = [[f"  {first}", *rest] for first, *rest in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "   ".join(
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:.2f} GB/s"
+
+
+def _pages(pages_per_s: float) -> str:
+    return f"{pages_per_s:,.0f} pages/s"
