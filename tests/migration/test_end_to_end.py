@@ -54,6 +54,24 @@ def test_the_source_cannot_run_what_it_gave_away(world: rig.World) -> None:
     assert guest.machine.platform.status().phase is Phase.GONE
 
 
+def test_nothing_of_a_guest_that_left_stays_in_the_sources_memory(world: rig.World) -> None:
+    guest = world.start()
+    guest.work(8)
+    assert private_blocks(guest) > 0
+    moved(world, guest)
+    assert private_blocks(guest) == 0
+
+
+def private_blocks(guest: rig.Guest) -> int:
+    """Blocks that the private plane of a guest's platform has; only root can look."""
+    descriptors = Path(f"/proc/{guest.machine.platform.pid}/fd")
+    try:
+        (plane,) = (link for link in descriptors.iterdir() if "sealift-private" in str(link.readlink()))
+    except PermissionError:
+        pytest.skip("the platform's descriptors can be seen by root alone")
+    return plane.stat().st_blocks
+
+
 def test_a_guest_moves_on_from_where_it_arrived(world: rig.World) -> None:
     guest = world.start()
     guest.work(4)

@@ -286,6 +286,10 @@ class GuestMemory:
             if self._windows is not None:
                 self._windows.remap(everything, self.states)
 
+    def forget(self) -> None:
+        """Give the private plane back to the machine; the guest is not here any more."""
+        self.private.punch(PageSet.full(self.layout.pages))
+
     def _quiesced(self) -> AbstractContextManager[None]:
         return _NOTHING if self._windows is None else self._windows.quiesced()
 

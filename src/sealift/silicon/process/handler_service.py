@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
 from sealift.errors import InternalError, LostError, SealiftError
 from sealift.guest.handler.channels import Sealed as SealedRecord
-from sealift.guest.handler.commit import Event
+from sealift.guest.handler.commit import Event, State
 from sealift.guest.handler.handler import MigrationHandler
 from sealift.guest.handler.mailbox import Mailbox
 from sealift.guest.handler.sealer import Pull
@@ -31,7 +31,7 @@ _LISTED_PAGES = 4096
 
 
 class HandlerService:
-    """Serves the handler's socket until the other end closes it."""
+    """Serves the handler's socket until the other end closes it; `forget` is called once the guest is not here."""
 
     def __init__(
         self,
@@ -42,12 +42,15 @@ class HandlerService:
         *,
         outgoing: Ring,
         incoming: Ring,
+        forget: Callable[[], None],
     ) -> None:
         self._handler = handler
         self._mailbox = mailbox
         self._gate = gate
         self._outgoing = outgoing
         self._incoming = incoming
+        self._forget = forget
+        self._over = False
         self._channel: Channel[_Request, wire.HandlerReply] = Channel(sock, wire.HandlerRequest)
 
     def start(self) -> None:
@@ -63,9 +66,16 @@ class HandlerService:
                     raise
                 except SealiftError as error:
                     reply = to_failed(error)
+                self._forget_if_over()
                 self._channel.send(reply)
         except LostError:
             self._channel.close()
+
+    def _forget_if_over(self) -> None:
+        """The guest runs elsewhere, or never ran here: nothing of it stays in this process."""
+        if not self._over and self._handler.state in {State.GONE, State.ABORTED}:
+            self._over = True
+            self._forget()
 
     def _answer(self, request: _Request) -> wire.HandlerReply:
         try:

@@ -171,7 +171,9 @@ class VirtualMachine:
         area = self._areas.mailbox
         offset = self._area_offset(area)
         mailbox = Mailbox(self._handler, self.memory.shared.data[offset : offset + area.size])
-        service = HandlerService(self._handler, mailbox, self.gate, sock, outgoing=outgoing, incoming=incoming)
+        service = HandlerService(
+            self._handler, mailbox, self.gate, sock, outgoing=outgoing, incoming=incoming, forget=self.memory.forget
+        )
         service.start()
         return outgoing, incoming, area
 
