@@ -18,7 +18,8 @@ from sealift.sev.policy import DEFAULT_POLICY
 from sealift.vmm.handler import HandlerClient
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
-from sealift.wire import handler, platform
+from sealift.wire import handler as handler_wire
+from sealift.wire import platform as wire
 from sealift.wire.channel import Channel
 from sealift.wire.token import TokenKind
 
@@ -40,7 +41,7 @@ class Host:
     """A platform process and what its VMM holds of it."""
 
     platform: Platform
-    vcpu: Channel[platform.Exit, platform.Run] | None = None
+    vcpu: Channel[wire.Exit, wire.Run] | None = None
     memory: SharedMemory | None = None
     measure: bytes = b""
     handler: HandlerClient | None = None
@@ -55,18 +56,18 @@ class Host:
 
     def start_launch(self) -> None:
         """LAUNCH_START for nobody: no session, so keys of zeros."""
-        self.platform.do(platform.LaunchStart(int(DEFAULT_POLICY), b"", b""))
+        self.platform.do(wire.LaunchStart(int(DEFAULT_POLICY), b"", b""))
 
     def load(self, gpa: int, data: bytes) -> None:
         """LAUNCH_UPDATE_DATA."""
         assert self.memory is not None
         self.memory.place(gpa, data)
-        self.platform.do(platform.LaunchUpdateData(gpa, len(data)))
+        self.platform.do(wire.LaunchUpdateData(gpa, len(data)))
 
     def finish_launch(self) -> None:
         """Measure and finish."""
-        self.measure = self.platform.request(platform.LaunchMeasure(), platform.Measurement).measure
-        self.platform.do(platform.LaunchFinish())
+        self.measure = self.platform.request(wire.LaunchMeasure(), wire.Measurement).measure
+        self.platform.do(wire.LaunchFinish())
 
     def launch_code(self, code: bytes, **general: int) -> None:
         """A guest of a few instructions, in the memory and with the tables of the engine tests."""
@@ -80,7 +81,7 @@ class Host:
         self.load(board.CODE, code.ljust(PAGE_SIZE, b"\0"))
         self.finish_launch()
         names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)))
-        registers = platform.Registers(
+        registers = wire.Registers(
             general=tuple(general.get(name, 0) for name in names),
             rip=board.CODE,
             rflags=2,
@@ -90,7 +91,7 @@ class Host:
             cr4=0x620,
             efer=0xD00,
         )
-        self.platform.do(platform.SetRegisters(0, registers))
+        self.platform.do(wire.SetRegisters(0, registers))
 
     # --- guests with a handler --------------------------------------------------------------------------------------
 
@@ -102,17 +103,17 @@ class Host:
     def launch_on(self, recipe: GuestRecipe, secret_for: Callable[[bytes], MigrationSecret | None]) -> None:
         """Launch into the VM that exists, with the secret that an owner makes for its measurement."""
         recipe = replace(recipe, handler_digest=self.platform.info().handler_digest)
-        certificates = self.platform.request(platform.PdhCertExport(), platform.PdhCertificates)
+        certificates = self.platform.request(wire.PdhCertExport(), wire.PdhCertificates)
         owner = session.offer(Certificate.decode(certificates.pdh), DEFAULT_POLICY)
-        self.platform.do(platform.LaunchStart(int(DEFAULT_POLICY), owner.dh_cert, owner.session))
+        self.platform.do(wire.LaunchStart(int(DEFAULT_POLICY), owner.dh_cert, owner.session))
         for piece in recipe.pieces():
             self.load(piece.gpa, piece.data)
-        self.measure = self.platform.request(platform.LaunchMeasure(), platform.Measurement).measure
+        self.measure = self.platform.request(wire.LaunchMeasure(), wire.Measurement).measure
         migration = secret_for(self.measure)
         table = secret.build_table([] if migration is None else [migration.entry()])
         header, payload = secret.make_packet(owner.transport, self.measure, table)
-        self.platform.do(platform.LaunchSecret(header, payload, recipe.areas().secret.gpa))
-        self.platform.do(platform.LaunchFinish())
+        self.platform.do(wire.LaunchSecret(header, payload, recipe.areas().secret.gpa))
+        self.platform.do(wire.LaunchFinish())
 
     def connect(self) -> HandlerClient:
         """Open the handler."""
@@ -125,10 +126,10 @@ class Host:
         if self.vcpu is not None:
             self.vcpu.close()
 
-    def run(self) -> platform.Exit:
+    def run(self) -> wire.Exit:
         """Ask the vCPU to run; what it answers first."""
         assert self.vcpu is not None
-        self.vcpu.send(platform.Run())
+        self.vcpu.send(wire.Run())
         answer, _ = self.vcpu.receive()
         return answer
 
@@ -174,40 +175,40 @@ def exchange_keys(source: Host, target: Host) -> None:
     """Offer, answer, confirmation."""
     assert source.handler is not None
     assert target.handler is not None
-    answer = target.handler.blob(handler.Answer(source.handler.blob(handler.Offer(1))))
-    target.handler.do(handler.Confirmed(source.handler.blob(handler.Confirm(answer))))
+    answer = target.handler.blob(handler_wire.Answer(source.handler.blob(handler_wire.Offer(1))))
+    target.handler.do(handler_wire.Confirmed(source.handler.blob(handler_wire.Confirm(answer))))
 
 
-def carry(source: Host, target: Host, message: platform.Message) -> handler.Sealed:
+def carry(source: Host, target: Host, message: wire.Message) -> handler_wire.Sealed:
     """Have the source seal into slot 0, and the target open what lies there (if anything)."""
     assert source.handler is not None
     assert target.handler is not None
-    sealed = source.handler.request(message, handler.Sealed)
+    sealed = source.handler.request(message, handler_wire.Sealed)
     if sealed.length:
         target.handler.slot_in(0)[: sealed.length] = source.handler.slot_out(0, sealed.length)
-        target.handler.request(handler.Open(0, sealed.length), handler.Opened)
+        target.handler.request(handler_wire.Open(0, sealed.length), handler_wire.Opened)
     return sealed
 
 
 def send_round(source: Host, target: Host) -> None:
     """All that is unsent, and the token that closes the round."""
     assert source.handler is not None
-    source.handler.request(handler.BeginEpoch(), handler.EpochBegun)
+    source.handler.request(handler_wire.BeginEpoch(), handler_wire.EpochBegun)
     while True:
         source.pulls += 1
-        if not carry(source, target, handler.Pull(0, source.pulls, 0, 256)).length:
+        if not carry(source, target, handler_wire.Pull(0, source.pulls, 0, 256)).length:
             break
-    carry(source, target, handler.EndEpoch(0, 0))
+    carry(source, target, handler_wire.EndEpoch(0, 0))
 
 
 def send_end(source: Host, target: Host) -> None:
     """Stop, last round, machine state, close: the target is PREPARED."""
     assert source.handler is not None
-    source.handler.do(handler.Stop())
+    source.handler.do(handler_wire.Stop())
     send_round(source, target)
-    while carry(source, target, handler.SealState(0)).length:
+    while carry(source, target, handler_wire.SealState(0)).length:
         """The next piece."""
-    carry(source, target, handler.Close(0))
+    carry(source, target, handler_wire.Close(0))
 
 
 def hand_token(giver: Host, taker: Host, kind: TokenKind) -> None:

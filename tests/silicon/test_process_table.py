@@ -69,7 +69,7 @@ SAMPLES: dict[str, wire.Message] = {
 def table() -> dict[tuple[str, Phase], bool]:
     header, *rows = ALLOWED.strip().splitlines()
     phases = [Phase(name) for name in header.split()]
-    cells = {}
+    cells: dict[tuple[str, Phase], bool] = {}
     for row in rows:
         name, *marks = row.split()
         cells |= {(name, phase): mark == "x" for phase, mark in zip(phases, marks, strict=True)}
