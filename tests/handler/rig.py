@@ -42,7 +42,6 @@ class FakeGuest:
         self.ram: bytearray | mmap.mmap = bytearray(pages * PAGE_SIZE)
         self.present = PageSet(pages)
         self.dirty = PageSet(pages)
-        self.logging = False
         self.halted = False
         self.registers = b"registers at reset"
         self.taken: list[int] = []
@@ -52,8 +51,7 @@ class FakeGuest:
         assert not self.halted
         self.ram[page * PAGE_SIZE : page * PAGE_SIZE + len(data)] = data
         self.present.mark(page)
-        if self.logging:
-            self.dirty.mark(page)
+        self.dirty.mark(page)
 
     def content(self, page: int) -> bytes:
         """One page."""
@@ -75,13 +73,7 @@ class FakeGuest:
 
     def punch(self, pages: PageSet) -> None:
         self.scatter(pages.numbers(), memoryview(bytes(len(pages) * PAGE_SIZE)))
-
-    def start(self) -> None:
-        self.logging = True
-
-    def stop(self) -> None:
-        self.logging = False
-        self.dirty.clear()
+        self.present -= pages
 
     def take(self) -> PageSet:
         return self.dirty.take()

@@ -87,7 +87,7 @@ def test_pages_the_source_never_wrote_are_not_sent_and_read_as_zeros() -> None:
     assert hosts.same()
 
 
-def test_a_page_populated_without_a_logged_write_is_sent_all_the_same() -> None:
+def test_a_hole_that_only_reading_populated_is_not_sent_and_reads_as_zeros() -> None:
     hosts = Hosts()
     write_some(hosts.guest)
     vmm = hosts.connect()
@@ -95,6 +95,8 @@ def test_a_page_populated_without_a_logged_write_is_sent_all_the_same() -> None:
     hosts.guest.present.mark(70)
     vmm.deliver(vmm.finish())
     assert hosts.target.state is State.PREPARED
+    assert 70 not in hosts.landed.present
+    assert hosts.landed.content(70) == bytes(4096)
 
 
 def test_a_started_target_can_be_a_source_for_its_next_hop() -> None:

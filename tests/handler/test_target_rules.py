@@ -15,7 +15,7 @@ from sealift.errors import PeerError, SealError, UserError
 from sealift.guest.handler.channels import SealingChannel
 from sealift.guest.handler.commit import State
 from sealift.guest.handler.handler import EXCHANGE_LIMIT_S
-from sealift.guest.handler.state import MAX_MACHINE_STATE, presence_size
+from sealift.guest.handler.state import MAX_VCPU_STATE, presence_size
 from sealift.pageset import PageSet
 from sealift.wire.record import (
     ChannelEnd,
@@ -133,7 +133,7 @@ def test_a_stream_cannot_close_without_state() -> None:
         ([(100, 0, b"x"), (100, 0, b"x")], "out of place"),
         ([(100, 0, b"x"), (101, 1, b"x")], "was 100 bytes long and is now 101"),
         ([(1, 0, b"xy")], "out of place"),
-        ([(presence_size(PAGES) + MAX_MACHINE_STATE + 1, 0, b"x")], "over the limit"),
+        ([(3 * presence_size(PAGES) + MAX_VCPU_STATE + 1, 0, b"x")], "over the limit"),
     ],
 )
 def test_pieces_of_state_must_fit_together(pieces: list[tuple[int, int, bytes]], reason: str) -> None:

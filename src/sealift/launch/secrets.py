@@ -37,7 +37,10 @@ class MigrationFlags(IntFlag):
     """What the owner lets the handler do."""
 
     SKIP_ZERO_PAGES = 1 << 0
-    """Look at content to leave zero pages out or to compress, which tells the VMM about content by lengths."""
+    """Look at content to leave zero pages out or to compress, which tells the VMM about content by lengths.
+
+    A permission; today's handler makes no use of it.
+    """
 
 
 _NOTHING: Final = MigrationFlags(0)

@@ -47,7 +47,7 @@ class BeginEpoch(Message, frozen=True):
 class Pull(Message, frozen=True):
     """Source: seal the next pages of the round, `pages` at most, into a slot of the outgoing ring. Reply: Sealed.
 
-    `number` counts the pulls of a channel in a migration, from 1; the last one may be asked again for its answer.
+    `number` counts the pulls of a channel in a migration, from 1: none is carried out twice.
     """
 
     channel: int

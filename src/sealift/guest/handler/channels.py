@@ -65,8 +65,6 @@ class SealingChannel:
         self._tags = hashlib.sha256()
         self._staging: bytearray | None = None
         self.last_request = 0
-        self.last_answer = Sealed(0, 0, 0)
-        self.last_record = memoryview(b"")
         self.epoch_token = b""
         self.ended_epoch = FIRST_EPOCH - 1
 

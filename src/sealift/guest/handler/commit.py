@@ -14,7 +14,7 @@ source and in STARTED on the target. Never two: the source leaves the states tha
 target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a token
 that a target makes only on entering a state from which there is no way to STARTED.
 
-The crash matrix of the tests and the handover document are generated from `STEPS` and `FACTS`.
+WAITING is a receiver before it serves: its own start-up code may run, which holds nothing of the guest to come.
 """
 
 from __future__ import annotations

@@ -32,13 +32,7 @@ class GuestPages(Protocol):
 
 
 class Unsent(Protocol):
-    """Pages of the private plane written since they were last taken."""
-
-    def start(self) -> None:
-        """Begin to log writes."""
-
-    def stop(self) -> None:
-        """Stop logging writes."""
+    """Pages of the private plane written since they were last taken; writes are always logged."""
 
     def take(self) -> PageSet:
         """Read the engines' logs, clear them with a TLB flush and move the set out: every later write re-enters it."""

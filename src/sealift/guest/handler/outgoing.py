@@ -25,7 +25,7 @@ class Outgoing:
     """
 
     def __init__(self, session: Session, guest: Guest, excluded: PageSet) -> None:
-        """Begin to log writes; everything the guest has is unsent."""
+        """Everything the guest has is unsent."""
         self.sealer = Sealer(session, guest.pages)
         self.desk = TokenDesk(Role.SOURCE, session)
         self.migration = session.migration
@@ -33,27 +33,21 @@ class Outgoing:
         self._excluded = excluded
         self._sent = PageSet(guest.pages.pages)
         self._close = b""
-        # Log first: a page that fills between the two calls is in the log or in the populated set, or in both.
-        guest.unsent.start()
+        # Writes are always logged: a page that fills meanwhile is in the log, in the populated set, or in both.
         guest.unsent.put_back(guest.pages.populated())
 
     def end(self) -> None:
-        """Seal nothing more and stop logging."""
+        """Seal nothing more."""
         self.sealer.retire()
-        self._guest.unsent.stop()
 
     def begin_epoch(self) -> tuple[int, int]:
         """Begin a round with every page that is unsent now; its epoch and number of pages.
-
-        Populated pages that this session never sent are added: reading a hole can populate it without a write.
 
         Raises:
             UserError: the round before is not closed on every channel, or the state is sealed.
         """
         self.sealer.check_ready_for_epoch()
-        never_sent = self._never_sent(self._guest.pages.populated())
         pages = self._guest.unsent.take()
-        pages |= never_sent
         pages -= self._excluded
         self._sent |= pages
         count = len(pages)
@@ -87,15 +81,15 @@ class Outgoing:
     def seal_state(self, out: memoryview) -> Sealed:
         """Seal the next piece of presence set and machine state, which are taken at the first call.
 
+        Present is what was sent: a page that was no hole at first, or written since. Reading can populate a hole too,
+        with zeros, which it is at the target without being sent.
+
         Raises:
             UserError: see `check_all_sent`; or `out` is too small.
         """
         if not self.sealer.has_state:
             self.check_all_sent()
-            presence = self._guest.pages.populated()
-            if self._never_sent(presence):
-                raise UserError("pages were populated since the round began; begin another one first")
-            self.sealer.set_state(HandlerState(presence, self._guest.machine.save()).encode())
+            self.sealer.set_state(HandlerState(self._sent, self._guest.machine.save()).encode())
         return self.sealer.seal_state(out)
 
     def close(self) -> bytes:
@@ -109,9 +103,3 @@ class Outgoing:
             self._close = self.sealer.close()
             self.desk.close_digest = hashlib.sha256(self._close).digest()
         return self._close
-
-    def _never_sent(self, populated: PageSet) -> PageSet:
-        found = populated.copy()
-        found -= self._sent
-        found -= self._excluded
-        return found

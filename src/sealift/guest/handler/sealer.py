@@ -39,8 +39,7 @@ class Pull:
     """A request for the next pages of the round.
 
     Attributes:
-        number: the request's number on its channel: one more than the last, or the last again to have its answer
-            once more.
+        number: the request's number on its channel: one more than the last.
         pages: at most so many.
     """
 
@@ -106,7 +105,7 @@ class Sealer:
     def pull(self, request: Pull, out: memoryview) -> Sealed:
         """Seal the next pages of the round to the front of `out`.
 
-        The last request again gives the same answer; should `out` be another place, the same bytes are copied there.
+        A request that is repeated gets nothing: its sequence number is spent, and nothing is sealed twice.
 
         Raises:
             UserError: no such channel, a request number out of turn, the epoch is closed on this channel, or `out`
@@ -114,8 +113,6 @@ class Sealer:
         """
         channel = self._channel(request.channel)
         with channel.lock:
-            if request.number == channel.last_request != 0:
-                return _repeat(channel, out)
             if request.number != channel.last_request + 1:
                 raise UserError(
                     f"pull request {request.number} on channel {request.channel} is out of turn; "
@@ -127,9 +124,7 @@ class Sealer:
             numbers, remaining = self._take(channel, limit)
             length = self._seal_pages(channel, numbers, out) if numbers.size else 0
             channel.last_request = request.number
-            channel.last_answer = Sealed(length, numbers.size, remaining)
-            channel.last_record = out[:length]
-            return channel.last_answer
+            return Sealed(length, numbers.size, remaining)
 
     def seal_page(self, page: int) -> bytes | None:
         """The record of one page of the round, on channel 0; None if it is not (or no more) in the round.
@@ -232,11 +227,3 @@ class Sealer:
             plain = channel.staging(numbers.size * PAGE_SIZE)
             self._pages.gather(numbers, plain)
         return channel.seal(RecordKind.PAGES, self.epoch, numbers, plain, out)
-
-
-def _repeat(channel: SealingChannel, out: memoryview) -> Sealed:
-    length = channel.last_answer.length
-    if len(out) < length:
-        raise UserError(f"a slot of {len(out)} bytes cannot take the record of {length} bytes again")
-    out[:length] = channel.last_record
-    return channel.last_answer

@@ -15,8 +15,11 @@ from sealift.errors import SealError
 from sealift.pageset import PageSet
 from sealift.wire.record import StatePiece
 
-MAX_MACHINE_STATE = 64 << 20
-"""Page states take a bit a page (32 MiB for 1 TiB of RAM), a vCPU with XSAVE a few KiB."""
+_SETS_IN_MACHINE_STATE = 2
+"""Sets of pages in the machine state: shared ones, and those whose content counts as encrypted."""
+
+MAX_VCPU_STATE = 16 << 20
+"""Everything else in the machine state: 255 vCPUs with 64 KiB of registers and XSAVE area each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class StateCollector:
 
     def __init__(self, pages: int) -> None:
         self._pages = pages
-        self._limit = presence_size(pages) + MAX_MACHINE_STATE
+        self._limit = (1 + _SETS_IN_MACHINE_STATE) * presence_size(pages) + MAX_VCPU_STATE
         self._total = 0
         self._blob = bytearray()
 

@@ -44,19 +44,10 @@ class PrivatePages:
 
 
 class UnsentPages:
-    """Private pages written since they were last taken (`…interfaces.Unsent`).
-
-    Memory always logs, since flips need the logs too; so there is nothing to start or stop.
-    """
+    """Private pages written since they were last taken (`…interfaces.Unsent`)."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
-
-    def start(self) -> None:
-        """Nothing to do: memory always logs."""
-
-    def stop(self) -> None:
-        """Nothing to do: memory always logs."""
 
     def take(self) -> PageSet:
         """Get and clear the logs, then move the set out."""
