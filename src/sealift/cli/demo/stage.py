@@ -20,7 +20,7 @@ from sealift.cli.demo.console import ConsoleWatcher
 from sealift.cli.demo.needles import plant_marker, plant_secret
 from sealift.cli.demo.relay import RecordingRelay
 from sealift.cli.places import Host
-from sealift.cli.recipes import make_recipe
+from sealift.cli.recipes import make_recipe, read_file
 from sealift.cli.scratch import Scratch
 from sealift.cli.vmm_process import VmmProcess
 from sealift.launch.image import GuestRecipe
@@ -89,7 +89,7 @@ class Stage:
         self._hosts = {name: Host(self._path / name) for name in ("host-a", "host-b")}
 
     def _make_command_line(self) -> str:
-        again = 256 + self.payload.stat().st_size // _HASHED_PAGES
+        again = 256 + len(read_file("payload", self.payload)) // _HASHED_PAGES
         pace = self.pace
         return (
             f"ws={pace.working_set} every=32 burst={pace.burst} pause={pace.pause_us} again={again} "
