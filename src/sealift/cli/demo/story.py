@@ -56,7 +56,8 @@ class Story:
         engine = source.qmp.query("x-sealift-query-processes", _Processes).engine
         report = Report.of(engine, launch, migration, guest, secrecy)
         self._screen.verdict(words.verdict(report), ok=report.ok)
-        self._screen.hints("What to try next", words.NEXT)
+        if report.ok:
+            self._screen.hints("What to try next", words.NEXT)
         return report
 
     def _launch(self) -> tuple[VmmProcess, LaunchReport]:
@@ -79,7 +80,7 @@ class Story:
     def _payload(self, console: ConsoleWatcher) -> str:
         payload = self._stage.recipe.payload
         with self._screen.step("Payload", "The guest hashes its payload …") as step:
-            expected = hashlib.sha256(payload).hexdigest()
+            expected = hashlib.sha256(payload[:]).hexdigest()
             seen = console.wait("it printed its payload's digest", lambda seen: bool(seen.payload), _GUEST_PATIENCE_S)
             step.outcome = words.payload(expected, seen.payload[0], len(payload))
         return expected

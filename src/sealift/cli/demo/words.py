@@ -13,7 +13,7 @@ HEADING: Final = "A confidential guest moves from host-a to host-b, alive and un
 NEXT: Final = (
     ("sealift demo --transfer mailbox", "the same through the RFC's mailbox, one page a request"),
     ("sealift demo --payload FILE --json", "with a file of your own inside, and a report for programs"),
-    ("sealift run --name one", "a guest of your own; see also sealift ps, console, migrate, stop"),
+    ("sealift run --name one", "a guest of your own; then sealift ps, console, migrate"),
     ("sealift bench migrate --size 1G", "how fast this machine moves sealed memory"),
 )
 
@@ -92,7 +92,11 @@ def searched(report: SecrecyReport) -> Outcome:
     places = len(report.searched)
     missing = [name for name in report.searched if name not in report.control_found]
     if report.found:
-        return Outcome(ok=False, headline=f"found in {'; '.join(report.found)}", meaning="")
+        return Outcome(
+            ok=False,
+            headline=f"the secret was FOUND, {_many(len(report.found), 'time')}",
+            meaning="; ".join(report.found),
+        )
     if missing:
         return Outcome(ok=False, headline=f"no control marker was found in {', '.join(missing)}", meaning="")
     return Outcome(
