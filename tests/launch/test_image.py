@@ -11,7 +11,7 @@ import pytest
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.errors import StreamError, UserError
 from sealift.guest.programs import program, startup_blob
-from sealift.launch.image import GuestRecipe
+from sealift.launch.image import PIECE_LIMIT, GuestRecipe
 from sealift.launch.startup import STACK_SIZE, StartupTable
 
 from .kernels import HALT, Load, elf
@@ -29,7 +29,7 @@ RECIPE = GuestRecipe(
 
 
 def test_pieces_come_in_the_documented_order_in_whole_pages_and_never_overlap() -> None:
-    pieces = RECIPE.pieces()
+    pieces = tuple(RECIPE.pieces())
     names = [piece.name for piece in pieces]
     assert names == ["start-up code", "start-up table", "kernel segment 0", "kernel segment 1", "payload"]
     assert all(piece.gpa % PAGE_SIZE == 0 == len(piece.data) % PAGE_SIZE for piece in pieces)
@@ -122,3 +122,30 @@ def test_parts_that_do_not_fit_are_named_with_their_sizes(change: dict[str, obje
 def test_start_up_code_without_a_table_is_refused() -> None:
     with pytest.raises(StreamError, match="GUIDed table"):
         replace(RECIPE, startup=bytes(4096))
+
+
+class _Watched:
+    """Zeros, and how many of them were wanted at once."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.largest = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        self.largest = max(self.largest, stop - start)
+        return bytes(stop - start)
+
+
+def test_a_large_payload_is_read_piece_by_piece_and_measured_as_if_it_were_one() -> None:
+    size = 5 * PIECE_LIMIT // 2 + 1
+    payload = _Watched(size)
+    recipe = replace(RECIPE, payload=payload)
+    pieces = [piece for piece in recipe.pieces() if piece.name == "payload"]
+    assert [piece.gpa - pieces[0].gpa for piece in pieces] == [0, PIECE_LIMIT, 2 * PIECE_LIMIT]
+    assert b"".join(piece.data for piece in pieces) == bytes(-(-size // PAGE_SIZE) * PAGE_SIZE)
+    assert payload.largest == PIECE_LIMIT
+    assert recipe.launch_digest() == replace(RECIPE, payload=bytes(size)).launch_digest()

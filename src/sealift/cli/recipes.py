@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +10,7 @@ from sealift.address import Gpa, RamBlock, RamLayout, page_aligned
 from sealift.errors import UserError
 from sealift.guest import programs
 from sealift.guest.handler.digest import handler_digest
-from sealift.launch.image import GuestRecipe
+from sealift.launch.image import Content, GuestRecipe
 
 RAM_BLOCK: Final = "pc.ram"
 
@@ -38,7 +39,7 @@ def make_recipe(
         vcpus=vcpus,
         handler_digest=handler_digest(),
         kernel=None if kernel is None else kernel_image(kernel),
-        payload=b"" if payload is None else read_file("payload", Path(payload)),
+        payload=b"" if payload is None else file_content("payload", Path(payload)),
         command_line=command_line,
     )
 
@@ -76,8 +77,60 @@ def read_file(what: str, path: Path) -> bytes:
         UserError: it cannot be read.
     """
     try:
-        if path.stat().st_size > FILE_LIMIT:
-            raise UserError(f"the {what} {path} is larger than any guest's memory")
+        _check_file(what, path)
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"the {what} {path} cannot be read ({error.strerror})") from error
+        raise _unreadable(what, path, error) from None
+
+
+def file_content(what: str, path: Path) -> Content:
+    """A file as content that is read part by part; `what` it is, messages say.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        size = _check_file(what, path)
+        path.open("rb").close()
+    except OSError as error:
+        raise _unreadable(what, path, error) from None
+    # Files without a size of their own (those of /proc) are short, and made anew for every reader.
+    return _FileContent(what, path, size) if size else read_file(what, path)
+
+
+class _FileContent:
+    """A file of `size` bytes, opened for each part: it may be read once at a launch, and never again."""
+
+    def __init__(self, what: str, path: Path, size: int) -> None:
+        self._what = what
+        self._path = path
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        try:
+            with self._path.open("rb") as file:
+                file.seek(start)
+                data = file.read(stop - start)
+        except OSError as error:
+            raise _unreadable(self._what, self._path, error) from None
+        if len(data) != stop - start:
+            raise UserError(f"the {self._what} {self._path} has become shorter while it was read")
+        return data
+
+
+def _check_file(what: str, path: Path) -> int:
+    """The size of a file that can be read whole."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"the {what} {path} is no regular file")
+    if status.st_size > FILE_LIMIT:
+        raise UserError(f"the {what} {path} is larger than any guest's memory")
+    return status.st_size
+
+
+def _unreadable(what: str, path: Path, error: OSError) -> UserError:
+    return UserError(f"the {what} {path} cannot be read ({error.strerror})")

@@ -5,14 +5,17 @@ LAUNCH_UPDATE_DATA hashes contents in call order and no addresses:
 
     start-up code | start-up table | kernel segments by address | payload
 
-Where pieces go is in the start-up table, which is one of them; so addresses are measured after all.
+Where pieces go is in the start-up table, which is one of them; so addresses are measured after all. A large payload
+is several pieces, read one by one as they are loaded.
 A *receiver image* is the same without kernel, payload and command line: it waits for a guest to arrive.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from sealift.address import PAGE_SIZE, Gpa, RamLayout, page_aligned
 from sealift.errors import UserError
@@ -24,7 +27,21 @@ from sealift.launch.startup import STACK_SIZE, StartupTable
 BOOTSTRAP_LIMIT = 1 << 30
 """The bootstrap page tables map this much; page tables and stacks must be made below it."""
 
+PIECE_LIMIT = 1 << 20
+"""Bytes of a payload that are in this process's memory at once."""
+
 _NOWHERE = Area(Gpa(0), 0)
+
+
+@runtime_checkable  # owners keep recipes as records, whose fields are checked when they are read
+class Content(Protocol):
+    """Bytes that need not all be in memory: ``bytes`` itself, or a file of which parts are read."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """Some of them; `part` has no step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +84,7 @@ class GuestRecipe:
         vcpus: how many.
         handler_digest: digest of the migration handler the platform must run, 32 bytes.
         kernel: an ELF file; None makes a receiver image.
-        payload: bytes the kernel finds through the start-up table.
+        payload: what the kernel finds through the start-up table.
         command_line: printable ASCII, at most 1024 bytes.
 
     Raises:
@@ -80,11 +97,11 @@ class GuestRecipe:
     vcpus: int
     handler_digest: bytes
     kernel: bytes | None = None
-    payload: bytes = b""
+    payload: Content = b""
     command_line: str = ""
 
     def __post_init__(self) -> None:
-        if self.kernel is None and (self.payload or self.command_line):
+        if self.kernel is None and (len(self.payload) or self.command_line):
             raise UserError("a payload or a command line needs a kernel that reads it")
         self.table()
 
@@ -103,23 +120,21 @@ class GuestRecipe:
         kernel = None if self.kernel is None else load(self.kernel, self.layout)
         return _place(self, areas, kernel)
 
-    def pieces(self) -> tuple[Piece, ...]:
-        """What to load, in the order in which it is measured."""
+    def pieces(self) -> Iterator[Piece]:
+        """What to load, in the order in which it is measured.
+
+        Raises:
+            UserError: the payload can no longer be read.
+        """
         table = self.table()
-        pieces = [
-            _piece("start-up code", ANCHOR - len(self.startup), self.startup),
-            _piece("start-up table", self.areas().table.gpa, table.encode()),
-        ]
+        yield _piece("start-up code", ANCHOR - len(self.startup), self.startup)
+        yield _piece("start-up table", self.areas().table.gpa, table.encode())
         if self.kernel is not None:
-            segments = load(self.kernel, self.layout).segments
-            pieces += [
-                _piece(f"kernel segment {index}", segment.gpa, segment.data)
-                for index, segment in enumerate(segments)
-                if segment.data
-            ]
-        if self.payload:
-            pieces.append(_piece("payload", table.payload.gpa, self.payload))
-        return tuple(pieces)
+            for index, segment in enumerate(load(self.kernel, self.layout).segments):
+                if segment.data:
+                    yield _piece(f"kernel segment {index}", segment.gpa, segment.data)
+        for offset in range(0, len(self.payload), PIECE_LIMIT):
+            yield _piece("payload", table.payload.gpa + offset, self.payload[offset : offset + PIECE_LIMIT])
 
     def launch_digest(self) -> bytes:
         """SHA-256 over all pieces: the launch digest of an SEV guest; the VMSAs of an SEV-ES guest follow it."""

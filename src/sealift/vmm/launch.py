@@ -1,7 +1,8 @@
 """Launching a confidential guest: the VMM's half of the conversation between platform and owner.
 
 1. evidence (certificates, handler digest) to the owner, who answers with a launch session;
-2. LAUNCH_START, then LAUNCH_UPDATE_DATA for every piece of the image in its fixed order, LAUNCH_MEASURE;
+2. LAUNCH_START, then LAUNCH_UPDATE_DATA for every piece of the image in its fixed order, LAUNCH_MEASURE; what the
+   platform has taken is unmapped here, so that a large image takes no memory of this process;
 3. the measurement to the owner, who releases the secret only if it is the expected one; LAUNCH_SECRET;
 4. LAUNCH_FINISH, entry registers; the guest can run.
 """
@@ -26,7 +27,6 @@ class Launched:
     launch_id: str
     policy: int
     measure: bytes
-    recipe: GuestRecipe
 
 
 def evidence_of(platform: Platform) -> PlatformEvidence:
@@ -68,13 +68,14 @@ def launch(
     for piece in recipe.pieces():
         memory.place(piece.gpa, piece.data)
         platform.do(wire.LaunchUpdateData(piece.gpa, len(piece.data)))
+        memory.forget(piece.gpa, len(piece.data))
     measure = platform.request(wire.LaunchMeasure(), wire.Measurement).measure
     secret = owner.release(grant.launch_id, measure)
     platform.do(wire.LaunchSecret(secret.header, secret.payload, recipe.areas().secret.gpa))
     platform.do(wire.LaunchFinish())
     for vcpu in range(recipe.vcpus):
         platform.do(wire.SetRegisters(vcpu, _registers(recipe.entry(vcpu))))
-    return Launched(grant.launch_id, grant.policy, measure, recipe)
+    return Launched(grant.launch_id, grant.policy, measure)
 
 
 def _registers(entry: EntryState) -> wire.Registers:

@@ -21,6 +21,11 @@ class Mapping:
         self._map: mmap.mmap | None = mmap.mmap(fd, size, prot=protection)
         self.view = memoryview(self._map)
 
+    def forget(self, offset: int, length: int) -> None:
+        """Take pages out of this process's memory until they are touched again; their content stays in the memfd."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED, offset, length)
+
     def close(self) -> None:
         """Let go of the memory: it is unmapped when the last view of it, wherever that may be, has gone as well."""
         with contextlib.suppress(BufferError):  # someone still reads through a view of this view
@@ -45,6 +50,10 @@ class SharedMemory:
         """Put bytes there without marking them: the launch image, before LAUNCH_UPDATE_DATA takes it."""
         offset = self._offset(gpa, len(data))
         self.mapping.view[offset : offset + len(data)] = data
+
+    def forget(self, gpa: int, length: int) -> None:
+        """Let go of whole pages that are not needed here any more; whoever touches them again finds them unchanged."""
+        self.mapping.forget(self._offset(gpa, length), length)
 
     def write(self, gpa: int, data: bytes) -> None:
         """A device writes; the pages are marked dirty."""
