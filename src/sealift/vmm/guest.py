@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from sealift.errors import InternalError, UserError
+from sealift.errors import UserError
 from sealift.vmm.console import Console
 from sealift.vmm.events import Direction, Ending, Events, MigrationChanged, ShutdownCause
 from sealift.vmm.launch import Launched
@@ -77,9 +77,14 @@ class Guest:
     # --- running and stopping ------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Stop the guest, if it runs; returns when every vCPU is out of it."""
-        if self.machine.state is RunState.RUNNING:
-            self.machine.pause()
+        """Stop the guest, if it runs; returns when every vCPU is out of it.
+
+        Raises:
+            UserError: it is just being handed over to another host.
+        """
+        self.machine.pause()
+        if self.state is RunState.FINISH_MIGRATE:
+            raise UserError("Migration is not finalized yet")
 
     def resume(self) -> None:
         """Let the guest run.
@@ -87,22 +92,20 @@ class Guest:
         Raises:
             UserError: it cannot run (any more); the message says why.
         """
+        if self._machine is None:
+            raise UserError(f"guest {self.name} has not arrived yet; it runs once it has")
+        if self._machine.resume():
+            return
         match self.state:
-            case RunState.RUNNING:
-                return
-            case RunState.PRELAUNCH | RunState.PAUSED:
-                self.machine.resume()
             case RunState.FINISH_MIGRATE:
                 raise UserError("Migration is not finalized yet")
-            case RunState.INMIGRATE:
-                raise UserError(f"guest {self.name} has not arrived yet; it runs once it has")
             case RunState.POSTMIGRATE:
                 raise UserError(f"guest {self.name} runs on the host it was migrated to, and can run nowhere else")
             case state if state in _LOST:
                 # A confidential guest cannot be reset: that would be another launch.
                 raise UserError(f"guest {self.name} is {state.value} and cannot run any more; launch it again")
-            case state:
-                raise InternalError(f"nothing says whether a guest that is {state.value} may run")
+            case _:
+                return  # somebody stopped it again already
 
     def end(self, cause: ShutdownCause) -> None:
         """Ask the VMM process to end the guest; whoever called `wait_for_end` does it."""

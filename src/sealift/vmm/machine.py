@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 
 from sealift.address import PAGE_SHIFT, RamLayout
-from sealift.errors import SealiftError, sentence
+from sealift.errors import GuestError, SealiftError, sentence
 from sealift.pageset import PageSet
 from sealift.vmm.console import Console
 from sealift.vmm.devices.bus import PortBus
@@ -27,9 +27,16 @@ from sealift.wire.platform import Fault, Kick
 
 _CONSOLE_LINES_IN_REPORT = 10
 
+_STARTABLE = frozenset({RunState.PRELAUNCH, RunState.INMIGRATE, RunState.PAUSED})
+_MOVABLE = frozenset({RunState.RUNNING, RunState.PAUSED})
+_HANDED_OVER = frozenset({RunState.FINISH_MIGRATE})
+
 
 class Machine:
     """One VM.
+
+    Who orders it to run or stop has to be alone while looking, ordering the vCPUs and changing the state: users and
+    a migration do so at the same time. vCPUs that fail do not wait for that: whoever stops them waits for them.
 
     `listener` is called with every new run state, from whatever thread changed it.
 
@@ -56,6 +63,8 @@ class Machine:
         self.shared_pages = PageSet(layout.pages)
         self._states_lock = threading.Lock()
         self._device_lock = threading.Lock()
+        self._order_lock = threading.Lock()
+        self._before_handover = RunState.RUNNING
         self.serial = Serial(console.transmit)
         self.bus = PortBus((self.serial, PausePort(self._rest)))
         self._run_state = RunStateMachine(RunState.PRELAUNCH, listener)
@@ -69,20 +78,55 @@ class Machine:
         """The run state."""
         return self._run_state.state
 
-    def resume(self) -> None:
-        """Run the guest."""
-        self._run_state.move(RunState.RUNNING)
-        self.vcpus.resume()
+    def resume(self) -> bool:
+        """Run a guest that only waits for this; whether it runs now."""
+        with self._order_lock:
+            if self._run_state.move_from(_STARTABLE, RunState.RUNNING):
+                self.vcpus.resume()
+            return self.state is RunState.RUNNING
 
     def pause(self, state: RunState = RunState.PAUSED) -> None:
-        """Stop the guest in `state`; returns when every vCPU is out of it."""
+        """Stop the guest in `state`, if it runs; returns when every vCPU is out of it."""
+        with self._order_lock:
+            if self.state is RunState.RUNNING:
+                self._stop_vcpus()
+                self._run_state.move_from(frozenset({RunState.RUNNING}), state)
+
+    def arrive_paused(self) -> None:
+        """A guest that came here as a migration stays paused, as it was."""
+        with self._order_lock:
+            self._run_state.move(RunState.PAUSED)
+
+    # A migration's part: from `begin_handover` on the machine is its own until `take_back` or `handed_over`.
+
+    def begin_handover(self) -> RunState:
+        """Stop the guest so that it can leave; the state it was in.
+
+        Raises:
+            GuestError: it is in no state to be moved.
+        """
+        with self._order_lock:
+            self._before_handover = self.state
+            if self._before_handover in _MOVABLE:
+                self._stop_vcpus()  # meanwhile it may come to its end
+            if not self._run_state.move_from(_MOVABLE, RunState.FINISH_MIGRATE):
+                raise GuestError(f"the guest is {self.state.value} and cannot be moved any more")
+            return self._before_handover
+
+    def take_back(self) -> None:
+        """The guest stays: let it go on as it was, if it was stopped to leave."""
+        with self._order_lock:
+            if self._run_state.move_from(_HANDED_OVER, self._before_handover) and self.state is RunState.RUNNING:
+                self.vcpus.resume()
+
+    def handed_over(self) -> None:
+        """The guest runs elsewhere, whatever has become of what is left here."""
+        with self._order_lock:
+            self._run_state.move_from(_HANDED_OVER, RunState.POSTMIGRATE)
+
+    def _stop_vcpus(self) -> None:
         self.vcpus.pause()
         self.console.flush()
-        self._run_state.move(state)
-
-    def enter(self, state: RunState) -> None:
-        """Change the state of a guest that is stopped."""
-        self._run_state.move(state)
 
     def close(self) -> None:
         """End the platform and the vCPU threads; the guest is gone."""
@@ -134,7 +178,7 @@ class Machine:
             f"cr3 {registers.cr3:#x}, rsp {registers.general[7]:#x})\nlast console lines:\n{tail}"
         )
         self.vcpus.pause()
-        self._run_state.move(RunState.GUEST_PANICKED)
+        self._run_state.move_from(_MOVABLE, RunState.GUEST_PANICKED)
 
     def failed(self, vcpu: int, error: SealiftError) -> None:
         """The platform refused to run a vCPU, or is gone."""

@@ -64,3 +64,12 @@ class RunStateMachine:
                 raise InternalError(f"a VM that is {self._state.value} cannot become {to.value}")
             self._state = to
         self._changed(to)
+
+    def move_from(self, states: frozenset[RunState], to: RunState) -> bool:
+        """Go to another state if it is in one of `states`; whether it was."""
+        with self._lock:
+            if self._state not in states:
+                return False
+            self._state = to
+        self._changed(to)
+        return True

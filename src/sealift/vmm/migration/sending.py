@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sealift.address import PAGE_SHIFT, PAGE_SIZE, pages_spanned
-from sealift.errors import GuestError, LostError, RefusedError, SealiftError, StreamError
+from sealift.errors import LostError, RefusedError, SealiftError, StreamError
 from sealift.pageset import PageSet
 from sealift.vmm.handler import HandlerClient
 from sealift.vmm.machine import Machine
@@ -24,8 +24,6 @@ from sealift.wire.handover import Frame, FrameKind, Hello, Refusal, SealedKind, 
 
 _PAGE_COST = PAGE_SIZE + 8
 """Bytes of the stream for one page, of whatever kind: content and number (or header)."""
-
-_MOVABLE = frozenset({RunState.RUNNING, RunState.PAUSED})
 
 
 class TargetRefusedError(RefusedError):
@@ -120,11 +118,7 @@ class Line:
 
 
 class Sender:
-    """Moves one guest over one connection.
-
-    Attributes:
-        before: the run state in which the guest was stopped.
-    """
+    """Moves one guest over one connection."""
 
     def __init__(
         self,
@@ -135,7 +129,7 @@ class Sender:
         stats: Statistics,
         watch: Watch,
     ) -> None:
-        self.before = RunState.RUNNING
+        self._before = RunState.RUNNING
         self._subject = subject
         self._machine = subject.machine
         self._method = method
@@ -233,11 +227,8 @@ class Sender:
     def _stop(self) -> None:
         """Stop the guest and send what it wrote since the last round."""
         self._watch.device()
-        self.before = self._machine.state
-        if self.before not in _MOVABLE:
-            raise GuestError(f"the guest is {self.before.value} and cannot be moved any more")
         self._stats.downtime_part(DowntimePart.PAUSE)
-        self._machine.pause(RunState.FINISH_MIGRATE)
+        self._before = self._machine.begin_handover()
         self._method.stop()
         self._stats.downtime_part(DowntimePart.LAST_ROUND)
         self._round()
@@ -248,7 +239,7 @@ class Sender:
         for record in self._method.end_records():
             self._watch.check()
             self._out.piece(SealedKind.RECORD, record.data)
-        self._out.end(machine_state.save(self._machine, self.before))
+        self._out.end(machine_state.save(self._machine, self._before))
         self._stats.sent = self._out.sent
 
     def _hand_over(self) -> None:

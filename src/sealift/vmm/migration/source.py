@@ -24,7 +24,6 @@ from sealift.vmm.migration.streamio import StreamWriter, bulk_work, shut_down
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
 from sealift.vmm.migration.transport import connect, parse_uri
-from sealift.vmm.runstate import RunState
 
 _S = MigrationStatus
 
@@ -69,7 +68,6 @@ class Migration:
         self._fencing = False
         self._sock: socket.socket | None = None
         self._method: SourceMethod | None = None
-        self._sender: Sender | None = None
 
     def info(self) -> MigrationInfo:
         """How it stands, at any time and from any thread."""
@@ -127,7 +125,7 @@ class Migration:
             self._stats.error = None
             self._complete()
         else:
-            self._run_on()
+            self._machine.take_back()
 
     # --- the way there -------------------------------------------------------------------------------------------
 
@@ -140,8 +138,7 @@ class Migration:
         throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
         line = Line(StreamOut(self.make_writer(sock, throttle.spend)), throttle, Returns(sock))
         subject = Subject(self._machine, self._name, self._measure, mailbox_pages(self._machine, handler))
-        self._sender = Sender(subject, method, line, self._parameters, self._stats, self._watch(line.returns))
-        self._sender.move()
+        Sender(subject, method, line, self._parameters, self._stats, self._watch(line.returns)).move()
 
     def _connect(self, uri: str) -> socket.socket:
         sock = connect(parse_uri(uri))
@@ -178,7 +175,7 @@ class Migration:
     def _complete(self) -> None:
         self._stats.end()
         self._stats.remaining = 0
-        self._machine.enter(RunState.POSTMIGRATE)
+        self._machine.handed_over()
         self._status.move(_S.COMPLETED)
 
     # --- the way back --------------------------------------------------------------------------------------------
@@ -191,10 +188,10 @@ class Migration:
             if not self._take_back(error):
                 self._stats.error += f"; {FENCED}"
             else:
-                self._run_on()
+                self._machine.take_back()
                 if self._cancelled.is_set():
                     self._stats.error, ending = "the migration was cancelled", _S.CANCELLED
-        except SealiftError as worse:
+        except Exception as worse:  # whatever it is, the migration comes to an end
             self._stats.error += f"; and the guest cannot run on here: {sentence(worse)}"
         self._stats.end()
         with self._lock:
@@ -213,14 +210,6 @@ class Migration:
         if isinstance(error, TargetRefusedError) and error.token:
             return not self._method.release(error.token)
         return False
-
-    def _run_on(self) -> None:
-        if self._machine.state is not RunState.FINISH_MIGRATE:
-            return
-        if self._sender is not None and self._sender.before is RunState.PAUSED:
-            self._machine.enter(RunState.PAUSED)
-        else:
-            self._machine.resume()
 
     def _disconnect(self) -> None:
         with self._lock:

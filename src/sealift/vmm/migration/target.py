@@ -188,7 +188,7 @@ class Incoming:
                 raise LostError("the target was told to give up")
             started = guest.method.started()
         if restorer.paused:
-            guest.machine.enter(RunState.PAUSED)
+            guest.machine.arrive_paused()
         else:
             guest.machine.resume()
         with contextlib.suppress(LostError):  # the source is gone; whoever finds it there brings it the token
