@@ -131,6 +131,20 @@ def test_flags_move_too(make_board: Callable[[int], Board]) -> None:
     assert target.value("rdx") == 1
 
 
+def test_descriptor_tables_move_too(make_board: Callable[[int], Board]) -> None:
+    table = (0x37, 0x1234_5000)
+    source = make_board(1)
+    source.memory.write_private(DATA, struct.pack("<HQ", *table))
+    source.load(0, b"\x0f\x01\x13\x0f\x01\x1b" + HLT, rbx=DATA)  # lgdt [rbx]; lidt [rbx]
+    assert source.run() == Halt()
+    target = make_board(1)
+    target.load(0, b"\x90" * 7 + b"\x0f\x01\x03\x0f\x01\x4b\x10" + HLT, rbx=DATA)  # sgdt [rbx]; sidt [rbx+16]
+    target.vcpus[0].restore(source.vcpus[0].save())
+    assert target.run() == Halt()
+    stored = target.memory.read_private(DATA, 32)
+    assert struct.unpack_from("<HQ", stored) == struct.unpack_from("<HQ", stored, 16) == table
+
+
 def test_a_restored_vcpu_uses_no_translation_of_its_past(board: Board) -> None:
     board.load(0, forever(INC_AT_RBX + HLT), rbx=DATA)
     assert board.run() == Halt()

@@ -42,6 +42,13 @@ def test_ciphertext_is_produced_for_the_pages_asked_for_alone(guest: ScriptedGue
     assert content(memory.shared, 1) == content(memory.shared, 3) == bytes(PAGE_SIZE)
 
 
+def test_looking_at_holes_does_not_fill_them(guest: ScriptedGuest, memory: GuestMemory) -> None:
+    guest.write(1, SECRET, cbit=True)
+    memory.read_host_view(0, LAYOUT.pages)
+    assert content(memory.shared, 3) == encrypted(3, bytes(PAGE_SIZE))
+    assert list(memory.private.populated().numbers()) == [1]
+
+
 def test_ciphertext_the_host_writes_decrypts_to_garbage(guest: ScriptedGuest, memory: GuestMemory) -> None:
     guest.write(1, SECRET, cbit=True)
     memory.shared.window(1, 1)[:] = NOTICE

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from sealift.errors import LostError, StreamError
+from sealift.wire.packed import UNDECODABLE
 
 MESSAGE_LIMIT = 96 * 1024
 """Bytes of the largest message: a 16 KiB secret, certificates or the tokens of a few hundred channels fit many
@@ -110,7 +111,7 @@ class Channel(Generic[Incoming, Outgoing]):
             raise StreamError(f"a message is over the limit of {MESSAGE_LIMIT} bytes or {FDS_LIMIT} descriptors")
         try:
             return self._decoder.decode(self._view[:size])
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise StreamError("a message does not parse") from error
 
     def shutdown(self) -> None:

@@ -32,6 +32,7 @@ from sealift.address import RamLayout
 from sealift.errors import StreamError
 from sealift.wire import handshake
 from sealift.wire.failure import from_failed
+from sealift.wire.packed import UNDECODABLE
 from sealift.wire.platform import Block, Failed
 from sealift.wire.token import TOKEN_SIZE
 
@@ -143,7 +144,7 @@ class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         try:
             refusal = msgspec.msgpack.decode(payload, type=cls)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise StreamError("the target's refusal does not parse") from error
         printable = "".join(letter if letter.isprintable() else " " for letter in refusal.reason)
         return cls(refusal.branch, printable[:_SENTENCE_LIMIT], refusal.token)
@@ -189,7 +190,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise StreamError(f"the source speaks version {version} of the migration protocol, this target {VERSION}")
         try:
             hello = msgspec.msgpack.decode(data[_VERSION.size :], type=cls)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise StreamError("the source's introduction does not parse") from error
         if len(hello.measure) != handshake.MEASURE_SIZE or len(hello.guest) > NAME_LIMIT:
             raise StreamError("the source's introduction holds a measurement or a name of impossible length")

@@ -16,7 +16,7 @@ Memory is shared by memfds that replies carry; the private plane is not among th
 from __future__ import annotations
 
 import enum
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -195,7 +195,7 @@ class PdhCertificates(Message, frozen=True):
 class LaunchStart(Message, frozen=True):
     """LAUNCH_START with the owner's policy, Diffie-Hellman certificate and session blob."""
 
-    policy: int
+    policy: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
     dh_cert: bytes
     session: bytes
 

@@ -231,8 +231,13 @@ class GuestMemory:
         """Leave on the shared plane the ciphertext of those of the pages that are private."""
         # A page that a guest declared shared meanwhile would lose what it wrote there.
         with self._quiesced():
+            populated = self.private.populated(first, count)
             for pages in _chunks(self._private_among(first, count)):
-                self.shared.words[pages] = self._cipher.encrypt(self.private.words[pages], self._addresses.of(pages))
+                # Looking at a hole must not fill it: it holds zeros.
+                content = np.zeros((len(pages), self.private.words.shape[1]), np.uint64)
+                filled = populated.holds(pages)
+                content[filled] = self.private.words[pages[filled]]
+                self.shared.words[pages] = self._cipher.encrypt(content, self._addresses.of(pages))
 
     def write_host_view(self, first: int, count: int) -> None:
         """The host wrote DRAM: private pages get the decryption of what lies on the shared plane."""

@@ -13,6 +13,7 @@ from sealift.pageset import PageNumbers, PageSet
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.vcpu_service import VcpuService
+from sealift.wire.packed import unpack
 
 
 class PrivatePages:
@@ -109,17 +110,17 @@ class GuestMachine:
         Raises:
             StreamError: it does not fit this machine.
         """
+        state = unpack(data, _State, "the machine state")
+        pages = self._memory.layout.pages
         try:
-            state = msgspec.msgpack.decode(data, type=_State)
-            pages = self._memory.layout.pages
             shared, sealed = PageSet.from_bytes(pages, state.shared), PageSet.from_bytes(pages, state.sealed)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise StreamError("the machine state does not parse") from error
+        except ValueError as error:
+            raise StreamError("the machine state's page states are not of this machine") from error
         if state.version != _STATE_VERSION:
             raise StreamError(f"the machine state has version {state.version}; this platform reads {_STATE_VERSION}")
         if state.engine != self._engine:
             raise StreamError(f"the machine state is of engine {state.engine}; this platform runs {self._engine}")
-        if len(state.vcpus) != len(self._vcpus):
+        if sorted(self._vcpus) != list(range(len(state.vcpus))):
             raise StreamError(f"the machine state has {len(state.vcpus)} vCPUs, this machine {len(self._vcpus)}")
         self._memory.load_states(shared, sealed)
         for index, vcpu_state in enumerate(state.vcpus):

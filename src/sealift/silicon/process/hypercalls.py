@@ -10,6 +10,9 @@ from sealift.wire.platform import PageStateChange
 KVM_HC_MAP_GPA_RANGE = 12
 _SIZE_MASK = 0xF  # preferred page size: a hint
 _ENCRYPTED = 1 << 4
+_PAGES_AT_ONCE = 2048
+"""Pages (8 MiB) converted while the rest of the machine waits; each page's conversion is complete by itself."""
+
 _ENOSYS, _EINVAL = 1000, 22  # KVM_ENOSYS and KVM_EINVAL, returned negated
 
 
@@ -22,5 +25,7 @@ def carry_out(memory: GuestMemory, call: Hypercall) -> tuple[int, PageStateChang
     if offset is None or not page_aligned(gpa) or attributes & ~(_SIZE_MASK | _ENCRYPTED):
         return -_EINVAL, None
     encrypted = bool(attributes & _ENCRYPTED)
-    memory.convert(offset >> PAGE_SHIFT, pages, to_shared=not encrypted)
+    first = offset >> PAGE_SHIFT
+    for start in range(first, first + pages, _PAGES_AT_ONCE):
+        memory.convert(start, min(_PAGES_AT_ONCE, first + pages - start), to_shared=not encrypted)
     return 0, PageStateChange(gpa, pages, encrypted)

@@ -41,7 +41,10 @@ class Server:
         self._processor = processor
         self._vm: VirtualMachine | None = None
         self._bitmap: Plane | None = None
+        # Now, while the files are what was just loaded: an upgrade may replace them under a running platform.
+        self._digest = handler_digest()
         self._handle = 0
+        self._handed_over: list[socket.socket] = []  # ends of sockets that are the VMM's once it has the reply
         self._handlers: dict[type[wire.Message], Callable[[Any], _Answer]] = {
             wire.CreateVm: self._create_vm,
             wire.CreateVcpu: self._create_vcpu,
@@ -79,7 +82,12 @@ class Server:
             self._channel.send(to_failed(error))
             return
         reply, passed = self._answer(request)
-        self._channel.send(reply, passed)
+        try:
+            self._channel.send(reply, passed)
+        finally:
+            for sock in self._handed_over:
+                sock.close()
+            self._handed_over.clear()
 
     def _answer(self, request: wire.Request) -> _Answer:
         phase = self._phase()
@@ -122,7 +130,7 @@ class Server:
         if layout.end > _GUEST_PHYSICAL_LIMIT:
             raise RefusedError(f"guest RAM must end below the C-bit at {_GUEST_PHYSICAL_LIMIT:#x}")
         self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))
-        self._vm = VirtualMachine(layout, request.vcpus, self._launch_phase)
+        self._vm = VirtualMachine(layout, request.vcpus, self._launch_phase, self._digest)
         if request.prealloc:
             self._vm.memory.private.touch()
         return wire.VmCreated(self._bitmap.size), (self._vm.memory.shared.fd, self._bitmap.fd)
@@ -135,7 +143,8 @@ class Server:
             ours.close()
             theirs.close()
             raise
-        return wire.Done(), (theirs.detach(),)
+        self._handed_over.append(theirs)
+        return wire.Done(), (theirs.fileno(),)
 
     def _get_registers(self, request: wire.GetRegisters) -> _Answer:
         return wire.VcpuRegisters(self._machine.require_stopped(request.index).vcpu.registers()), ()
@@ -192,7 +201,7 @@ class Server:
             cbit=CBIT,
             reduced_phys_bits=1,
             engine=UnicornEngine.name,
-            handler_digest=handler_digest(),
+            handler_digest=self._digest,
             ca_chain=self._processor.ca_chain,
         )
         return info, ()
@@ -218,6 +227,7 @@ class Server:
     def _launch_secret(self, request: wire.LaunchSecret) -> _Answer:
         header, payload = request.header, request.payload
         self._processor.launch_secret(self._handle, header, payload, request.gpa, len(payload))
+        self._machine.secret_injected(request.gpa, len(payload))
         return wire.Done(), ()
 
     def _launch_finish(self, _: wire.LaunchFinish) -> _Answer:
@@ -245,7 +255,8 @@ class Server:
             theirs.close()
             raise
         opened = wire.HandlerOpened(SLOTS, SLOT_SIZE, mailbox.gpa, mailbox.size)
-        return opened, (theirs.detach(), outgoing.plane.fd, incoming.plane.fd)
+        self._handed_over.append(theirs)
+        return opened, (theirs.fileno(), outgoing.plane.fd, incoming.plane.fd)
 
 
 def _bitmap_size(pages: int) -> int:

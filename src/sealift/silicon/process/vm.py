@@ -6,10 +6,9 @@ import os
 import socket
 from collections.abc import Callable
 
-from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
+from sealift.address import PAGE_SHIFT, Gpa, RamLayout, pages_spanned
 from sealift.errors import RefusedError, SealiftError, sentence
 from sealift.guest.handler.commit import Role, State
-from sealift.guest.handler.digest import handler_digest
 from sealift.guest.handler.handler import MigrationHandler
 from sealift.guest.handler.interfaces import LaunchFacts
 from sealift.guest.handler.mailbox import Mailbox
@@ -49,10 +48,11 @@ _PHASES = {
 class VirtualMachine:
     """A VM; its memory encryption key is made here and dies with the process.
 
-    `launch_phase` tells how far the secure processor is: CREATED, LAUNCHING or RUNNING.
+    `launch_phase` tells how far the secure processor is: CREATED, LAUNCHING or RUNNING; `digest` is that of the
+    handler modules that were loaded.
     """
 
-    def __init__(self, layout: RamLayout, vcpus: int, launch_phase: Callable[[], Phase]) -> None:
+    def __init__(self, layout: RamLayout, vcpus: int, launch_phase: Callable[[], Phase], digest: bytes) -> None:
         self.layout = layout
         self.vcpu_count = vcpus
         self.memory = GuestMemory(layout, os.urandom(KEY_BYTES))
@@ -60,10 +60,12 @@ class VirtualMachine:
         self.gate = RunGate(self.phase)
         self.vcpus: dict[int, VcpuService] = {}
         self._launch_phase = launch_phase
+        self._digest = digest
         self._handler: MigrationHandler | None = None
         self._areas: StartupAreas | None = None
         self._no_handler = "the guest has not been launched"
         self._rings: tuple[Ring, Ring] | None = None
+        self._injected: list[Area] = []
 
     def phase(self) -> Phase:
         """Where the VM is in its life."""
@@ -103,6 +105,10 @@ class VirtualMachine:
 
     # --- handler -------------------------------------------------------------------------------------------------
 
+    def secret_injected(self, gpa: int, length: int) -> None:
+        """LAUNCH_SECRET put the owner's secret there."""
+        self._injected.append(Area(Gpa(gpa), length))
+
     def start_handler(self, measure: bytes, policy: int) -> None:
         """LAUNCH_FINISH happened: take the migration key out of guest memory and start the handler.
 
@@ -118,6 +124,18 @@ class VirtualMachine:
             self._no_handler = f"this guest has no migration handler: {sentence(error)}"
 
     def _take_secret(self, area: Area) -> MigrationSecret | None:
+        """The migration key, with zeros left in its place.
+
+        A VMM may put the owner's packet anywhere, and more than once. Then copies of the key could stay in guest
+        memory, so such a guest gets no handler, and nothing of its secrets stays.
+
+        Raises:
+            RefusedError: a secret was put elsewhere than to the start of the secret block, or more than once.
+        """
+        if len(self._injected) > 1 or any(put.gpa != area.gpa or put.size > area.size for put in self._injected):
+            for put in self._injected:
+                self.memory.write_private(put.gpa, bytes(put.size))
+            raise RefusedError("its launch secret was not put once to the start of the secret block, and is wiped")
         content = bytearray(self.memory.read_private(area.gpa, area.size))
         secret = take_migration_secret(content)
         if secret is not None:
@@ -125,7 +143,7 @@ class VirtualMachine:
         return secret
 
     def _check_table(self, table: StartupTable) -> None:
-        if table.handler_digest != handler_digest():
+        if table.handler_digest != self._digest:
             raise RefusedError("the measured start-up table names another version of the handler")
         if table.layout != self.layout or table.vcpus != self.vcpu_count:
             raise RefusedError("the measured start-up table describes a machine of another shape")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from sealift.errors import StreamError
+from sealift.wire.packed import unpack
 
 COM1 = 0x3F8
 _DLAB = 0x80
@@ -95,10 +95,7 @@ class Serial:
 
     def restore(self, state: bytes) -> None:
         """Load `save`'s state."""
-        try:
-            loaded = msgspec.msgpack.decode(state, type=_State)
-        except msgspec.DecodeError as error:
-            raise StreamError("the serial port's state does not parse") from error
+        loaded = unpack(state, _State, "the serial port's state")
         self._ier, self._lcr, self._mcr = loaded.ier & 0x0F, loaded.lcr & 0xFF, loaded.mcr & 0x1F
         self._scratch, self._divisor = loaded.scratch & 0xFF, loaded.divisor & 0xFFFF
         self._received = deque(loaded.received[:INPUT_LIMIT], maxlen=INPUT_LIMIT)

@@ -12,6 +12,7 @@ import msgspec
 from sealift.errors import StreamError
 from sealift.vmm.machine import Machine
 from sealift.vmm.runstate import RunState
+from sealift.wire.packed import UNDECODABLE
 
 VCPUS = "sealift/vcpus"
 VCPUS_VERSION = 1
@@ -91,7 +92,7 @@ class Restorer:
     def _restore_vcpus(self, data: bytes) -> None:
         try:
             vcpus = msgspec.msgpack.decode(data, type=_Vcpus)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise StreamError("the vCPUs' state does not parse") from error
         if any(not 0 <= index < self._machine.vcpu_count for index in vcpus.halted):
             raise StreamError("the vCPUs' state names a vCPU that this machine does not have")

@@ -1,7 +1,8 @@
 """A vCPU's architectural state as named registers.
 
 Unicorn's own context blob is tied to one build of the library, so state that travels is written register by
-register. Segment descriptors are flat in 64-bit mode; what programs of this engine can change is FS and GS base.
+register. Segments are flat in 64-bit mode and a guest enters with null selectors; what programs can change is FS and
+GS base and the descriptor tables. A guest that loads a selector is beyond this engine: its state cannot be saved.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import msgspec
 from unicorn import Uc, UcError
 from unicorn import x86_const as x86
 
-from sealift.errors import StreamError
+from sealift.errors import GuestError, StreamError
+from sealift.wire.packed import unpack
 from sealift.wire.platform import Registers
 
 _STATE_VERSION = 1
@@ -24,6 +26,8 @@ _CONTROL = ("CR0", "CR2", "CR3", "CR4", "CR8")
 _INTEGERS = (*_GENERAL, *_CONTROL, "RIP", "EFLAGS", "FS_BASE", "GS_BASE", "MXCSR", "FPCW", "FPSW", "FPTAG")
 _VECTORS = tuple(f"XMM{number}" for number in range(16))
 _X87 = tuple(f"FP{number}" for number in range(8))
+_TABLES = ("GDTR", "IDTR")
+_SELECTORS = ("CS", "SS", "DS", "ES", "FS", "GS")
 _MSRS = {
     "EFER": 0xC000_0080,
     "STAR": 0xC000_0081,
@@ -47,11 +51,12 @@ def _register(name: str) -> int:
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Names to values; vectors as 16 little-endian bytes, x87 registers as (mantissa, exponent with sign)."""
+    """Names to values; tables as (base, limit), vectors as 16 bytes, x87 registers as (mantissa, exponent)."""
 
     version: int
     integers: dict[str, int]
     msrs: dict[str, int]
+    tables: dict[str, tuple[int, int]]
     vectors: dict[str, bytes]
     x87: dict[str, tuple[int, int]]
 
@@ -92,11 +97,19 @@ def write_registers(uc: Uc, registers: Registers) -> None:
 
 
 def save_state(uc: Uc) -> bytes:
-    """The whole state of a stopped emulator."""
+    """The whole state of a stopped emulator.
+
+    Raises:
+        GuestError: the guest loaded a segment selector.
+    """
+    loaded = [name for name in _SELECTORS if uc.reg_read(_register(name))]
+    if loaded:
+        raise GuestError(f"the guest loaded segment selectors ({', '.join(loaded)}), which this engine cannot move")
     state = _State(
         version=_STATE_VERSION,
         integers={name: uc.reg_read(_register(name)) for name in _INTEGERS},
         msrs={name: uc.msr_read(number) for name, number in _MSRS.items()},
+        tables={name: uc.reg_read(_register(name))[1:3] for name in _TABLES},
         vectors={name: uc.reg_read(_register(name)).to_bytes(16, "little") for name in _VECTORS},
         x87={name: uc.reg_read(_register(name)) for name in _X87},
     )
@@ -109,14 +122,12 @@ def restore_state(uc: Uc, data: bytes) -> None:
     Raises:
         StreamError: not a state of this version, or registers missing, unknown or too wide.
     """
-    try:
-        state = msgspec.msgpack.decode(data, type=_State)
-    except msgspec.DecodeError as error:
-        raise StreamError("vCPU state does not parse") from error
+    state = unpack(data, _State, "vCPU state")
     if state.version != _STATE_VERSION:
         raise StreamError(f"vCPU state has version {state.version}; this engine reads version {_STATE_VERSION}")
     _expect(state.integers, _INTEGERS)
     _expect(state.msrs, _MSRS)
+    _expect(state.tables, _TABLES)
     _expect(state.vectors, _VECTORS)
     _expect(state.x87, _X87)
     _check_widths(state)
@@ -149,6 +160,8 @@ def _load(uc: Uc, state: _State) -> None:
     for name, value in state.integers.items():
         if name not in late:
             uc.reg_write(_register(name), value)
+    for name, (base, limit) in state.tables.items():
+        uc.reg_write(_register(name), (0, base, limit, 0))
     for name, raw in state.vectors.items():
         uc.reg_write(_register(name), int.from_bytes(raw, "little"))
     for name, pair in state.x87.items():
