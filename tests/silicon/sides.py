@@ -12,7 +12,7 @@ from sealift.guest.handler.interfaces import LaunchFacts
 from sealift.guest.handler.sealer import Pull
 from sealift.launch.secrets import MigrationSecret, pair_key
 from sealift.pageset import PageSet
-from sealift.silicon.engines.interface import Hypercall, Outcome
+from sealift.silicon.engines.interface import Hypercall
 from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.guest_access import GuestMachine, MonotonicClock, guest_access
 from sealift.silicon.process.hypercalls import KVM_HC_MAP_GPA_RANGE, carry_out
@@ -23,7 +23,10 @@ from sealift.wire.record import MAX_RECORD
 from sealift.wire.token import TokenKind
 
 from .board import CODE, LAYOUT, Board, EngineKind, Ports
-from .code import HLT, VMMCALL, mov, store_value
+from .code import HLT, VMMCALL, forever, mov, port_in, store
+
+WINDOWS = {address: address + 0x20_000 for address in (0x20_000, 0x21_000, 0x22_000, 0x23_000)}
+"""Addresses of the guest's data with the C-bit, and of the same pages without it."""
 
 VCPUS = 2
 CHANNELS = 2
@@ -31,6 +34,37 @@ MAILBOX = (6, 7)
 """RAM pages that never travel."""
 
 _ENCRYPTED = 1 << 4
+_PORT = 0x80
+_STORE, _CALL = 0, 1
+
+_NEXT = port_in(4)
+_CALLS = (
+    _NEXT
+    + b"\x48\x89\xc3"  # mov rbx, rax
+    + _NEXT
+    + b"\x48\x89\xc1"  # mov rcx, rax
+    + _NEXT
+    + b"\x48\x89\xc6"  # mov rsi, rax
+    + mov("rax", KVM_HC_MAP_GPA_RANGE)
+    + b"\x48\x87\xd6"
+    + VMMCALL
+    + b"\x48\x87\xd6"  # xchg rdx, rsi, and back
+    + HLT
+)
+_STORES = (
+    _NEXT
+    + b"\x48\x89\xc3"  # mov rbx, rax
+    + _NEXT
+    + b"\x49\x89\xc1"  # mov r9, rax
+    + _NEXT
+    + b"\x48\xc1\xe0\x20\x4c\x09\xc8"  # shl rax, 32; or rax, r9
+    + store("rbx", "rax")
+    + HLT
+    + b"\xeb"
+    + bytes([len(_CALLS)])  # jmp behind the calls
+)
+PROGRAM = forever(_NEXT + b"\x85\xc0\x75" + bytes([len(_STORES)]) + _STORES + _CALLS)  # test eax, eax; jnz calls
+"""Does what a port tells it, one step a run: so translations stay warm from step to step."""
 
 
 def facts(cbit: int) -> LaunchFacts:
@@ -72,29 +106,32 @@ class Side:
     def _renew(self, index: int) -> None:
         self.services[index].vcpu = self.board.vcpus[index] = self.board.engine.create_vcpu(index)
 
-    def execute(self, index: int, code: bytes, **general: int) -> None:
-        """The guest runs `code` on a vCPU, hypercalls included, until it halts."""
-        at = CODE + index * PAGE_SIZE
-        self.memory.write_private(at, code + HLT)
+    def boot(self) -> None:
+        """Map more pages without C-bit, and start the program on every vCPU."""
+        for page, without in WINDOWS.items():
+            self.board.map(without, page, encrypted=False)
+        for index, vcpu in enumerate(self.board.vcpus):
+            self.memory.write_private(CODE + index * PAGE_SIZE, PROGRAM)
+            vcpu.set_registers(self.board.registers(CODE + index * PAGE_SIZE, rdx=_PORT))
+
+    def step(self, index: int, *told: int) -> None:
+        """The program takes one step on a vCPU."""
+        ports = Ports(list(told))
         with self.gate.entered():
-            self.board.vcpus[index].set_registers(self.board.registers(at, **general))
-            while isinstance(outcome := self._run(index), Hypercall):
+            while isinstance(outcome := self.board.vcpus[index].run(ports), Hypercall):
                 result, _ = carry_out(self.memory, outcome)
                 assert result == 0
                 self.board.vcpus[index].complete_hypercall(result)
         assert outcome == Halt()
-
-    def _run(self, index: int) -> Outcome:
-        return self.board.vcpus[index].run(Ports())
+        assert not ports.answers
 
     def store(self, index: int, address: int, value: int) -> None:
         """The guest stores 64 bits."""
-        self.execute(index, store_value(address, value))
+        self.step(index, _STORE, address, value & 0xFFFF_FFFF, value >> 32)
 
     def declare(self, index: int, gpa: int, pages: int, *, encrypted: bool) -> None:
         """The guest declares pages private or shared."""
-        arguments = {"rbx": gpa, "rcx": pages, "rdx": _ENCRYPTED if encrypted else 0}
-        self.execute(index, mov("rax", KVM_HC_MAP_GPA_RANGE) + VMMCALL, **arguments)
+        self.step(index, _CALL, gpa, pages, _ENCRYPTED if encrypted else 0)
 
 
 @dataclass
@@ -114,6 +151,7 @@ class Migration:
     def __post_init__(self) -> None:
         self._facts = facts(self.kind.cbit)
         self.source = Side(self.kind, Role.SOURCE, self._facts, MigrationSecret(self.instance, self.key))
+        self.source.boot()
         self._slot = memoryview(bytearray(MAX_RECORD))
         self._requests = [0] * CHANNELS
         self._shared_pending = PageSet(LAYOUT.pages)

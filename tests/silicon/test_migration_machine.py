@@ -14,13 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from sealift.address import PAGE_SIZE
 from sealift.guest.handler.commit import State
 
-from .board import DATA, OPEN_DATA, OPEN_OTHER, OTHER
 from .conftest import ENGINES
-from .sides import CHANNELS, MAILBOX, VCPUS, Migration, Side
+from .sides import CHANNELS, MAILBOX, VCPUS, WINDOWS, Migration, Side
 from .windows import content
-
-WINDOWS = {DATA: OPEN_DATA, OTHER: OPEN_OTHER}
-"""Pages the guest uses: the same memory with and without C-bit."""
 
 vcpus = st.integers(0, VCPUS - 1)
 pages = st.sampled_from(list(WINDOWS))
@@ -30,14 +26,26 @@ words = st.integers(0, 511).map(lambda word: word * 8)
 class Moving(RuleBasedStateMachine):
     """A guest that is moved, in the end."""
 
-    @initialize()
-    def begin(self) -> None:
-        """Every word the guest writes is another number, and through the C-bit it is a secret."""
+    @initialize(steady=st.booleans())
+    def begin(self, *, steady: bool) -> None:
+        """Every word the guest writes is another number, and through the C-bit it is a secret.
+
+        A steady migration has all of the guest behind it after one round, and is never given up: what any later step
+        forgets to mark is lost.
+        """
         self.migration = Migration(ENGINES[0])
         self.source: Side = self.migration.source
         self.numbers = itertools.count(0x5EC2E7_0000_0001, 0x1_0000_0001)
         self.secrets: list[int] = []
         self.in_round = False
+        self.steady = steady
+        if steady:
+            for page in WINDOWS:
+                self.guest_writes_its_own(vcpu=0, page=page, offset=0)
+            self.migration.connect()
+            self.source.handler.begin_epoch()
+            self.migration.finish_round()
+            self.migration.send_shared()
 
     @property
     def sending(self) -> bool:
@@ -57,9 +65,7 @@ class Moving(RuleBasedStateMachine):
         """Without it."""
         self.source.store(vcpu, WINDOWS[page] + offset, next(self.numbers))
 
-    @rule(
-        vcpu=vcpus, page=st.sampled_from([DATA, OTHER, DATA - PAGE_SIZE]), count=st.integers(1, 2), kind=st.booleans()
-    )
+    @rule(vcpu=vcpus, page=pages, count=st.integers(1, 2), kind=st.booleans())
     def guest_flips(self, vcpu: int, page: int, count: int, *, kind: bool) -> None:
         """One or two pages, some of them perhaps in that state already."""
         self.source.declare(vcpu, page, count, encrypted=kind)
@@ -86,6 +92,7 @@ class Moving(RuleBasedStateMachine):
 
     # --- the migration ------------------------------------------------------------------------------------------
 
+    @precondition(lambda self: not self.steady)
     @rule()
     def connects(self) -> None:
         """To a new receiver; a session that was under way ends."""
@@ -118,7 +125,7 @@ class Moving(RuleBasedStateMachine):
         """The VMM reads its dirty log."""
         self.migration.send_shared()
 
-    @precondition(lambda self: self.sending)
+    @precondition(lambda self: self.sending and not self.steady)
     @rule(stop=st.booleans())
     def is_cancelled(self, *, stop: bool) -> None:
         """At once, or as late as possible: the target is PREPARED, and the guest runs on here."""
@@ -146,8 +153,9 @@ class Moving(RuleBasedStateMachine):
             source, target = self.source, self.migration.hand_over()
             assert_same(source, target)
             assert_hidden(self.secrets, self.migration)
-            target.store(0, DATA, 0x60)
-            assert target.board.private(DATA) == 0x60
+            (page, *_) = WINDOWS
+            target.store(0, page, 0x60)
+            assert target.board.private(page) == 0x60
         finally:
             self.migration.close()
 
@@ -174,4 +182,4 @@ def assert_hidden(secrets: list[int], migration: Migration) -> None:
 
 
 TestMoving = Moving.TestCase
-TestMoving.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestMoving.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
