@@ -61,19 +61,18 @@ class Transcript:
 class Sealift:
     """One ``sealift`` process."""
 
-    def __init__(self, *arguments: str | Path, stdin: int = subprocess.DEVNULL) -> None:
+    def __init__(self, *arguments: str | Path, stdin: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE) -> None:
         self.arguments = [str(argument) for argument in arguments]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sealift.cli", *self.arguments],
             stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             start_new_session=True,
         )
         assert self.process.stdout is not None
-        assert self.process.stderr is not None
         self.stdout = Transcript(self.process.stdout)
-        self.stderr = Transcript(self.process.stderr)
+        self.stderr = self.stdout if self.process.stderr is None else Transcript(self.process.stderr)
 
     def signal(self, number: int) -> None:
         """Send it a signal."""

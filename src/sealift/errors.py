@@ -14,7 +14,7 @@
     └── InternalError        our own fault
 
 A message is one sentence: what happened, to which object, and what to do. An outer message never repeats its
-cause; the cause is chained with ``raise … from …``.
+cause; the cause is chained with ``raise … from …``, or dropped with ``from None`` where the message says it all.
 """
 
 
@@ -68,9 +68,17 @@ class InternalError(SealiftError):
 
 def sentence(error: BaseException) -> str:
     """The error and its causes as one line for a person: ``what happened: because: because``."""
-    parts = [str(error) or type(error).__name__]
+    said = _words(error)
     cause = error.__cause__
     while cause is not None:
-        parts.append(str(cause) or type(cause).__name__)
+        words = _words(cause)
+        if words not in said:
+            said = f"{said}: {words}"
         cause = cause.__cause__
-    return ": ".join(part.rstrip(".") for part in parts)
+    return said
+
+
+def _words(error: BaseException) -> str:
+    """One error's own words; of an operating system's error its reason alone, without number and file name."""
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return words.rstrip(".")

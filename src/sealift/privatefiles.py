@@ -83,8 +83,8 @@ class PrivateDirectory:
             with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
                 _check(os.fstat(file.fileno()), str(path), path, _FILE_MODE)
                 data = file.read(limit + 1)
-        except FileNotFoundError as error:
-            raise UserError(f"the {self._name} has no file {name}") from error
+        except FileNotFoundError:
+            raise UserError(f"the {self._name} has no file {name}") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read") from error
         if len(data) > limit:

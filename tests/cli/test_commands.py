@@ -6,14 +6,16 @@ import json
 import os
 import pty
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness import Sealift, processes_naming, wait_for_end_of
-from sealift.cli.places import Host
-from sealift.cli.rundir import RunDirectory
+from sealift.cli.places import Host, Places
+from sealift.cli.printer import LineKeeper, Printer
+from sealift.cli.rundir import CONSOLE_SOCKET, QMP_SOCKET, RunDirectory
 from sealift.errors import UserError
 
 SMALL = ("--kernel", "idle", "--memory", "16M")
@@ -164,6 +166,76 @@ def test_a_console_shows_history_then_what_comes_and_lets_go_of_the_terminal(sea
         os.close(keyboard)
         os.close(terminal)
     guest.stdout.wait_for("ledger", after=len(guest.stdout.text))
+
+
+def test_a_console_types_what_is_in_a_file(sealift: Callable[..., Sealift], places: Places, tmp_path: Path) -> None:
+    typed = tmp_path / "typed"
+    typed.write_bytes(b"a line\n" * 1000)
+    directory = RunDirectory(places.host.run, "a")
+    with directory.listen(CONSOLE_SOCKET) as listening, typed.open() as file:
+        console = sealift("console", "a", stdin=file.fileno())
+        guest, _ = listening.accept()
+        with guest, guest.makefile("rb") as received:
+            assert received.read(7000) == typed.read_bytes()
+            guest.sendall(b"understood")
+    directory.close()
+    assert console.wait() == 0
+    assert console.stdout.text == "understood"
+
+
+def test_a_vmm_that_answers_nonsense_does_not_hide_the_other_guests(
+    sealift: Callable[..., Sealift], places: Places
+) -> None:
+    running(sealift, "b", *SMALL)
+    directory = RunDirectory(places.host.run, "a")
+    with directory.listen(QMP_SOCKET) as listening:
+        listing = sealift("ps", "--json")
+        odd, _ = listening.accept()
+        with odd:
+            odd.sendall(b"hello\nworld\n")
+            assert listing.wait() == 0
+    directory.close()
+    assert [(guest["name"], guest["state"]) for guest in json.loads(listing.stdout.text)] == [
+        ("a", "odd answer"),
+        ("b", "running"),
+    ]
+
+
+UNFINISHED = ("--memory", "16M", "--append", "ws=4 flip=0 every=1 burst=1 pause=100")
+
+
+def test_the_end_of_a_guest_is_said_on_a_line_of_its_own_where_its_console_is_shown(
+    sealift: Callable[..., Sealift],
+) -> None:
+    process = sealift("run", "--name", "a", *UNFINISHED, stderr=subprocess.STDOUT)
+    process.stdout.wait_for("ledger 1 ")
+    process.signal(signal.SIGINT)
+    assert process.wait() == 0
+    *_, last = process.stdout.text.splitlines()
+    assert last == "sealift: guest a ended"
+
+
+def test_output_that_goes_elsewhere_than_our_sentences_is_the_guests_to_the_byte(tmp_path: Path) -> None:
+    for shared, expected in ((False, b"unfinished"), (True, b"unfinished\n")):
+        path = tmp_path / str(shared)
+        with path.open("wb") as output:
+            printer = Printer(output)
+            printer._output._shared = shared
+            printer.put(b"unfinished")
+            printer.close()
+        assert path.read_bytes() == expected
+
+
+def test_a_sentence_beside_a_console_begins_a_line_and_none_is_ended_twice(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    with path.open("wb", buffering=0) as output:
+        screen = LineKeeper(output)
+        screen._shared = True
+        for data in (b"a line\n", b"half", b""):
+            screen.write(data)
+        screen.end_line()
+        screen.end_line()
+    assert path.read_bytes() == b"a line\nhalf\n"
 
 
 def test_what_cannot_be_a_run_directory_is_refused_with_a_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 
 from harness import Sealift, processes_naming
 from sealift.cli.main import main
+from sealift.cli.places import Host
+from sealift.errors import UserError, sentence
 
 
 def assert_nothing_is_left(state_dir: Path) -> None:
@@ -43,6 +47,9 @@ def assert_nothing_is_left(state_dir: Path) -> None:
         (["console", "nobody"], 1, "no guest named nobody"),
         (["migrate", "nobody", "tcp:a:1"], 1, "no guest named nobody"),
         (["migrate", "nobody"], 2, "URI"),
+        (["migrate", "nobody", "tcp:a:1", "--settle", "token"], 2, "either"),
+        (["migrate", "nobody", "--settle", "token"], 1, "no guest named nobody"),
+        (["run", "--payload", "/dev/zero"], 1, "is no regular file"),
         (["dance"], 2, "dance"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -56,8 +63,42 @@ def test_a_mistake_is_one_sentence_an_exit_status_and_nothing_else(
     assert last.startswith("sealift: ")
     assert reason in last
     assert "Traceback" not in process.stderr.text
+    assert "[Errno" not in process.stderr.text
     assert process.stdout.text == ""
     assert_nothing_is_left(state_dir)
+
+
+@pytest.mark.parametrize("command", [["stop"], ["console"], ["migrate", "--transfer", "ring"]])
+def test_a_name_that_nobody_has_is_answered_with_the_command_that_lists_that_host(
+    sealift: Callable[..., Sealift], other_host: Host, command: list[str]
+) -> None:
+    arguments = ["nobody", "tcp:a:1"] if command[0] == "migrate" else ["nobody"]
+    elsewhere = sealift(*command, *arguments, "--host", other_host.path)
+    here = sealift(*command, *arguments)
+    assert (elsewhere.wait(), here.wait()) == (1, 1)
+    assert f"`sealift ps --host {other_host.path}`" in elsewhere.stderr.text
+    assert "`sealift ps`" in here.stderr.text
+
+
+@pytest.mark.parametrize("command", [[], ["bench"]])
+def test_without_arguments_a_group_of_commands_explains_itself(
+    sealift: Callable[..., Sealift], command: list[str]
+) -> None:
+    process = sealift(*command)
+    assert process.wait() == 2
+    assert process.stderr.text.startswith("Usage: sealift")
+    assert "Commands:" in process.stderr.text
+
+
+def test_a_sentence_says_a_cause_once_and_without_its_number() -> None:
+    def because(outer: str) -> UserError:
+        error = UserError(outer)
+        error.__cause__ = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/nonexistent/file")
+        return error
+
+    assert sentence(because("it cannot be read.")) == "it cannot be read: No such file or directory"
+    repeated = "it cannot be read (No such file or directory)"
+    assert sentence(because(repeated)) == repeated
 
 
 def test_a_payload_that_does_not_fit_is_refused_with_both_sizes(
@@ -79,6 +120,8 @@ def test_a_port_in_use_is_named(state_dir: Path, sealift: Callable[..., Sealift]
         process = sealift("run", "--incoming", uri)
         assert process.wait() == 1
     assert f"{uri} is in use" in process.stderr.text
+    assert "[Errno" not in process.stderr.text
+    assert "Address already" not in process.stderr.text
     assert_nothing_is_left(state_dir)
 
 

@@ -73,29 +73,47 @@ def run_in_foreground(
         ending.callback(directory.close)
         qmp_socket = ending.enter_context(directory.listen(QMP_SOCKET))
         console_socket = ending.enter_context(directory.listen(CONSOLE_SOCKET))
-        if console is not None:
-            printer = Printer(console)
+        printer = None if console is None else Printer(console)
+        if printer is not None:
             ending.callback(printer.close)
         control = ControlThread()
         ending.callback(control.close)
         hosted = start()
         ending.callback(hosted.close)
         guest = hosted.guest
-        if console is not None:
+        if printer is not None:
             printer.put(guest.console.listen(printer.put))
         # It listens before anybody can ask for anything.
-        foreground = _Foreground(guest, say, control)
+        foreground = _Foreground(guest, say if printer is None else _beside(printer, say), control)
         server = control.make(lambda: QmpServer(guest, foreground.clients_left))
         control.start(server.serve(qmp_socket))
         control.start(control.make(lambda: ConsoleServer(guest)).serve(console_socket))
         _on_signals(foreground.signalled)
-        return foreground.watch(server)
+        status = foreground.watch(server)
+    if foreground.ended:  # and everything that it printed is shown
+        say(f"guest {name} ended")
+    return status
+
+
+def _beside(printer: Printer, say: Say) -> Say:
+    """Say something on a line of its own, where the guest's console is shown."""
+
+    def say_apart(sentence: str) -> None:
+        with printer.apart():
+            say(sentence)
+
+    return say_apart
 
 
 class _Foreground:
-    """What the main thread waits for, and what it tells the user about it."""
+    """What the main thread waits for, and what it tells the user about it.
+
+    Attributes:
+        ended: the guest was here and came to its end because somebody wanted it.
+    """
 
     def __init__(self, guest: Guest, say: Say, control: ControlThread) -> None:
+        self.ended = False
         self._guest = guest
         self._say = say
         self._control = control
@@ -129,6 +147,7 @@ class _Foreground:
                 case MigrationChanged(Direction.INCOMING, migration):
                     status = self._arrival(migration)
                 case Ending(cause):
+                    self.ended = self._watching_platform and not self._moved
                     status = FAILED if cause is ShutdownCause.HOST_ERROR else DONE
                 case _Signalled():
                     self._guest.end(ShutdownCause.HOST_SIGNAL)

@@ -83,9 +83,9 @@ def read_config(path: Path) -> dict[str, object]:
             raise UserError(f"{path} is too large for a guest's configuration")
         config = msgspec.convert(tomllib.loads(text.decode()), ConfigFile)
     except OSError as error:
-        raise UserError(f"the configuration {path} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the configuration {path} is no text") from error
+        raise UserError(f"the configuration {path} cannot be read") from error
+    except UnicodeDecodeError:
+        raise UserError(f"the configuration {path} is no text") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"the configuration {path} is no TOML") from error
     except msgspec.ValidationError as error:

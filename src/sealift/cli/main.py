@@ -12,6 +12,7 @@ import sys
 from typing import Final
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from sealift.cli.options import examples
 from sealift.errors import InternalError, SealiftError, sentence
@@ -76,12 +77,8 @@ def main() -> None:
 def _run() -> int:
     try:
         status = sealift.main(prog_name="sealift", standalone_mode=False)
-    except click.UsageError as error:
-        hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-        _complain(f"{error.format_message().rstrip('.')}{hint}")
-        return error.exit_code
     except click.ClickException as error:
-        _complain(error.format_message())
+        _explain(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
@@ -96,6 +93,16 @@ def _run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
     return status if isinstance(status, int) else 0
+
+
+def _explain(error: click.ClickException) -> None:
+    match error:
+        case NoArgsIsHelpError():
+            error.show()
+        case click.UsageError(ctx=click.Context() as context):
+            _complain(f"{error.format_message().rstrip('.')} (see `{context.command_path} --help`)")
+        case _:
+            _complain(error.format_message().rstrip("."))
 
 
 def _complain(reason: str) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from sealift.cli.places import Host
 from sealift.cli.qmp_client import QmpClient
 from sealift.cli.rundir import guest_directories, read_record
-from sealift.errors import LostError, RefusedError, UserError
+from sealift.errors import LostError, PeerError, RefusedError, UserError
 
 _PATIENCE_S: Final = 2.0
 """A VMM that is well answers in a millisecond; a list must not hang on one that is not."""
@@ -71,6 +71,8 @@ def _ask(host: Host, name: str) -> GuestOverview | None:
         return None  # nobody listens: a directory that was left over, or is just being made or removed
     except LostError:
         return GuestOverview(name, "no answer", pid)
+    except PeerError:
+        return GuestOverview(name, "odd answer", pid)  # whatever one VMM says, the others are listed
 
 
 def _describe(qmp: QmpClient, pid: int | None) -> GuestOverview:

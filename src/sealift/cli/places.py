@@ -5,7 +5,8 @@
     $XDG_STATE_HOME/sealift/        ~/.local/state/sealift by default
     ├── hosts/default/              a host: what `--host` names
     │   ├── identity/               the platform's keys, which survive its guests
-    │   └── run/NAME/               one directory a running guest (`sealift.cli.rundir`)
+    │   ├── run/NAME/               one directory a running guest (`sealift.cli.rundir`)
+    │   └── tokens/NAME.token       what settles a migration to here whose source was lost
     ├── manufacturer/               who endorses chips in AMD's place
     └── owner/                      the local guest owner
 """
@@ -13,6 +14,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +42,16 @@ class Host:
     def run(self) -> Path:
         """Running guests."""
         return self.path / "run"
+
+    @property
+    def tokens(self) -> Path:
+        """Tokens that targets here left for sources that they lost."""
+        return self.path / "tokens"
+
+    @property
+    def option(self) -> str:
+        """What to add to a command line that is to mean this host: nothing for the default one."""
+        return "" if self == default_host() else f" --host {shlex.quote(str(self.path))}"
 
 
 def default_host() -> Host:

@@ -80,7 +80,7 @@ def read_file(what: str, path: Path) -> bytes:
         _check_file(what, path)
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(what, path, error) from None
+        raise UserError(f"the {what} {path} cannot be read") from error
 
 
 def file_content(what: str, path: Path) -> Content:
@@ -93,7 +93,7 @@ def file_content(what: str, path: Path) -> Content:
         size = _check_file(what, path)
         path.open("rb").close()
     except OSError as error:
-        raise _unreadable(what, path, error) from None
+        raise UserError(f"the {what} {path} cannot be read") from error
     # Files without a size of their own (those of /proc) are short, and made anew for every reader.
     return _FileContent(what, path, size) if size else read_file(what, path)
 
@@ -116,7 +116,7 @@ class _FileContent:
                 file.seek(start)
                 data = file.read(stop - start)
         except OSError as error:
-            raise _unreadable(self._what, self._path, error) from None
+            raise UserError(f"the {self._what} {self._path} cannot be read") from error
         if len(data) != stop - start:
             raise UserError(f"the {self._what} {self._path} has become shorter while it was read")
         return data
@@ -130,7 +130,3 @@ def _check_file(what: str, path: Path) -> int:
     if status.st_size > FILE_LIMIT:
         raise UserError(f"the {what} {path} is larger than any guest's memory")
     return status.st_size
-
-
-def _unreadable(what: str, path: Path, error: OSError) -> UserError:
-    return UserError(f"the {what} {path} cannot be read ({error.strerror})")

@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from sealift.cli.places import Host
 from sealift.errors import LostError, UserError
 
 QMP_SOCKET: Final = "qmp.sock"
@@ -57,7 +58,7 @@ class RunDirectory:
             self.path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
             self._lock = self._claim(name)
         except OSError as error:
-            raise UserError(f"the run directory {self.path} cannot be made ({error.strerror})") from error
+            raise UserError(f"the run directory {self.path} cannot be made") from error
         self._sweep()
         os.truncate(self._lock, 0)
         os.write(self._lock, msgspec.json.encode(VmmRecord(name, os.getpid())) + b"\n")
@@ -71,7 +72,7 @@ class RunDirectory:
             sock.listen(_BACKLOG)
         except OSError as error:
             sock.close()
-            raise UserError(f"no socket can be made in {self.path} ({error.strerror})") from error
+            raise UserError(f"no socket can be made in {self.path}") from error
         return sock
 
     def close(self) -> None:
@@ -98,10 +99,10 @@ class RunDirectory:
                     return descriptor
             except FileNotFoundError:
                 pass  # removed between the two looks: try again
-            except BlockingIOError as error:
+            except BlockingIOError:
                 os.close(descriptor)
                 message = f"a guest named {name} is running on this host; stop it, or choose another --name"
-                raise UserError(message) from error
+                raise UserError(message) from None
             os.close(descriptor)
 
     def _sweep(self) -> None:
@@ -192,12 +193,13 @@ def connect(run: Path, guest: str, name: str) -> socket.socket:
     try:
         with _short_address(directory, name) as address:
             sock.connect(address)
-    except (FileNotFoundError, ConnectionRefusedError) as error:
+    except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
-        raise UserError(f"no guest named {guest} runs on this host; `sealift ps` lists those that do") from error
+        listing = f"sealift ps{Host(run.parent).option}"
+        raise UserError(f"no guest named {guest} runs on this host; `{listing}` lists those that do") from None
     except OSError as error:
         sock.close()
-        raise UserError(f"{directory / name} cannot be reached ({error.strerror})") from error
+        raise UserError(f"{directory / name} cannot be reached") from error
     return sock
 
 

@@ -14,6 +14,8 @@ from typing import Final
 
 import click
 
+from sealift.cli.printer import LineKeeper
+
 DETACH: Final = b"\x1d"
 """Ctrl-], as in telnet and virsh: no shell or editor inside a guest needs it."""
 
@@ -25,37 +27,39 @@ def attach(sock: socket.socket, name: str) -> None:
     interactive = sys.stdin.isatty()
     if interactive:
         click.echo(f"sealift: attached to {name}; Ctrl-] detaches", err=True)
+    screen = LineKeeper(sys.stdout.buffer)
     with _raw_keys() if interactive else contextlib.nullcontext():
-        reason = _shuttle(sock)
+        reason = _shuttle(sock, screen)
+    screen.end_line()
     if interactive:
-        click.echo(f"\nsealift: {reason.format(name=name)}", err=True)
+        click.echo(f"sealift: {reason.format(name=name)}", err=True)
 
 
-def _shuttle(sock: socket.socket) -> str:
+def _shuttle(sock: socket.socket, screen: LineKeeper) -> str:
     """Move bytes until one side ends; why it ended."""
-    with selectors.DefaultSelector() as selector:
+    # Not epoll, which refuses regular files: input from a file is always there, until its end.
+    with selectors.PollSelector() as selector:
         selector.register(sock, selectors.EVENT_READ)
-        with contextlib.suppress(PermissionError):  # a regular file or /dev/null cannot be waited for: no input
-            selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
                 if key.fileobj is sock:
-                    if not _show(sock):
-                        return "{name} has ended"
+                    if not _show(sock, screen):
+                        return "guest {name} ended"
                 elif not _type(sock):
                     if sys.stdin.isatty():
                         return "detached from {name}, which runs on"
                     selector.unregister(sys.stdin.fileno())
 
 
-def _show(sock: socket.socket) -> bool:
+def _show(sock: socket.socket, screen: LineKeeper) -> bool:
     """Pass on what the guest printed; False at its end."""
     try:
         data = sock.recv(_READ_SIZE)
     except ConnectionError:
         return False
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    screen.write(data)
+    screen.flush()
     return bool(data)
 
 

@@ -11,7 +11,7 @@ from sealift.cli.places import Host
 @click.command(
     "console",
     short_help="Attach to a guest's console.",
-    epilog=examples("sealift console demo", "echo status | sealift console demo"),
+    epilog=examples("sealift console demo", "sealift console demo | grep '^ledger 0'"),
 )
 @click.argument("name")
 @host_option

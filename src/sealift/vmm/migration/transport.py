@@ -85,12 +85,14 @@ def connect(address: Address) -> socket.socket:
                 sock = socket.create_connection((address.host, address.port), _CONNECT_LIMIT_S)
             case UnixAddress():
                 sock = _connected_unix(address.path)
-    except socket.gaierror as error:
-        raise UserError(f"there is no host {address.host!r}" if isinstance(address, TcpAddress) else "") from error
-    except TimeoutError as error:
-        raise LostError(f"{address} does not answer") from error
+    except socket.gaierror:
+        raise UserError(f"there is no host {address.host!r}" if isinstance(address, TcpAddress) else "") from None
+    except TimeoutError:
+        raise LostError(f"{address} does not answer") from None
+    except (ConnectionRefusedError, FileNotFoundError):
+        raise LostError(f"nobody listens on {address}; start the target first") from None
     except OSError as error:
-        raise LostError(f"nobody listens on {address}; start the target first") from error
+        raise LostError(f"{address} cannot be reached") from error
     sock.settimeout(None)
     tune(sock)
     return sock
@@ -157,7 +159,10 @@ class Listener:
         except socket.gaierror as error:
             raise UserError(f"this machine has no address to listen on {address}") from error
         except OSError as error:
-            raise UserError(_why_not_listening(address, error)) from error
+            if error.errno == errno.EADDRINUSE:
+                in_use = f"{address} is in use already; choose another one, or end who listens there"
+                raise UserError(in_use) from None
+            raise UserError(f"this machine cannot listen on {address}") from error
 
     def accept(self) -> socket.socket:
         """The connection of the first source that comes.
@@ -224,9 +229,3 @@ def _abandoned(path: Path) -> bool:
     except ConnectionRefusedError:
         return True
     return False
-
-
-def _why_not_listening(address: Address, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"{address} is in use already; choose another one, or end who listens there"
-    return f"this machine cannot listen on {address}"
