@@ -134,6 +134,8 @@ class World:
     owner: Owner
     recipe: GuestRecipe
     guests: list[Guest] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    token_path: Path | None = None
 
     def platform(self, host: str) -> Platform:
         """A platform process on a host."""
@@ -158,6 +160,8 @@ class World:
             startup=startup_blob(),
             console=lambda: console,
             run_state=lambda _: None,
+            token_path=self.token_path,
+            notify=self.notices.append,
         )
 
     def close(self) -> None:
@@ -203,9 +207,12 @@ class Attempt:
         for thread in self._threads:
             thread.start()
 
-    def end(self) -> MigrationInfo:
-        """Wait for both sides."""
-        for thread in self._threads:
+    def end(self, *, listening: bool = False) -> MigrationInfo:
+        """Wait for both sides; a target that may be left `listening` for another source is told to give up."""
+        target, source = self._threads
+        for thread in (source, target):
+            if thread is target and listening:
+                self.incoming.cancel()
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), f"the {thread.name} hangs"
         assert self.info is not None

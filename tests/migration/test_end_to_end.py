@@ -304,7 +304,7 @@ def test_a_flipped_bit_is_refused_with_a_reason_and_the_guest_runs_on(world: rig
     before = open_things()
     attempt = rig.attempt(world, guest, edit=flipped(place))
     attempt.begin()
-    info = attempt.end()
+    info = attempt.end(listening=True)
     assert info.status == "failed", info
     assert info.error_desc is not None
     assert info.error_desc.startswith("the target refused: ")
@@ -349,7 +349,7 @@ def test_a_target_that_its_owner_does_not_approve_gets_nothing(world: rig.World,
     with rig.world(hosts, rig.recipe()) as strangers:
         attempt = rig.attempt(world, guest, owner=strangers.owner)
         attempt.begin()
-        info = attempt.end()
+        info = attempt.end(listening=True)
     assert info.status == "failed"
     assert "no released launch has the measurement" in (info.error_desc or "")
     assert b"SLRC" not in attempt.wire
@@ -380,7 +380,7 @@ def test_a_cancelled_migration_leaves_the_guest_running_here(world: rig.World, m
 
     attempt = rig.attempt(world, guest, edit=cancel)
     attempt.begin()
-    info = attempt.end()
+    info = attempt.end(listening=True)
     assert info.status == "cancelled", info
     assert attempt.statuses[-2:] == [_S.CANCELLING, _S.CANCELLED]
     assert attempt.refused is not None
@@ -424,7 +424,8 @@ def lost_after_final(world: rig.World, guest: rig.Guest, *, deliver_final: bool)
     attempt.begin()
     info = attempt.end()
     assert info.status == "failed"
-    assert "fenced" in (info.error_desc or "")
+    assert info.x_sealift_fenced
+    assert "--settle FILE" in (info.error_desc or "")
     assert guest.machine.state is RunState.FINISH_MIGRATE
     assert guest.machine.platform.status().phase is Phase.FENCED
     return attempt

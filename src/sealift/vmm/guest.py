@@ -145,6 +145,17 @@ class Guest:
             self._migrating = threading.Thread(target=self._migration.run, args=(uri,), name="migration", daemon=True)
             self._migrating.start()
 
+    def settle_migration(self, token: bytes) -> None:
+        """Take the token of a target that was lost, for a guest that is fenced since.
+
+        Raises:
+            UserError: no token is waited for.
+            SealiftError: it is not the target's word on this migration; nothing has changed.
+        """
+        if self._migration is None:
+            raise UserError(f"guest {self.name} waits for no token of a target")
+        self._migration.settle(token)
+
     def cancel_migration(self) -> None:
         """Give the current migration up, if there is one; `migration` says when it is."""
         if self._migration is not None:

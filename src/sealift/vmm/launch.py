@@ -15,7 +15,7 @@ from sealift.launch.image import EntryState, GuestRecipe
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
 from sealift.wire import platform as wire
-from sealift.wire.owner import OwnerService, PlatformEvidence
+from sealift.wire.owner import OwnerService, PlatformEvidence, SessionGrant
 
 _RFLAGS = 2  # the bit that always reads as 1
 
@@ -44,26 +44,41 @@ def evidence_of(platform: Platform) -> PlatformEvidence:
     )
 
 
-def launch(
-    platform: Platform,
-    memory: SharedMemory,
-    recipe: GuestRecipe,
-    owner: OwnerService,
-    source_measure: bytes | None = None,
-) -> Launched:
-    """Launch `recipe`, or with `source_measure` its receiver for the guest of that launch.
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A launch that the owner agreed to; there need not be a VM yet."""
+
+    grant: SessionGrant
+    handler_digest: bytes
+
+
+def begin(platform: Platform, owner: OwnerService, source_measure: bytes | None = None) -> Begun:
+    """Ask the owner for a launch on this platform; with `source_measure` of a receiver for the guest of that launch.
+
+    Raises:
+        RefusedError: the owner refused; its message is the reason.
+    """
+    evidence = evidence_of(platform)
+    grant = owner.begin(evidence) if source_measure is None else owner.begin_receiver(evidence, source_measure)
+    return Begun(grant, evidence.handler_digest)
+
+
+def launch(platform: Platform, memory: SharedMemory, recipe: GuestRecipe, owner: OwnerService) -> Launched:
+    """Launch `recipe`.
 
     Raises:
         RefusedError: the owner refused; its message is the reason.
         FirmwareError: the platform refused a command.
     """
-    evidence = evidence_of(platform)
-    recipe = replace(recipe, handler_digest=evidence.handler_digest)
-    if source_measure is None:
-        grant = owner.begin(evidence)
-    else:
-        recipe = recipe.receiver()
-        grant = owner.begin_receiver(evidence, source_measure)
+    return complete(platform, memory, recipe, owner, begin(platform, owner))
+
+
+def complete(
+    platform: Platform, memory: SharedMemory, recipe: GuestRecipe, owner: OwnerService, begun: Begun
+) -> Launched:
+    """Launch `recipe` as the owner agreed to; raises as `launch`."""
+    grant = begun.grant
+    recipe = replace(recipe, handler_digest=begun.handler_digest)
     platform.do(wire.LaunchStart(grant.policy, grant.dh_cert, grant.session))
     for piece in recipe.pieces():
         memory.place(piece.gpa, piece.data)

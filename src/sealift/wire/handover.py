@@ -10,6 +10,7 @@
       │◄──────────────────────────────────────────────── PREPARED, or REFUSED ────│
       │── FINAL ─────────────────────────────────────────────────────────────────►│ (the source is fenced)
       │◄────────────────────────────────────────────────── STARTED, or REFUSED ───│ runs the guest
+      │── TAKEN: the target's token did its work here ───────────────────────────►│ (or keeps the token in a file)
 
 ``══`` is the stream of `sealift.wire.qemu_stream`; ``──`` are frames: u8 kind (0 is invalid), be32 length, payload.
 REFUSED may come at any moment and is the target's last word; its token, if any, is an ABORTED of the target's
@@ -47,6 +48,15 @@ NAME_LIMIT = 255
 REFUSAL_LIMIT = 16 * 1024
 """Bytes of a REFUSED: one sentence with all its causes, and a token."""
 
+BLOCKS_LIMIT = 16
+"""RAMBlocks of a guest; QEMU's machines have a handful."""
+
+RAM_LIMIT = 16 << 40
+"""Bytes of a guest's memory: more than any host has today, and few enough for every count of pages."""
+
+VCPUS_LIMIT = 288
+"""vCPUs of a guest, each a thread and a socket here; QEMU's own limit for a q35 machine."""
+
 _SENTENCE_LIMIT = 4096
 """Characters of a refusal's sentence that are shown to a person."""
 
@@ -65,6 +75,7 @@ class FrameKind(enum.IntEnum):
     PREPARED = 3
     FINAL = 4
     STARTED = 5
+    TAKEN = 6
 
 
 FRAME_LIMITS = {
@@ -73,6 +84,7 @@ FRAME_LIMITS = {
     FrameKind.PREPARED: TOKEN_SIZE,
     FrameKind.FINAL: TOKEN_SIZE,
     FrameKind.STARTED: TOKEN_SIZE,
+    FrameKind.TAKEN: 0,
 }
 """Longest payload of each kind; whatever is longer is refused unread."""
 
@@ -102,6 +114,10 @@ class Frame:
     def encode(self) -> bytes:
         """Its bytes."""
         return _FRAME.pack(self.kind, len(self.payload)) + self.payload
+
+
+TAKEN = Frame(FrameKind.TAKEN, b"")
+"""The source's last word: it took the token of a STARTED, or of a REFUSED that came after FINAL."""
 
 
 def read_frame(take: Take) -> Frame:
@@ -194,6 +210,11 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise StreamError("the source's introduction does not parse") from error
         if len(hello.measure) != handshake.MEASURE_SIZE or len(hello.guest) > NAME_LIMIT:
             raise StreamError("the source's introduction holds a measurement or a name of impossible length")
+        sizes = [block.size for block in hello.blocks]
+        if not 0 < len(sizes) <= BLOCKS_LIMIT or min(sizes) <= 0 or sum(sizes) > RAM_LIMIT:
+            raise StreamError(f"the source's guest has more than {BLOCKS_LIMIT} RAMBlocks, {RAM_LIMIT} bytes, or none")
+        if not 0 < hello.vcpus <= VCPUS_LIMIT:
+            raise StreamError(f"the source's guest has {hello.vcpus} vCPUs; this target takes 1 to {VCPUS_LIMIT}")
         return hello
 
 

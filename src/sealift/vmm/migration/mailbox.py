@@ -1,6 +1,7 @@
 """The mailbox transfer: the RFC's two shared pages, one guest page a request.
 
-The VMM lays a request into the mailbox, rings the doorbell and waits until it is answered there, 100 ms at most.
+The VMM lays a request into the mailbox, rings the doorbell and waits until it is answered there; every 100 ms it rings
+again, since the handler may be late on a busy host, and the same request never has two results.
 What the RFC's own VMM lacked: requests have numbers that never come twice in a guest's life, so a late answer is told
 from the one that is due; and a handler that does not answer in time ends the migration instead of hanging it.
 """
@@ -21,7 +22,12 @@ from sealift.wire.mailbox import Command, Result, answered, copy_record, post, p
 from sealift.wire.record import HEADER_SIZE, RecordHeader, RecordKind, page_record_size
 
 TIMEOUT_S = 0.1
-"""The RFC's time for one command."""
+"""The RFC's time for one command; a handler that is late is rung for again, with the same request."""
+
+LIVENESS_S = 5.0
+"""A handler that has not answered for this long hangs; a busy host keeps one waiting for less."""
+
+_RINGS = round(LIVENESS_S / TIMEOUT_S)
 
 _LIST_PAGES = 4096
 """Pages listed at once: 32 KiB, a third of the longest message."""
@@ -31,7 +37,7 @@ class Doorbell(Protocol):
     """Tells the handler that a request lies in the mailbox."""
 
     def ring(self, timeout_s: float) -> bool:
-        """Wake the handler and wait until it is done; False if it is not in time."""
+        """Wake the handler, if it is not awake since the last ring, and wait until it is done; False: not in time."""
 
 
 class Mailbox:
@@ -70,8 +76,8 @@ class Mailbox:
         """
         number = self._numbers()
         post(self._area, command, gpa, number)
-        if not self._doorbell.ring(TIMEOUT_S):
-            raise LostError(f"the migration handler did not answer {command.name} within {TIMEOUT_S * 1e3:.0f} ms")
+        if not any(self._doorbell.ring(TIMEOUT_S) for _ in range(_RINGS)):
+            raise LostError(f"the migration handler did not answer {command.name} within {LIVENESS_S:.0f} s")
         result = answered(self._area, number)
         if result is None:
             raise LostError(f"the migration handler left {command.name} of GPA {gpa:#x} unanswered")

@@ -56,14 +56,18 @@ class HandlerDoorbell:
 
     def __init__(self, handler: HandlerClient) -> None:
         self._handler = handler
+        self._rung = False
 
     def ring(self, timeout_s: float) -> bool:
-        """Wake the handler and wait until it is done; False if it is not in time."""
-        self._handler.send(wire.ServeMailbox())
+        """Wake the handler, if it is not awake since the last ring, and wait until it is done; False: not in time."""
+        if not self._rung:
+            self._handler.send(wire.ServeMailbox())
         try:
             self._handler.receive(Done, timeout_s)
         except TimeoutError:
+            self._rung = True
             return False
+        self._rung = False
         return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +13,17 @@ from sealift.pageset import PageSet
 from sealift.vmm.handler import HandlerClient
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration import machine_state
+from sealift.vmm.migration.convergence import Convergence
 from sealift.vmm.migration.method import SourceMethod
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.shared_ram import RamEncoder, SharedLog
 from sealift.vmm.migration.stats import DowntimePart, Statistics
 from sealift.vmm.migration.streamio import EndedError, StreamReader, readable_now
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Frame, FrameKind, Hello, Refusal, SealedKind, blocks_of, read_frame
+from sealift.wire.handover import TAKEN, Frame, FrameKind, Hello, Refusal, SealedKind, blocks_of, read_frame
 
 _PAGE_COST = PAGE_SIZE + 8
 """Bytes of the stream for one page, of whatever kind: content and number (or header)."""
@@ -36,9 +39,10 @@ class TargetRefusedError(RefusedError):
 
 
 class Returns:
-    """What the target says."""
+    """What the target says; it is given as long as `patience` has it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, patience: Patience) -> None:
+        self.patience = patience
         self._sock = sock
         self._reader = StreamReader(sock)
 
@@ -50,18 +54,18 @@ class Returns:
             LostError: it is gone.
         """
         if readable_now(self._sock):
-            frame = self._read()
+            frame = self._read(self.patience.reply_s)
             raise StreamError(f"the target sent {frame.kind.name} where nothing was due")
 
-    def expect(self, kind: FrameKind) -> bytes:
+    def expect(self, kind: FrameKind, limit_s: float) -> bytes:
         """Wait for a frame.
 
         Raises:
             TargetRefusedError: the target refuses instead.
-            LostError: it is gone.
+            LostError: it is gone, or says nothing.
             StreamError: it says something else.
         """
-        frame = self._read()
+        frame = self._read(limit_s)
         if frame.kind is not kind:
             raise StreamError(f"the target sent {frame.kind.name} where {kind.name} was due")
         return frame.payload
@@ -69,7 +73,7 @@ class Returns:
     def why(self, broken: EndedError) -> SealiftError:
         """Why the connection broke while sending: the target's last word, if it left one."""
         try:
-            self._read()  # does not wait: the connection is broken, only what came before can be read
+            self._read(self.patience.last_word_s)
         except TargetRefusedError as refused:
             return refused
         except SealiftError:
@@ -78,9 +82,10 @@ class Returns:
         gone.__cause__ = broken
         return gone
 
-    def _read(self) -> Frame:
+    def _read(self, limit_s: float) -> Frame:
         try:
-            frame = read_frame(self._reader.take)
+            with self._reader.within(limit_s):
+                frame = read_frame(self._reader.take)
         except EndedError as error:
             raise LostError("the target is gone") from error
         if frame.kind is FrameKind.REFUSED:
@@ -178,7 +183,7 @@ class Sender:
         )
         self._out.begin(self._machine.layout)
         self._out.piece(SealedKind.HELLO, hello.encode())
-        confirm = self._method.agree(self._returns.expect(FrameKind.ANSWER))
+        confirm = self._method.agree(self._returns.expect(FrameKind.ANSWER, self._returns.patience.answer_s))
         self._stats.migration = self._method.identity()
         self._out.piece(SealedKind.CONFIRM, confirm)
 
@@ -186,12 +191,14 @@ class Sender:
 
     def _rounds(self) -> None:
         """Until what remains fits the downtime limit at the bandwidth measured."""
+        progress = Convergence()
         while True:
             self._round()
             self._stats.remaining = (self._method.unsent() + self._log.count()) * _PAGE_COST
             expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)
             if expected_s * 1e3 <= self._parameters.downtime_limit_ms:
                 return
+            self._stats.advice = progress.advice(self._stats.remaining, expected_s)
 
     def _round(self) -> None:
         private = self._method.begin_round()
@@ -245,13 +252,15 @@ class Sender:
     def _hand_over(self) -> None:
         """PREPARED, FINAL, STARTED."""
         self._stats.downtime_part(DowntimePart.PREPARED)
-        prepared = self._returns.expect(FrameKind.PREPARED)
+        prepared = self._returns.expect(FrameKind.PREPARED, self._returns.patience.prepared_s)
         self._watch.fencing()
         self._stats.downtime_part(DowntimePart.START)
         self._out.frame(Frame(FrameKind.FINAL, self._method.fence(prepared)))
-        started = self._returns.expect(FrameKind.STARTED)
+        started = self._returns.expect(FrameKind.STARTED, self._returns.patience.reply_s)
         if not self._method.release(started):
             raise StreamError("the target's word that it runs the guest says something else")
+        with contextlib.suppress(EndedError):  # it is told so that it need not keep the token
+            self._out.frame(TAKEN)
 
 
 def mailbox_pages(machine: Machine, handler: HandlerClient) -> PageSet:

@@ -87,10 +87,15 @@ class Batch:
 
 
 class RamEncoder:
-    """Makes parts of the `ram` section; a batch is valid until the next one is asked for."""
+    """Makes parts of the `ram` section; a batch is valid until the next one is asked for.
+
+    The first call is the first round, with every shared page, so holes have to be looked for; it must come after those
+    pages were taken from the log. Later rounds have only pages that were written: what is written is no hole.
+    """
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
+        self._touched: PageSet | None = None
         self._words = _words(memory)
         self._content = np.empty((BATCH_PAGES, PAGE_SIZE // 8), np.uint64)
         self._entries = np.empty(BATCH_PAGES, PAGE_ENTRY)
@@ -99,7 +104,11 @@ class RamEncoder:
         """The parts that hold these pages."""
         if not pages:
             return
-        touched = populated(self._memory)
+        if self._touched is None:
+            self._touched = populated(self._memory)
+        else:
+            self._touched |= pages
+        touched = self._touched
         numbers = pages.numbers()
         for block, offset in self._memory.layout.ranges():
             first, end = offset >> PAGE_SHIFT, (offset + block.size) >> PAGE_SHIFT

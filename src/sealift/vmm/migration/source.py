@@ -6,6 +6,7 @@ target (or the owner's) decides, so a target that is lost then leaves it stopped
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from sealift.vmm.migration.clock import Clock
 from sealift.vmm.migration.method import SourceMethod
 from sealift.vmm.migration.mh import HandlerSource, source_transfer
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.sending import Line, Returns, Sender, Subject, TargetRefusedError, Watch, mailbox_pages
 from sealift.vmm.migration.stats import MigrationInfo, Statistics
 from sealift.vmm.migration.status import ENDED, MigrationStatus, StatusMachine
@@ -24,13 +26,9 @@ from sealift.vmm.migration.streamio import StreamWriter, bulk_work, shut_down
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
 from sealift.vmm.migration.transport import connect, parse_uri
+from sealift.wire.handover import TAKEN
 
 _S = MigrationStatus
-
-FENCED = (
-    "the guest stays fenced here, since the target may be running it; deliver the target's token, or let the owner "
-    "decide with `sealift owner resume`"
-)
 
 
 class CancelledError(SealiftError):
@@ -44,6 +42,7 @@ class Migration:
 
     Attributes:
         make_writer: makes the one writer everything goes through; replace it before `run` to look at the wire.
+        patience: how long the target may take.
     """
 
     def __init__(
@@ -56,6 +55,7 @@ class Migration:
         clock: Clock,
     ) -> None:
         self.make_writer: Callable[[socket.socket, Callable[[int], None]], StreamWriter] = StreamWriter
+        self.patience = Patience()
         self._machine = machine
         self._name = guest_name
         self._measure = launched.measure
@@ -118,14 +118,18 @@ class Migration:
             UserError: this migration left nothing open.
             SealiftError: the token is not the target's word on this migration.
         """
-        method = self._method
-        if self._status.status is not _S.FAILED or method is None or not method.fenced():
-            raise UserError("this migration left no guest fenced")
-        if method.release(token):
-            self._stats.error = None
-            self._complete()
-        else:
-            self._machine.take_back()
+        with self._lock:
+            method = self._method
+            if not self._stats.fenced or method is None:
+                raise UserError(f"guest {self._name} waits for no token of a target")
+            runs_there = method.release(token)
+            self._stats.fenced, self._method = False, None
+            if runs_there:
+                self._stats.error = None
+                self._complete()
+            else:
+                self._stats.error = "the target gave up, and the guest runs on here"
+                self._machine.take_back()
 
     # --- the way there -------------------------------------------------------------------------------------------
 
@@ -136,7 +140,7 @@ class Migration:
         transfer = source_transfer(self._parameters.transfer, handler, self._machine.memory, self._parameters.channels)
         method = self._method = HandlerSource(handler, transfer, self._parameters.channels)
         throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
-        line = Line(StreamOut(self.make_writer(sock, throttle.spend)), throttle, Returns(sock))
+        line = Line(StreamOut(self.make_writer(sock, throttle.spend)), throttle, Returns(sock, self.patience))
         subject = Subject(self._machine, self._name, self._measure, mailbox_pages(self._machine, handler))
         Sender(subject, method, line, self._parameters, self._stats, self._watch(line.returns)).move()
 
@@ -186,7 +190,8 @@ class Migration:
         ending = _S.FAILED
         try:
             if not self._take_back(error):
-                self._stats.error += f"; {FENCED}"
+                self._stats.fenced = True
+                self._stats.error += f"; {self._way_out()}"
             else:
                 self._machine.take_back()
                 if self._cancelled.is_set():
@@ -208,8 +213,21 @@ class Migration:
             self._method.cancel()
             return True
         if isinstance(error, TargetRefusedError) and error.token:
-            return not self._method.release(error.token)
+            taken_back = not self._method.release(error.token)
+            self._say_taken()
+            return taken_back
         return False
+
+    def _way_out(self) -> str:
+        return (
+            "it is not known whether the guest runs on the target, so it stays stopped here; bring the target's "
+            f"token: sealift migrate {self._name} --settle FILE"
+        )
+
+    def _say_taken(self) -> None:
+        with self._lock, contextlib.suppress(OSError):  # the target is gone: it keeps the token for nothing
+            if self._sock is not None:
+                self._sock.sendall(TAKEN.encode())
 
     def _disconnect(self) -> None:
         with self._lock:
@@ -217,3 +235,5 @@ class Migration:
         if sock is not None:
             shut_down(sock)
             sock.close()
+        if not self._stats.fenced:
+            self._method = None

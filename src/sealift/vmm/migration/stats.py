@@ -71,6 +71,10 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     pages: PageInfo | None = None
     downtime_parts: dict[str, float] | None = None
     migration_id: str | None = None
+    x_sealift_fenced: bool = False
+    """The guest is stopped here, and may run at the target: only the target's token lets it go on."""
+    x_sealift_advice: str | None = None
+    """What its user could do so that the migration ends."""
 
 
 class Bandwidth:
@@ -116,6 +120,8 @@ class Statistics:
         bandwidth: measured by rounds.
         migration: the handlers' id of it.
         error: why it ended, when it did not complete.
+        fenced: whether it ended without anybody knowing who may run the guest.
+        advice: what the user could do so that it ends.
     """
 
     def __init__(self, total: int, clock: Clock) -> None:
@@ -131,6 +137,8 @@ class Statistics:
         self.bandwidth = Bandwidth()
         self.migration = b""
         self.error: str | None = None
+        self.fenced = False
+        self.advice: str | None = None
 
     def begin(self) -> None:
         """The migration begins."""
@@ -185,6 +193,8 @@ class Statistics:
             pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
             downtime_parts={part.value: seconds * 1e3 for part, seconds in self._parts.items()} or None,
             migration_id=self.migration.hex() or None,
+            x_sealift_fenced=self.fenced,
+            x_sealift_advice=self.advice,
         )
 
     def _now(self) -> float:

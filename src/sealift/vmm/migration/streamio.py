@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
 from sealift.errors import LostError
+from sealift.vmm.migration.transport import SILENCE_LIMIT_S
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -27,6 +30,10 @@ _GLANCE = 64
 
 class EndedError(LostError):
     """The other side closed the connection."""
+
+
+class SilentError(LostError):
+    """The other side is connected, and does not answer."""
 
 
 class StreamWriter:
@@ -45,7 +52,7 @@ class StreamWriter:
         """Send the parts one behind the other, without joining them.
 
         Raises:
-            EndedError: the other side closed the connection.
+            EndedError: the other side closed the connection, or takes nothing any more.
         """
         left = [memoryview(part) for part in parts]
         length = sum(part.nbytes for part in left)
@@ -57,8 +64,10 @@ class StreamWriter:
                     done -= left.pop(0).nbytes
                 if left:
                     left[0] = left[0][done:]
+        except BlockingIOError as error:
+            raise EndedError(f"the other side has taken nothing for {SILENCE_LIMIT_S} s") from error
         except OSError as error:
-            raise EndedError(f"the connection broke after {self.sent} bytes ({error.strerror})") from error
+            raise EndedError(f"the connection broke ({error.strerror})") from error
         self.sent += length
 
 
@@ -73,7 +82,18 @@ class StreamReader:
         self._sock = sock
         self._memory = memoryview(bytearray(_BUFFER))
         self._start = self._end = 0
+        self._limit_s: float | None = None
+        self._until = 0.0
         self.received = 0
+
+    @contextmanager
+    def within(self, limit_s: float) -> Iterator[None]:
+        """What is read in here must all have come within `limit_s`; else the reading method raises SilentError."""
+        self._limit_s, self._until = limit_s, time.monotonic() + limit_s
+        try:
+            yield
+        finally:
+            self._limit_s = None
 
     def take(self, length: int) -> bytes:
         """Exactly `length` bytes; the caller limits how many.
@@ -128,13 +148,22 @@ class StreamReader:
         self._start, self._end = 0, len(held)
 
     def _receive(self, view: memoryview, flags: int) -> int:
+        if self._limit_s is not None:
+            self._await(self._limit_s)
+            flags = 0  # what lies there, and no waiting for the rest
         try:
             got = self._sock.recv_into(view, 0, flags)
         except OSError as error:
-            raise EndedError(f"the connection broke after {self.received} bytes ({error.strerror})") from error
+            raise EndedError(f"the connection broke ({error.strerror})") from error
         if not got:
-            raise EndedError(f"the connection was closed after {self.received} bytes")
+            raise EndedError("the connection was closed")
         return got
+
+    def _await(self, limit_s: float) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        if not poll.poll(max(0.0, self._until - time.monotonic()) * 1e3):
+            raise SilentError(f"the other side has not answered for {limit_s:.0f} s")
 
 
 def readable_now(sock: socket.socket) -> bool:

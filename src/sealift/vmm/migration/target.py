@@ -1,4 +1,8 @@
-"""A migration to here: listens, serves one source, and either runs its guest or leaves nothing behind."""
+"""A migration to here: listens until a source comes, and either runs its guest or leaves nothing behind.
+
+Nothing is made for a source before it has introduced itself and the owner wants its guest here. Once the target has
+said that it is prepared the source may be fenced: then the last token goes to a file if the source did not take it.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,32 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from sealift.errors import GuestError, InternalError, LostError, SealiftError, StreamError
+from sealift.errors import (
+    GuestError,
+    InternalError,
+    LostError,
+    PeerError,
+    RefusedError,
+    SealiftError,
+    StreamError,
+    UserError,
+    sentence,
+)
 from sealift.launch.image import GuestRecipe
 from sealift.vmm.console import Console
-from sealift.vmm.launch import Launched, launch
+from sealift.vmm.launch import Begun, Launched, begin, complete
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.machine_state import Restorer
 from sealift.vmm.migration.method import TargetMethod
 from sealift.vmm.migration.mh import HandlerTarget, target_transfer
-from sealift.vmm.migration.receiving import Introduction, Sinks, StreamIn
+from sealift.vmm.migration.patience import Patience
+from sealift.vmm.migration.receiving import Introduction, Sinks
+from sealift.vmm.migration.reception import Caller, Reception, say_farewell
 from sealift.vmm.migration.shared_ram import RamLoader
 from sealift.vmm.migration.streamio import EndedError, StreamReader, bulk_work, shut_down
+from sealift.vmm.migration.token_file import keep_token
 from sealift.vmm.migration.transport import Address, Listener
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
@@ -27,12 +45,6 @@ from sealift.wire.owner import OwnerService
 
 _START_UP_LIMIT_S = 30.0
 """A receiver's start-up code halts after some thousand instructions; this is for machines under heavy load."""
-
-_FAREWELL_LIMIT_S = 5.0
-"""How long a target that refuses waits for the source to have read why."""
-
-_FAREWELL_READS = 1024
-"""Reads of 64 KiB meanwhile: far more than a source has underway that looks for a refusal between two records."""
 
 _UNKNOWN_DIGEST = bytes(32)
 """Stands in a recipe for the handler digest, which `launch` takes from the platform."""
@@ -48,6 +60,8 @@ class TargetHost:
         startup: the start-up code of the receiver image.
         console: makes the guest's console.
         run_state: is called with every new run state of the guest.
+        token_path: where to keep a token that the source did not take; None: nowhere.
+        notify: takes sentences for the user.
     """
 
     platform: Callable[[], Platform]
@@ -55,6 +69,8 @@ class TargetHost:
     startup: bytes
     console: Callable[[], Console]
     run_state: Callable[[RunState], None]
+    token_path: Path | None = None
+    notify: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +79,15 @@ class Arrived:
 
     Attributes:
         launched: the receiver's launch; the guest's next hop starts from it.
-        started: the STARTED token, for a source that the connection did not bring it to.
+        started: the STARTED token.
+        token_path: where it lies for a source that the connection did not bring it to; None if it did.
     """
 
     machine: Machine
     launched: Launched
     name: str
     started: bytes
+    token_path: Path | None
 
 
 @dataclass(slots=True)
@@ -82,10 +100,11 @@ class _Guest:
 
 
 class Incoming:
-    """Listens at an address and serves exactly one migration.
+    """Listens at an address and serves exactly one migration; who is no source of a guest for here is sent away.
 
     Attributes:
         address: where it listens.
+        patience: how long the source may take.
         aborted: the ABORTED token of a target that gave up, for a source that is left fenced; else empty.
 
     Raises:
@@ -96,11 +115,14 @@ class Incoming:
         self._listener = Listener(address)
         self.address = self._listener.address
         self.aborted = b""
+        self.patience = Patience()
         self._host = host
         self._lock = threading.Lock()
         self._cancelled = False
         self._sock: socket.socket | None = None
+        self._platform: Platform | None = None
         self._machine: Machine | None = None
+        self._prepared = False
         self._method: TargetMethod | None = None
 
     def serve(self) -> Arrived:
@@ -109,17 +131,21 @@ class Incoming:
         Raises:
             SealiftError: why no guest came; the source was told, and nothing is left of it here.
         """
-        with contextlib.closing(self._listener):
-            sock = self._listener.accept()
-        with contextlib.closing(sock):
+        try:
+            with contextlib.closing(Reception(self._listener, self.patience)) as reception:
+                caller, begun = self._first_wanted(reception)
+        except BaseException:
+            self._leave_nothing()
+            raise
+        with contextlib.closing(caller.sock):
             try:
-                self._adopt(sock)
-                return self._receive(sock)
+                self._adopt(caller.sock)
+                return self._receive(caller, begun)
             except SealiftError as error:
-                self._refuse(sock, error)
+                self._refuse(caller.sock, error)
                 raise
             except BaseException as error:
-                self._refuse(sock, InternalError(f"a bug ended the migration ({type(error).__name__})"))
+                self._refuse(caller.sock, InternalError(f"a bug ended the migration ({type(error).__name__})"))
                 raise
 
     def cancel(self) -> None:
@@ -135,6 +161,27 @@ class Incoming:
         self.cancel()
         self._listener.close()
 
+    # --- who comes ---------------------------------------------------------------------------------------------------
+
+    def _first_wanted(self, reception: Reception) -> tuple[Caller, Begun]:
+        """The first source whose guest the owner wants here."""
+        while True:
+            caller = reception.next()
+            try:
+                return caller, self._begin(caller.introduction.hello.measure)
+            except RefusedError as error:
+                reception.turn_away(caller, error)
+                self._host.notify(f"a source was sent away: {sentence(error)}")
+            except SealiftError as error:
+                reception.turn_away(caller, error)
+                raise
+
+    def _begin(self, measure: bytes) -> Begun:
+        """Ask the owner; a platform that it does not want for one guest is kept for the next."""
+        if self._platform is None:
+            self._platform = self._host.platform()
+        return begin(self._platform, self._host.owner, measure)
+
     # --- the guest's way in ----------------------------------------------------------------------------------------
 
     def _adopt(self, sock: socket.socket) -> None:
@@ -143,45 +190,48 @@ class Incoming:
             if self._cancelled:
                 raise LostError("the target was told to give up")
 
-    def _receive(self, sock: socket.socket) -> Arrived:
-        reader = StreamReader(sock)
+    def _receive(self, caller: Caller, begun: Begun) -> Arrived:
+        sock, reader, stream = caller.sock, caller.reader, caller.stream
         try:
-            stream = StreamIn(reader)
-            introduction = stream.introduction()
-            guest = self._make(introduction)
-            answer = guest.method.answer(introduction.hello.offer)
+            guest = self._make(caller.introduction, begun)
+            answer = guest.method.answer(caller.introduction.hello.offer)
             _send(sock, Frame(FrameKind.ANSWER, answer))
-            guest.method.agreed(stream.confirmation())
+            with reader.within(self.patience.reply_s):
+                confirmation = stream.confirmation()
+            guest.method.agreed(confirmation)
             restorer = Restorer(guest.machine)
             with bulk_work():
                 stream.rest(Sinks(guest.method, RamLoader(guest.machine.memory), restorer))
             guest.machine.replace_shared_pages(guest.machine.platform.page_states())
         except EndedError as error:
             raise StreamError("the stream is truncated") from error
-        _send(sock, Frame(FrameKind.PREPARED, guest.method.prepared()))
-        guest.method.ready(_expect_final(reader))
-        return self._start(sock, guest, restorer, introduction.hello.guest)
+        prepared = guest.method.prepared()
+        self._prepared = True
+        _send(sock, Frame(FrameKind.PREPARED, prepared))
+        with reader.within(self.patience.reply_s):
+            final = _expect_final(reader)
+        guest.method.ready(final)
+        started = self._start(guest, restorer)
+        kept = None if self._delivered(caller, started) else self._keep(started)
+        return Arrived(guest.machine, guest.launched, caller.introduction.hello.guest, started, kept)
 
-    def _make(self, introduction: Introduction) -> _Guest:
+    def _make(self, introduction: Introduction, begun: Begun) -> _Guest:
         """The machine with a receiver in it that waits for its guest."""
         hello, layout = introduction.hello, introduction.layout
-        recipe = GuestRecipe(self._host.startup, layout, hello.vcpus, _UNKNOWN_DIGEST)
+        recipe = GuestRecipe(self._host.startup, layout, hello.vcpus, _UNKNOWN_DIGEST).receiver()
         machine = self._machine = self._make_machine(recipe)
-        launched = launch(machine.platform, machine.memory, recipe, self._host.owner, hello.measure)
+        launched = complete(machine.platform, machine.memory, recipe, self._host.owner, begun)
         _run_start_up(machine)
         handler = machine.platform.open_handler()
         method = self._method = HandlerTarget(handler, target_transfer(hello.transfer, handler, machine.memory))
         return _Guest(machine, launched, method)
 
     def _make_machine(self, recipe: GuestRecipe) -> Machine:
-        platform = self._host.platform()
-        try:
-            return Machine(platform, recipe.layout, recipe.vcpus, self._host.console(), self._host.run_state)
-        except BaseException:
-            platform.close()
-            raise
+        if self._platform is None:
+            raise InternalError("a machine is to be made before the owner was asked")
+        return Machine(self._platform, recipe.layout, recipe.vcpus, self._host.console(), self._host.run_state)
 
-    def _start(self, sock: socket.socket, guest: _Guest, restorer: Restorer, name: str) -> Arrived:
+    def _start(self, guest: _Guest, restorer: Restorer) -> bytes:
         """The guest is ours: run it. From here on nothing is given up any more."""
         with self._lock:
             if self._cancelled:
@@ -191,21 +241,52 @@ class Incoming:
             guest.machine.arrive_paused()
         else:
             guest.machine.resume()
-        with contextlib.suppress(LostError):  # the source is gone; whoever finds it there brings it the token
-            _send(sock, Frame(FrameKind.STARTED, started))
-        return Arrived(guest.machine, guest.launched, name, started)
+        return started
+
+    def _delivered(self, caller: Caller, started: bytes) -> bool:
+        """Whether the source took the token: what was sent may still be lost."""
+        try:
+            _send(caller.sock, Frame(FrameKind.STARTED, started))
+            with caller.reader.within(self.patience.last_word_s):
+                return read_frame(caller.reader.take).kind is FrameKind.TAKEN
+        except PeerError:
+            return False
+
+    def _keep(self, token: bytes) -> Path | None:
+        """Keep a token that did not reach the source, and tell the user; where it lies."""
+        path = self._host.token_path
+        if path is None:
+            return None
+        try:
+            keep_token(path, token)
+        except UserError as error:
+            self._host.notify(sentence(error))
+            return None
+        self._host.notify(f"the source may not know how the migration ended; bring it the token in {path}")
+        return path
 
     # --- the way out -------------------------------------------------------------------------------------------------
 
     def _refuse(self, sock: socket.socket, error: SealiftError) -> None:
-        """Tell the source why, and leave nothing behind."""
+        """Tell the source why, and leave nothing behind but a token that it may wait for.
+
+        Raises:
+            LostError: the token had to be kept in a file; it says where.
+        """
         try:
             if self._method is not None:
                 self.aborted = self._method.abort()
         finally:
-            if self._machine is not None:
-                self._machine.close()
-            _say_farewell(sock, Refusal.of(error, self.aborted))
+            self._leave_nothing()
+            taken = say_farewell(sock, Refusal.of(error, self.aborted))
+        if self._prepared and self.aborted and not taken and (kept := self._keep(self.aborted)) is not None:
+            raise LostError(f"the guest may wait for this target's token on its source; bring it {kept}") from error
+
+    def _leave_nothing(self) -> None:
+        if self._machine is not None:
+            self._machine.close()
+        elif self._platform is not None:
+            self._platform.close()
 
 
 def _run_start_up(machine: Machine) -> None:
@@ -233,15 +314,3 @@ def _send(sock: socket.socket, frame: Frame) -> None:
         sock.sendall(frame.encode())
     except OSError as error:
         raise LostError(f"the source is gone ({error.strerror})") from error
-
-
-def _say_farewell(sock: socket.socket, refusal: Refusal) -> None:
-    """Send the refusal and read on until the source has gone: closing over unread bytes could destroy it."""
-    sink = bytearray(1 << 16)
-    with contextlib.suppress(OSError):  # the source is gone: nobody is left to be told
-        sock.settimeout(_FAREWELL_LIMIT_S)
-        sock.sendall(refusal.frame().encode())
-        sock.shutdown(socket.SHUT_WR)
-        for _ in range(_FAREWELL_READS):
-            if not sock.recv_into(sink):
-                return

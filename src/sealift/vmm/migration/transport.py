@@ -24,6 +24,19 @@ _FASTEST_LINK = 1.25e9
 _CONNECT_LIMIT_S = 10.0
 """A host that does not answer for this long is not there; TCP itself would go on for two minutes."""
 
+SILENCE_LIMIT_S: Final = 30
+"""A peer that acknowledges nothing (TCP), or takes nothing of what is sent, for this long is lost; a pause of a busy
+host or of a network that finds another way is shorter."""
+
+_PROBES: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
+"""A connection on which nothing happens is probed after 10 s, then every 5 s: a peer is lost after the same 30 s."""
+
+_TIMEVAL: Final = struct.Struct("@ll")
+"""struct timeval: seconds, microseconds."""
+
+_BACKLOG: Final = 16
+"""Connections that wait to be met; strangers among them must not keep a source out."""
+
 _UNIX_PATH_LIMIT = 107
 """sun_path, unix(7)."""
 
@@ -118,9 +131,14 @@ def buffer_size(round_trip_s: float) -> int | None:
 
 
 def tune(sock: socket.socket) -> None:
-    """Choose buffers by the measured round trip, and send at once what is written at once."""
+    """Choose buffers by the measured round trip, send at once what is written at once, notice a peer that is lost."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(SILENCE_LIMIT_S, 0))
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_LIMIT_S * 1000)
+        for option, value in _PROBES:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
     size = buffer_size(round_trip(sock))
     if size is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
@@ -137,7 +155,7 @@ def round_trip(sock: socket.socket) -> float:
 
 
 class Listener:
-    """Waits for one source.
+    """Waits for whoever comes.
 
     Attributes:
         address: where it listens, with the port the system chose.
@@ -165,17 +183,22 @@ class Listener:
             raise UserError(f"this machine cannot listen on {address}") from error
 
     def accept(self) -> socket.socket:
-        """The connection of the first source that comes.
+        """The next connection.
 
         Raises:
-            LostError: `close` was called.
+            LostError: `wake` or `close` was called.
         """
-        try:
-            sock, _ = self._sock.accept()
-        except OSError as error:
-            raise LostError(f"no source came to {self.address} before listening ended") from error
-        tune(sock)
-        return sock
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except OSError as error:
+                raise LostError(f"listening on {self.address} ended") from error
+            try:
+                tune(sock)
+            except OSError:
+                sock.close()  # gone again already
+            else:
+                return sock
 
     def wake(self) -> None:
         """End a waiting `accept`, from any thread."""
@@ -198,7 +221,7 @@ def _listening_tcp(address: TcpAddress) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(place)
-        sock.listen(1)
+        sock.listen(_BACKLOG)
     except OSError:
         sock.close()
         raise
@@ -211,7 +234,7 @@ def _listening_unix(path: Path) -> socket.socket:
         if _abandoned(path):
             path.unlink()
         sock.bind(str(path))
-        sock.listen(1)
+        sock.listen(_BACKLOG)
     except OSError:
         sock.close()
         raise

@@ -19,6 +19,12 @@ class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     detach: bool = True
 
 
+class SettleArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The target's token, in base64."""
+
+    token: bytes
+
+
 class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True):
     """QEMU's MigrationParameters as far as they exist here; milliseconds, and bytes a second.
 
@@ -56,6 +62,11 @@ def migrate_cancel(guest: Guest, _: NoArguments) -> None:
     guest.cancel_migration()
 
 
+def settle(guest: Guest, arguments: SettleArguments) -> None:
+    """Let a guest that a lost target left fenced run on, or end it, as the target's token says."""
+    guest.settle_migration(arguments.token)
+
+
 def query_migrate(guest: Guest, _: NoArguments) -> object:
     """MigrationInfo, empty before the first migration."""
     return guest.migration()
@@ -78,6 +89,7 @@ def _or(value: int | None, default: int) -> int:
 COMMANDS = (
     Command("migrate", MigrateArguments, migrate, Runs.IN_THREAD),
     Command("migrate_cancel", NoArguments, migrate_cancel, Runs.IN_THREAD),
+    Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
     Command("query-migrate", NoArguments, query_migrate),
     Command("query-migrate-parameters", NoArguments, query_parameters),
     Command("migrate-set-parameters", MigrationParameters, set_parameters),
