@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import Sealift, processes_naming
+from harness import Sealift, processes_naming, wait_for_end_of
 from sealift.cli.places import Host
 from sealift.cli.qmp_client import QmpClient
 
@@ -113,10 +113,83 @@ def test_a_migration_to_nobody_fails_and_says_so(sealift: Start, tmp_path: Path)
     guest = source(sealift, *LEDGER)
     migration = sealift("migrate", "a", f"unix:{tmp_path}/nobody")
     assert migration.wait() == 1
-    assert "nobody listens" in migration.stderr.text.splitlines()[-1]
+    last = migration.stderr.text.splitlines()[-1]
+    assert last.endswith("start the target first")
+    assert "nobody listens" in last
+    assert "[Errno" not in migration.stderr.text
     guest.stderr.wait_for("the migration of guest a failed")
     printed = len(guest.stdout.text)
     guest.stdout.wait_until(lambda text: len(updates(text[printed:])) > 1, "progress after the failure")
+
+
+def test_what_a_migration_was_given_does_not_stick_to_its_guest(
+    sealift: Start, state_dir: Path, tmp_path: Path
+) -> None:
+    source(sealift, *LEDGER, "--downtime-limit", "123")
+    with QmpClient(state_dir / "hosts" / "default" / "run", "a") as qmp:
+        before = qmp.execute("query-migrate-parameters")
+        options = ("--transfer", "mailbox", "--downtime-limit", "7")
+        assert sealift("migrate", "a", f"unix:{tmp_path}/nobody", *options).wait() == 1
+        assert qmp.execute("query-migrate-parameters") == before
+    assert (before["downtime-limit"], before["x-sealift-transfer"]) == (123, "ring")
+
+
+def test_a_guest_that_waits_for_no_token_takes_none(sealift: Start, tmp_path: Path) -> None:
+    guest = source(sealift, *LEDGER)
+    token = tmp_path / "token"
+    token.write_bytes(bytes(116))
+    settling = sealift("migrate", "a", "--settle", token)
+    assert settling.wait() == 1
+    assert "waits for no token" in settling.stderr.text
+    assert sealift("migrate", "a", "--settle", tmp_path / "missing").wait() == 1
+    printed = len(guest.stdout.text)
+    guest.stdout.wait_until(lambda text: len(updates(text[printed:])) > 1, "progress")
+
+
+def underway(sealift: Start, state_dir: Path, host: Host, tmp_path: Path) -> tuple[Sealift, Sealift, Sealift]:
+    """A migration that takes a minute: source, target, and who watches."""
+    payload = tmp_path / "payload"
+    payload.write_bytes(bytes(range(256)) * 16384)
+    guest = source(sealift, *LEDGER, "--payload", payload)
+    waiting, address = target(sealift, host, "tcp:127.0.0.1:0")
+    with QmpClient(state_dir / "hosts" / "default" / "run", "a") as qmp:
+        qmp.execute("migrate-set-parameters", max_bandwidth=SLOW)
+    migration = sealift("migrate", "a", address)
+    migration.stderr.wait_for("active")
+    return guest, waiting, migration
+
+
+def test_a_target_that_is_killed_leaves_no_platform_and_the_guest_runs_on(
+    sealift: Start, state_dir: Path, other_host: Host, tmp_path: Path
+) -> None:
+    guest, waiting, migration = underway(sealift, state_dir, other_host, tmp_path)
+    children = list(processes_naming(other_host.path))
+    printed = len(guest.stdout.text)
+    waiting.signal(signal.SIGKILL)
+    assert migration.wait() == 1
+    assert "guest a was not moved" in migration.stderr.text.splitlines()[-1]
+    wait_for_end_of(children)
+    assert processes_naming(other_host.path) == {}
+    guest.stdout.wait_until(lambda text: len(updates(text[printed:])) > 3, "progress after the target's end")
+    assert "FAULT" not in guest.stdout.text
+    target(sealift, other_host, "tcp:127.0.0.1:0")  # its name is free
+
+
+def test_a_source_that_is_killed_takes_the_guest_along_and_leaves_no_platform_on_either_host(
+    sealift: Start, state_dir: Path, other_host: Host, tmp_path: Path
+) -> None:
+    guest, waiting, migration = underway(sealift, state_dir, other_host, tmp_path)
+    children = list(processes_naming(state_dir / "hosts"))
+    assert len(children) >= 3  # two VMMs name them, and two platforms; the target names its host
+    guest.signal(signal.SIGKILL)
+    assert migration.wait() == 1
+    assert "the VMM of a has ended" in migration.stderr.text
+    assert waiting.wait() == 1
+    assert "did not arrive" in waiting.stderr.text
+    wait_for_end_of(children)
+    assert processes_naming(state_dir / "hosts") == {}
+    assert list(other_host.run.iterdir()) == []
+    source(sealift, *LEDGER)  # its name is free
 
 
 def test_a_paused_guest_arrives_paused_and_goes_on_when_told(sealift: Start, state_dir: Path, other_host: Host) -> None:

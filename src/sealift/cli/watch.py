@@ -1,14 +1,19 @@
-"""Ask a VMM to move its guest, and watch until it has, or has not."""
+"""Ask a VMM to move its guest, and watch until it has, or has not; settle what a lost target left open."""
 
 from __future__ import annotations
 
 import signal
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
 from sealift.cli.qmp_client import QmpClient
+from sealift.cli.recipes import read_file
+from sealift.errors import RefusedError, sentence
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import ENDED, MigrationStatus
 
@@ -18,8 +23,22 @@ _LOOK_EVERY_S: Final = 0.2
 _ENDED: Final = {status.value for status in ENDED}
 
 
-def migrate(qmp: QmpClient, uri: str, show: Callable[[MigrationInfo], None]) -> MigrationInfo:
-    """Move the guest, showing how it goes; Ctrl-C gives up and waits until that took effect.
+@dataclass(frozen=True, slots=True)
+class Display:
+    """What the user sees: `progress` as it comes, and sentences."""
+
+    progress: Callable[[MigrationInfo], None]
+    say: Callable[[str], None]
+
+
+def migrate(qmp: QmpClient, uri: str, parameters: dict[str, object], display: Display) -> MigrationInfo:
+    """Move the guest, showing how it goes; Ctrl-C gives up, if it is not too late, and waits for the outcome.
+
+    Args:
+        qmp: the guest's VMM.
+        uri: where to.
+        parameters: what differs from the guest's own parameters, for this one migration, in QEMU's names.
+        display: shows it.
 
     Returns:
         How it ended: completed, failed or cancelled.
@@ -29,17 +48,52 @@ def migrate(qmp: QmpClient, uri: str, show: Callable[[MigrationInfo], None]) -> 
         LostError: the VMM is gone.
     """
     with _interruptions() as interrupted:
-        qmp.execute("migrate", uri=uri)
+        with _parameters(qmp, parameters):
+            qmp.execute("migrate", uri=uri)
         cancelled = False
         while True:
             info = qmp.query("query-migrate", MigrationInfo)
-            show(info)
+            display.progress(info)
             if info.status in _ENDED:
                 return info
             if interrupted() and not cancelled:
-                qmp.execute("migrate_cancel")
+                _cancel(qmp, display)
                 cancelled = True
             qmp.next_event(_LOOK_EVERY_S)
+
+
+@contextmanager
+def _parameters(qmp: QmpClient, changed: dict[str, object]) -> Iterator[None]:
+    """Parameters for a migration that is begun meanwhile; it keeps them, and the guest gets its own back."""
+    if not changed:
+        yield
+        return
+    before = qmp.query("query-migrate-parameters", dict[str, object])
+    qmp.execute("migrate-set-parameters", **changed)
+    try:
+        yield
+    finally:
+        qmp.execute("migrate-set-parameters", **before)
+
+
+def _cancel(qmp: QmpClient, display: Display) -> None:
+    try:
+        qmp.execute("migrate_cancel")
+    except RefusedError as error:
+        display.say(f"{sentence(error)}; waiting for the outcome (Ctrl-C again stops waiting)")
+
+
+def settle(qmp: QmpClient, token: Path) -> str:
+    """Bring a guest that is fenced the token of its target; what became of the guest, in a sentence.
+
+    Raises:
+        UserError: the file cannot be read.
+        RefusedError: the guest waits for no token, or not for this one.
+    """
+    qmp.execute("x-sealift-settle", token=b64encode(read_file("token", token)).decode())
+    if moved(qmp.query("query-migrate", MigrationInfo)):
+        return f"guest {qmp.guest} runs on the target, and has ended here"
+    return f"guest {qmp.guest} did not start on the target, and runs on here"
 
 
 def moved(info: MigrationInfo) -> bool:
@@ -54,6 +108,8 @@ def describe(name: str, uri: str, info: MigrationInfo) -> str:
             return f"guest {name} runs on {uri} now{_figures(info)}"
         case MigrationStatus.CANCELLED:
             return f"the migration was cancelled; guest {name} stays where it was"
+        case _ if info.x_sealift_fenced:
+            return f"the migration of guest {name} broke off at the worst moment: {info.error_desc}"
         case _:
             return f"guest {name} was not moved: {info.error_desc or 'no reason is known'}"
 

@@ -20,9 +20,9 @@ from typing import Self, TypeAlias
 
 from sealift.cli.guest_options import GuestOptions
 from sealift.cli.owner_link import Assignment, OwnerClient
-from sealift.cli.places import Places
+from sealift.cli.places import Host, Places
 from sealift.cli.recipes import make_recipe
-from sealift.errors import SealiftError, sentence
+from sealift.errors import SealiftError, UserError, sentence
 from sealift.guest import programs
 from sealift.sev.policy import parse_policy
 from sealift.vmm.guest import Guest
@@ -181,12 +181,22 @@ def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Noti
             startup=programs.startup_blob(),
             console=lambda: guest.console,
             run_state=states.changed,
+            token_path=_token_path(places.host, options.name),
+            notify=notify,
         )
         incoming = Incoming(parse_uri(uri), host)
         undo.callback(incoming.close)
         for note in owner.prepare():
             notify(note)
         return AwaitedGuest(guest, incoming, owner, states, undo.pop_all())
+
+
+def _token_path(host: Host, name: str) -> Path:
+    try:
+        host.tokens.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the directory {host.tokens} cannot be made") from error
+    return host.tokens / f"{name}.token"
 
 
 def _assignment(options: GuestOptions, places: Places) -> Assignment:

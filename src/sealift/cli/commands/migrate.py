@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
 import click
 
 from sealift.cli.options import examples, host_option
 from sealift.cli.places import Host
+
+if TYPE_CHECKING:
+    from sealift.vmm.migration.stats import MigrationInfo
+
+_PARAMETERS: Final = {"transfer": "x-sealift-transfer", "downtime_limit": "downtime-limit"}
+"""QEMU's names of our options."""
 
 
 @click.command(
@@ -14,46 +23,83 @@ from sealift.cli.places import Host
     epilog=examples(
         "sealift migrate demo tcp:192.0.2.7:4444",
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
+        "sealift migrate demo --settle demo.token",
     ),
 )
 @click.argument("name")
-@click.argument("uri")
+@click.argument("uri", required=False)
 @click.option(
     "--transfer",
     type=click.Choice(["ring", "mailbox"]),
-    default="ring",
-    show_default=True,
+    show_default="as set over QMP, at first ring",
     help="How pages leave the guest's migration handler; the mailbox is the RFC's, one page at a time.",
 )
 @click.option(
-    "--downtime-limit", type=click.IntRange(min=0), metavar="MS", help="How long the guest may stand still; as it runs."
+    "--downtime-limit",
+    type=click.IntRange(min=0),
+    metavar="MS",
+    show_default="what `sealift run` was given",
+    help="How long the guest may stand still.",
+)
+@click.option(
+    "--settle",
+    "token",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead of moving it: bring a guest whose target was lost the token that the target left.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object (QEMU's MigrationInfo).")
 @host_option
-def command(name: str, uri: str, transfer: str, downtime_limit: int | None, host: Host, *, as_json: bool) -> int:
+def command(host: Host, name: str, uri: str | None, token: Path | None, *, as_json: bool, **options: object) -> int:
     """Move the guest NAME to URI, where `sealift run --incoming` waits for it.
 
-    Ctrl-C gives the migration up and leaves the guest running here. The exit status is 0 only when the guest runs
-    on the other host.
+    Ctrl-C gives the migration up and leaves the guest running here, until the guest is being handed over. The exit
+    status is 0 only when the guest runs on the other host.
+
+    If the target is lost while the guest is handed over, nobody can know whether it runs there, and it stays stopped
+    here. --settle brings the token that the target keeps of such a guest.
     """
-    import msgspec
+    from sealift.cli.watch import describe, moved
 
-    from sealift.cli.progress import progress_display
-    from sealift.cli.qmp_client import QmpClient
-    from sealift.cli.watch import describe, migrate, moved
-
-    parameters: dict[str, object] = {"x_sealift_transfer": transfer}
-    if downtime_limit is not None:
-        parameters["downtime_limit"] = downtime_limit
-    with QmpClient(host.run, name) as qmp:
-        qmp.execute("migrate-set-parameters", **parameters)
-        with progress_display(name) as show:
-            info = migrate(qmp, uri, show)
+    if token is not None and uri is None:
+        click.echo(_settle(host, name, token))
+        return 0
+    if token is not None or uri is None:
+        raise click.UsageError("give either the URI of a target or --settle", click.get_current_context())
+    parameters = {_PARAMETERS[option]: value for option, value in options.items() if value is not None}
+    info = _migrate(host, name, uri, parameters)
     if as_json:
-        click.echo(msgspec.json.encode(info).decode())
+        click.echo(_json(info))
     if not moved(info):
-        click.echo(f"sealift: {describe(name, uri, info)}", err=True)
+        _say(describe(name, uri, info))
         return 1
     if not as_json:
         click.echo(describe(name, uri, info))
     return 0
+
+
+def _settle(host: Host, name: str, token: Path) -> str:
+    from sealift.cli.qmp_client import QmpClient
+    from sealift.cli.watch import settle
+
+    with QmpClient(host.run, name) as qmp:
+        return settle(qmp, token)
+
+
+def _migrate(host: Host, name: str, uri: str, parameters: dict[str, object]) -> MigrationInfo:
+    from sealift.cli.progress import progress_display
+    from sealift.cli.qmp_client import QmpClient
+    from sealift.cli.watch import Display, migrate
+
+    with QmpClient(host.run, name) as qmp, progress_display(name) as show:
+        return migrate(qmp, uri, parameters, Display(show, _say))
+
+
+def _json(info: MigrationInfo) -> str:
+    import msgspec
+
+    return msgspec.json.encode(info).decode()
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"sealift: {sentence}", err=True)
