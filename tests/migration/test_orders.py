@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from sealift.errors import LostError, SealiftError, UserError
+from sealift.vmm.events import Direction, GuestEvent, MigrationChanged
 from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.status import MigrationStatus
@@ -128,3 +129,42 @@ def suppressed(call: Callable[[], object]) -> None:
     """Call it; how it ends is not the question."""
     with suppress(SealiftError):
         call()
+
+
+def test_a_guest_that_is_ended_while_it_moves_gives_the_migration_up_with_one_sentence(world: rig.World) -> None:
+    guest = world.start()
+    guest.work(4)
+    user = controlled(guest)
+    attempt = rig.attempt(world, guest)
+    target = threading.Thread(target=lambda: suppressed(attempt.incoming.serve))
+    target.start()
+    user.parameters = Parameters(max_bandwidth=10_000)
+    begun = threading.Event()
+
+    def watch(event: GuestEvent) -> None:
+        if event == MigrationChanged(Direction.OUTGOING, MigrationStatus.ACTIVE):
+            begun.set()
+
+    user.events.listen(watch)
+    user.migrate(str(attempt.incoming.address))
+    assert begun.wait(rig.PATIENCE_S)
+    user.close()
+    attempt.incoming.cancel()
+    target.join(rig.PATIENCE_S)
+    info = user.migration()
+    assert info is not None
+    assert (info.status, info.error_desc) == ("cancelled", "the migration was cancelled")
+    assert guest.machine.state is RunState.SHUTDOWN
+
+
+def test_what_is_typed_during_a_handover_reaches_the_guest_that_stays(world: rig.World) -> None:
+    guest = world.start()
+    guest.work(4)
+    guest.machine.pause()
+    guest.machine.begin_handover()
+    before = guest.machine.serial.save()
+    guest.machine.type_in(b"hello")
+    assert guest.machine.serial.save() == before
+    guest.machine.take_back()
+    assert guest.machine.state is RunState.PAUSED
+    assert b"hello" in guest.machine.serial.save()

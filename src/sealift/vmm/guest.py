@@ -6,6 +6,7 @@ VMM process learns that the guest is to end. A guest that is awaited has no mach
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Final
 
@@ -23,6 +24,9 @@ from sealift.vmm.migration.transport import parse_uri
 from sealift.vmm.runstate import RunState
 
 _LOST: Final = frozenset({RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR, RunState.SHUTDOWN})
+
+_HANDOVER_LIMIT_S: Final = 10.0
+"""How long the end of a guest waits for its migration's: a handover takes milliseconds, unless the target is lost."""
 
 
 class Guest:
@@ -72,7 +76,7 @@ class Guest:
     def type_in(self, data: bytes) -> None:
         """Somebody typed on the console; before the guest arrives nobody reads it."""
         if self._machine is not None:
-            self._machine.serial.receive(data)
+            self._machine.type_in(data)
 
     # --- running and stopping ------------------------------------------------------------------------------------
 
@@ -110,6 +114,15 @@ class Guest:
     def end(self, cause: ShutdownCause) -> None:
         """Ask the VMM process to end the guest; whoever called `wait_for_end` does it."""
         self.events.publish(Ending(cause))
+
+    def close(self) -> None:
+        """End the guest, its platform and whatever still goes on with it; a migration is given up first."""
+        with contextlib.suppress(UserError):  # it is being handed over: that takes no time any more
+            self.cancel_migration()
+        if self._migrating is not None:
+            self._migrating.join(_HANDOVER_LIMIT_S)
+        if self._machine is not None:
+            self._machine.close()
 
     # --- migration -----------------------------------------------------------------------------------------------
 

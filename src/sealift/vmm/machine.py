@@ -19,7 +19,7 @@ from sealift.pageset import PageSet
 from sealift.vmm.console import Console
 from sealift.vmm.devices.bus import PortBus
 from sealift.vmm.devices.pause import PausePort
-from sealift.vmm.devices.serial import Serial
+from sealift.vmm.devices.serial import INPUT_LIMIT, Serial
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState, RunStateMachine
 from sealift.vmm.vcpu import VcpuSet
@@ -65,6 +65,7 @@ class Machine:
         self._device_lock = threading.Lock()
         self._order_lock = threading.Lock()
         self._before_handover = RunState.RUNNING
+        self._held_input = bytearray()
         self.serial = Serial(console.transmit)
         self.bus = PortBus((self.serial, PausePort(self._rest)))
         self._run_state = RunStateMachine(RunState.PRELAUNCH, listener)
@@ -109,14 +110,20 @@ class Machine:
             self._before_handover = self.state
             if self._before_handover in _MOVABLE:
                 self._stop_vcpus()  # meanwhile it may come to its end
-            if not self._run_state.move_from(_MOVABLE, RunState.FINISH_MIGRATE):
+            with self._device_lock:  # who types now has either done so before, or is held back
+                leaves = self._run_state.move_from(_MOVABLE, RunState.FINISH_MIGRATE)
+            if not leaves:
                 raise GuestError(f"the guest is {self.state.value} and cannot be moved any more")
             return self._before_handover
 
     def take_back(self) -> None:
         """The guest stays: let it go on as it was, if it was stopped to leave."""
         with self._order_lock:
-            if self._run_state.move_from(_HANDED_OVER, self._before_handover) and self.state is RunState.RUNNING:
+            with self._device_lock:
+                stays = self._run_state.move_from(_HANDED_OVER, self._before_handover)
+                self.serial.receive(bytes(self._held_input))
+                self._held_input.clear()
+            if stays and self._before_handover is RunState.RUNNING:
                 self.vcpus.resume()
 
     def handed_over(self) -> None:
@@ -134,6 +141,14 @@ class Machine:
         self.platform.close()
         self.vcpus.end()
         self.console.flush()
+
+    def type_in(self, data: bytes) -> None:
+        """Input for the console; what comes while the guest is handed over waits until it is known whether it stays."""
+        with self._device_lock:
+            if self.state is RunState.FINISH_MIGRATE:
+                self._held_input += data[: INPUT_LIMIT - len(self._held_input)]
+            else:
+                self.serial.receive(data)
 
     # --- exits (see sealift.vmm.vcpu.ExitHandler) ------------------------------------------------------------------
 
