@@ -275,6 +275,11 @@ class GuestMemory:
             raise FirmwareError(Status.INVALID_ADDRESS, f"{length} bytes at GPA {gpa:#x} are not all guest RAM")
         return offset
 
+    def shared_pages(self) -> PageSet:
+        """A copy of the set of pages in shared state."""
+        with self._lock:
+            return self.states.copy()
+
     # --- state that travels ----------------------------------------------------------------------------------
 
     def save_states(self) -> tuple[PageSet, PageSet]:

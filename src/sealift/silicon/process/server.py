@@ -161,7 +161,7 @@ class Server:
         return self._leave(self._machine.memory.take_shared_dirty())
 
     def _page_states(self, _: wire.GetPageStates) -> _Answer:
-        return self._leave(self._machine.memory.states.copy())
+        return self._leave(self._machine.memory.shared_pages())
 
     def _leave(self, pages: PageSet) -> _Answer:
         if self._bitmap is None:
