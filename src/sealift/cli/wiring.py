@@ -85,6 +85,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         machine = Machine(platform, recipe.layout, options.vcpus, guest.console, guest.events.run_state_changed)
         undo.callback(machine.close)
         guest.attach(machine, launch(platform, machine.memory, recipe, owner))
+        undo.callback(guest.close)  # before the machine's end: a migration is given up first
         owner.close()
         machine.resume()
         return HostedGuest(guest, undo.pop_all())
@@ -135,8 +136,8 @@ class AwaitedGuest(HostedGuest):
             return
         finally:
             self._owner.close()
-        self._ending.callback(arrived.machine.close)
         self.guest.attach(arrived.machine, arrived.launched)
+        self._ending.callback(self.guest.close)
         self.guest.arriving(MigrationStatus.COMPLETED)
         self._states.arrived()
 
