@@ -55,7 +55,7 @@ def test_a_guest_moves_and_goes_on_where_it_was(
     result = json.loads(migration.stdout.text)
     assert result["status"] == "completed"
     assert result["ram"]["remaining"] == 0
-    assert "round 1" in migration.stderr.text
+    assert re.search(r"round \d", migration.stderr.text)  # a short first round may pass between two looks
 
     # The source's process is done; the target has the guest, which goes on counting.
     assert before.wait() == 0
