@@ -64,7 +64,8 @@ class Sealift:
     def __init__(self, *arguments: str | Path, stdin: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE) -> None:
         self.arguments = [str(argument) for argument in arguments]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sealift.cli", *self.arguments],
+            # Tethered: should the tests be killed, no guest is left behind.
+            [sys.executable, "-m", "sealift.cli.tethered", str(os.getpid()), *self.arguments],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
