@@ -162,9 +162,7 @@ class PageSet:
             nonzero = nonzero[:limit]
         if not nonzero.size:
             return np.empty(0, np.uint64)
-        bits = np.unpackbits(self.words[nonzero].astype("<u8").view(np.uint8), bitorder="little").reshape(
-            -1, 64
-        )
+        bits = np.unpackbits(self.words[nonzero].astype("<u8").view(np.uint8), bitorder="little").reshape(-1, 64)
         rows, columns = np.nonzero(bits)
         found = (nonzero[rows] * 64 + columns).astype(np.uint64)
         return found if limit is None else found[:limit]
