@@ -127,6 +127,14 @@ class PrivateDirectory:
         except OSError as error:
             raise UserError(f"{path} cannot be written") from error
 
+    def remove(self, name: str) -> None:
+        """Delete a file; one that is not there is none too many."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def by_age(self) -> list[str]:
+        """The files, without hidden ones, the oldest first."""
+        return sorted(self.names(), key=lambda name: (self.path / name).stat().st_mtime_ns)
+
     def names(self) -> list[str]:
         """The files, sorted, without hidden ones."""
         return sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))

@@ -20,6 +20,7 @@ from sealift.guest.programs import program
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID, MigrationFlags, MigrationSecret, pair_key
 from sealift.owner.definition import GuestDefinition
+from sealift.owner.ledger import BEGUN_LIMIT
 from sealift.owner.owner import Owner
 from sealift.owner.settings import ReceiverRule
 from sealift.sev import secret
@@ -390,12 +391,25 @@ def test_a_released_launch_keeps_only_what_the_next_hop_needs(
     before = owner.ledger.find(grant.launch_id)
     assert before is not None
     assert before.transport is not None
-    record = tmp_path / "owner" / "launches" / grant.launch_id
-    assert before.transport.tik in record.read_bytes()
+    begun = tmp_path / "owner" / "begun" / grant.launch_id
+    assert before.transport.tik in begun.read_bytes()
     owner.release(grant.launch_id, host.load(grant, recipe))
+    assert not begun.exists()
+    record = tmp_path / "owner" / "launches" / grant.launch_id
     for gone in (before.transport.tik, before.transport.tek, PLANTED):
         assert gone not in record.read_bytes()
     assert before.key in record.read_bytes()
+
+
+def test_launches_that_are_only_begun_do_not_fill_the_disk(owner: Owner, host: Host, recipe: GuestRecipe) -> None:
+    evidence = host.evidence()
+    first = owner.begin(evidence)
+    for _ in range(BEGUN_LIMIT):
+        last = owner.begin(evidence)
+    assert owner.ledger.find(first.launch_id) is None
+    host.restart()
+    owner.release(last.launch_id, host.load(last, recipe))
+    assert owner.ledger.find(last.launch_id) is not None
 
 
 def test_settings_of_another_process_count_at_once(owner: Owner, tmp_path: Path) -> None:
@@ -422,7 +436,7 @@ def test_nonsense_is_not_trusted(owner: Owner, ark: bytes) -> None:
 
 def test_damaged_files_have_sentences(owner: Owner, host: Host, tmp_path: Path) -> None:
     grant = owner.begin(host.evidence())
-    (tmp_path / "owner" / "launches" / grant.launch_id).write_bytes(b"\xc1")
+    (tmp_path / "owner" / "begun" / grant.launch_id).write_bytes(b"\xc1")
     with pytest.raises(UserError, match=f"the record of launch {grant.launch_id} is damaged"):
         owner.release(grant.launch_id, bytes(48))
     (tmp_path / "owner" / "settings.json").write_bytes(b"{}x")

@@ -33,6 +33,9 @@ from sealift.wire.owner import LAUNCH_ID_LENGTH
 _RECORD_LIMIT: Final = 16 << 20
 """Bytes of a record: start-up code and secrets, with room to spare."""
 
+BEGUN_LIMIT: Final = 64
+"""Launches begun and not yet released that an owner remembers; a VMM takes seconds from one to the other."""
+
 _LAUNCH_ID: Final = re.compile(rf"[0-9a-f]{{{LAUNCH_ID_LENGTH}}}")
 
 
@@ -88,6 +91,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
+        self._begun = PrivateDirectory(path / "begun", "launch records")
         self._launches = PrivateDirectory(path / "launches", "launch records")
         self._released = PrivateDirectory(path / "released", "launch records")
 
@@ -98,17 +102,30 @@ class Ledger:
             yield
 
     def record(self, launch: Launch) -> None:
-        """Write a launch, new or changed; a released one can be found by its measurement from then on."""
-        self._launches.write(launch.launch_id, msgspec.msgpack.encode(launch))
-        if launch.measure is not None:
+        """Write a launch, new or changed; a released one can be found by its measurement from then on.
+
+        Of launches that are begun only the latest are kept: any VMM can begin as many as it likes.
+        """
+        data = msgspec.msgpack.encode(launch)
+        if launch.measure is None:
+            with self.alone():
+                self._begun.write(launch.launch_id, data)
+                for name in self._begun.by_age()[:-BEGUN_LIMIT]:
+                    self._begun.remove(name)
+        else:
+            self._launches.write(launch.launch_id, data)
             self._released.write(launch.measure.hex(), launch.launch_id.encode())
+            self._begun.remove(launch.launch_id)
 
     def find(self, launch_id: str) -> Launch | None:
         """The launch of that name, if there is one."""
-        if not _LAUNCH_ID.fullmatch(launch_id) or not self._launches.has(launch_id):
+        if not _LAUNCH_ID.fullmatch(launch_id):
+            return None
+        place = self._launches if self._launches.has(launch_id) else self._begun
+        if not place.has(launch_id):
             return None
         try:
-            return msgspec.msgpack.decode(self._launches.read(launch_id, _RECORD_LIMIT), type=Launch)
+            return msgspec.msgpack.decode(place.read(launch_id, _RECORD_LIMIT), type=Launch)
         except msgspec.DecodeError as error:
             raise UserError(f"the record of launch {launch_id} is damaged; restore it from a copy") from error
 
