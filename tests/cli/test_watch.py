@@ -75,6 +75,12 @@ def test_ctrl_c_that_comes_too_late_is_answered_and_the_outcome_is_awaited() -> 
     assert vmm.executed.count("migrate_cancel") == 1
 
 
+def test_what_would_help_a_migration_that_does_not_end_is_said_once() -> None:
+    stuck = MigrationInfo("active", x_sealift_advice="raise the downtime limit")
+    _, said = watched(Vmm([ACTIVE, stuck, stuck, COMPLETED]))
+    assert said == ["raise the downtime limit"]
+
+
 def test_parameters_are_for_one_migration() -> None:
     vmm = Vmm([COMPLETED])
     watched(vmm, **{"downtime-limit": 7})

@@ -80,11 +80,11 @@ def test_bandwidth_is_of_the_last_rounds_that_were_long_enough_to_tell() -> None
     assert bandwidth.seconds_for(0) == 0
     assert bandwidth.seconds_for(1) == float("inf")
     bandwidth.add(4 << 20, 2.0)
-    assert bandwidth.bytes_per_second == 2 << 20
+    assert bandwidth.seconds_for(2 << 20) == 1.0
     bandwidth.add(4096, 0.004096)
     assert bandwidth.seconds_for(1_000_000) == pytest.approx(1.0)
     bandwidth.add(8 << 20, 1.0)
-    assert bandwidth.bytes_per_second == pytest.approx(8 << 20, rel=0.01)
+    assert bandwidth.seconds_for(8 << 20) == pytest.approx(1.0, rel=0.01)
 
 
 def test_downtime_is_the_sum_of_its_parts_and_ends_with_the_migration() -> None:

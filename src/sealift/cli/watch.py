@@ -50,10 +50,13 @@ def migrate(qmp: QmpClient, uri: str, parameters: dict[str, object], display: Di
     with _interruptions() as interrupted:
         with _parameters(qmp, parameters):
             qmp.execute("migrate", uri=uri)
-        cancelled = False
+        cancelled = advised = False
         while True:
             info = qmp.query("query-migrate", MigrationInfo)
             display.progress(info)
+            if info.x_sealift_advice and not advised:
+                display.say(info.x_sealift_advice)
+                advised = True
             if info.status in _ENDED:
                 return info
             if interrupted() and not cancelled:

@@ -15,6 +15,7 @@ from sealift.guest.handler.mailbox import Mailbox
 from sealift.launch.areas import Area, StartupAreas, areas_in_memory
 from sealift.launch.secrets import MigrationSecret, take_migration_secret
 from sealift.launch.startup import StartupTable, read_startup_table
+from sealift.silicon.engines.interface import Engine
 from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.memory.xts import KEY_BYTES
@@ -56,7 +57,7 @@ class VirtualMachine:
         self.layout = layout
         self.vcpu_count = vcpus
         self.memory = GuestMemory(layout, os.urandom(KEY_BYTES))
-        self.engine = UnicornEngine(self.memory, vcpus)
+        self.engine: Engine = UnicornEngine(self.memory, vcpus)
         self.gate = RunGate(self.phase)
         self.vcpus: dict[int, VcpuService] = {}
         self._launch_phase = launch_phase

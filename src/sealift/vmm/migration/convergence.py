@@ -25,5 +25,5 @@ class Convergence:
             return None
         return (
             f"the guest writes as fast as the network takes it ({self._fruitless} rounds without progress); cancel and "
-            f"migrate again with --downtime-limit {ceil(expected_s * 1e3)} or more, or stop the guest meanwhile"
+            f"migrate again with --downtime-limit {ceil(expected_s * 1e3)} or more, or pause it meanwhile (QMP: stop)"
         )

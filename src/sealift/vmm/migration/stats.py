@@ -94,11 +94,6 @@ class Bandwidth:
         if self._bytes >= _LEAST_MEASURED:
             self._bytes, self._seconds = 0, 0.0
 
-    @property
-    def bytes_per_second(self) -> float:
-        """0 until something was measured."""
-        return self._measured
-
     def seconds_for(self, length: int) -> float:
         """How long `length` bytes should take; endless while nothing was measured."""
         if not length:
