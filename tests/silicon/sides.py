@@ -92,7 +92,7 @@ class Side:
             index: VcpuService(vcpu, self._sockets[index][0], self.memory, self.gate)
             for index, vcpu in enumerate(self.board.vcpus)
         }
-        machine = GuestMachine(self.memory, self.gate, kind.name, self.services, self._renew)
+        machine = GuestMachine(self.memory, self.gate, self.board.engine, self.services, self._renew)
         self.handler = MigrationHandler(role, launched, secret, guest_access(self.memory, machine), MonotonicClock())
         if role is Role.TARGET:
             self.gate.bar()
@@ -149,7 +149,7 @@ class Migration:
     target: Side | None = None
 
     def __post_init__(self) -> None:
-        self._facts = facts(self.kind.cbit)
+        self._facts = facts(Board(self.kind).engine.cbit)
         self.source = Side(self.kind, Role.SOURCE, self._facts, MigrationSecret(self.instance, self.key))
         self.source.boot()
         self._slot = memoryview(bytearray(MAX_RECORD))

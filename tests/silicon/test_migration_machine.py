@@ -33,7 +33,7 @@ class Moving(RuleBasedStateMachine):
         A steady migration has all of the guest behind it after one round, and is never given up: what any later step
         forgets to mark is lost.
         """
-        self.migration = Migration(ENGINES[0])
+        self.migration = Migration(ENGINES[-1])
         self.source: Side = self.migration.source
         self.numbers = itertools.count(0x5EC2E7_0000_0001, 0x1_0000_0001)
         self.secrets: list[int] = []

@@ -38,7 +38,7 @@ class Device(Protocol):
         """Return once nothing of this device is underway; nothing begins before `resume`."""
 
     def resume(self) -> None:
-        """Work may go on, after `quiesce` or `restore`; an interrupt that may have been lost meanwhile is raised anew."""
+        """Work may go on, after `quiesce` or `restore`; an interrupt that may have been lost is raised anew."""
 
 
 class PortDevice(Device, Protocol):
