@@ -75,8 +75,7 @@ class Moving(RuleBasedStateMachine):
         """A device of the VMM, where the page is shared: write first, mark second."""
         number = page // PAGE_SIZE
         if number in self.source.memory.states:
-            self.source.memory.shared.words[number, offset // 8] = next(self.numbers)
-            self.source.memory.mark_shared_dirty(number, 1)
+            self.migration.device_writes(number, offset // 8, next(self.numbers))
 
     @rule(page=pages, offset=words)
     def host_writes_dram(self, page: int, offset: int) -> None:

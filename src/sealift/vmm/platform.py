@@ -156,7 +156,7 @@ class Platform:
         shared, bitmap = _expect_fds(fds, 2)
         self._layout = layout
         self._bitmap = Mapping(bitmap, made.bitmap_bytes)
-        self._memory = SharedMemory(shared, layout, self.mark_shared_dirty)
+        self._memory = SharedMemory(shared, layout)
         return self._memory
 
     def create_vcpu(self, index: int) -> Channel[wire.Exit, wire.Run]:
@@ -197,12 +197,8 @@ class Platform:
         """A request that is answered with Done."""
         self.request(message, wire.Done)
 
-    def mark_shared_dirty(self, first: int, count: int) -> None:
-        """A device of ours wrote `count` shared pages from RAM page `first`."""
-        self.do(wire.MarkSharedDirty(first, count))
-
     def shared_dirty(self) -> PageSet:
-        """Move the set of shared-plane pages written since the last call here."""
+        """Move the set of shared-plane pages that the guest wrote since the last call here; not what devices wrote."""
         return self._bitmap_after(wire.GetSharedDirtyLog())
 
     def page_states(self) -> PageSet:

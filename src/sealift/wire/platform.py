@@ -168,13 +168,6 @@ class GetPageStates(Message, frozen=True):
     """Copy the set of pages in shared state to the bitmap area. Reply: Count."""
 
 
-class MarkSharedDirty(Message, frozen=True):
-    """A device of the VMM wrote shared memory: `count` pages from RAM page `first`."""
-
-    first: int
-    count: int
-
-
 class ReadHostView(Message, frozen=True):
     """Put on the shared plane what DRAM shows the host for these pages: ciphertext where they are private."""
 
@@ -335,7 +328,6 @@ Request: TypeAlias = (
     | SetChips
     | GetSharedDirtyLog
     | GetPageStates
-    | MarkSharedDirty
     | ReadHostView
     | WriteHostView
     | GetPlatformInfo
@@ -464,7 +456,6 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     SetChips: frozenset({Phase.INCOMING}),
     GetSharedDirtyLog: _MADE,
     GetPageStates: _MADE,
-    MarkSharedDirty: _MADE,
     ReadHostView: _MADE,
     WriteHostView: frozenset({Phase.RUNNING}),
     OpenHandler: _MADE - _SETUP,

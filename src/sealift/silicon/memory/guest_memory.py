@@ -204,11 +204,6 @@ class GuestMemory:
         with self._lock:
             return self._shared_dirty.take()
 
-    def mark_shared_dirty(self, first: int, count: int) -> None:
-        """A device wrote these shared pages (write first, mark second, signal third)."""
-        with self._lock:
-            self._shared_dirty.add_range(first, count)
-
     # --- the launch and the host's view -------------------------------------------------------------------------
 
     def move_to_private(self, gpa: int, length: int) -> Iterator[memoryview]:

@@ -56,7 +56,6 @@ class Server:
             wire.SetChips: self._set_chips,
             wire.GetSharedDirtyLog: self._shared_dirty,
             wire.GetPageStates: self._page_states,
-            wire.MarkSharedDirty: self._mark_shared_dirty,
             wire.ReadHostView: self._read_host_view,
             wire.WriteHostView: self._write_host_view,
             wire.GetPlatformInfo: self._info,
@@ -186,11 +185,6 @@ class Server:
         data = pages.to_bytes()
         self._bitmap.data[: len(data)] = data
         return wire.Count(len(pages)), ()
-
-    def _mark_shared_dirty(self, request: wire.MarkSharedDirty) -> _Answer:
-        self._require_pages(request.first, request.count)
-        self._machine.memory.mark_shared_dirty(request.first, request.count)
-        return wire.Done(), ()
 
     def _read_host_view(self, request: wire.ReadHostView) -> _Answer:
         self._require_pages(request.first, request.count)
