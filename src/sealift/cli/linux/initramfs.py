@@ -35,7 +35,9 @@ def initramfs(kernel: Kernel, init: str) -> Archive:
 def _busybox() -> bytes:
     program = Path(tool("busybox", "busybox-static")).read_bytes()
     if not _is_static(program):
-        raise UserError("the busybox here needs libraries; on Debian, apt-get install busybox-static brings one that does not")
+        raise UserError(
+            "the busybox here needs libraries; on Debian, apt-get install busybox-static brings one that does not"
+        )
     return program
 
 

@@ -35,9 +35,7 @@ def newest(pattern: str) -> str:
     listed = _run([tool("apt-cache", "apt"), "search", "--names-only", f"^{pattern}$"])
     names = [line.split()[0] for line in listed.splitlines()]
     if not names:
-        raise UserError(
-            f"apt knows no package {pattern}; it is Debian's, and `apt-get update` must have been run once"
-        )
+        raise UserError(f"apt knows no package {pattern}; it is Debian's, and `apt-get update` must have been run once")
     return max(names, key=numbers)
 
 

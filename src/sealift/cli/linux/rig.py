@@ -24,10 +24,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import click
 
@@ -37,7 +37,7 @@ from sealift.cli.linux.kernels import KernelWish, kernel
 from sealift.cli.linux.packages import tool
 from sealift.cli.places import cache_directory
 from sealift.cli.scratch import scratch
-from sealift.errors import InternalError, SealiftError, UserError, sentence
+from sealift.errors import InternalError, SealiftError, sentence
 
 KERNEL: Final = KernelWish(
     r"linux-image-6\.1\.0-[0-9]+-amd64",  # the cloud kernels have no 9p
@@ -46,6 +46,7 @@ KERNEL: Final = KernelWish(
 
 TIMED_OUT: Final = 124
 FAILED: Final = 125
+INTERRUPTED: Final = 130
 
 _COMMAND_LINE: Final = (
     "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog tsc=reliable no_timer_check cryptomgr.notests=1 "
@@ -56,6 +57,9 @@ _PASSED_ON: Final = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "COLUMNS", "CI", "N
 
 _PATIENCE_S: Final = 10.0
 """For QEMU's end, and for output that is on its way when the exit status has come."""
+
+_STEP_S: Final = 1.0
+"""Between the end of QEMU's connections and that of QEMU."""
 
 _PORTS: Final = ("out", "err", "status")
 """By the names that rig_init.sh finds them by."""
@@ -125,7 +129,7 @@ class _Qemu:
         initrd = directory / "initrd"
         initrd.write_bytes(initramfs(wanted, "rig_init.sh").compressed() + command.compressed())
         pairs = [socket.socketpair() for _ in _PORTS]
-        self._out, self._err, self._status = (ours for ours, _ in pairs)
+        self._ports = [ours for ours, _ in pairs]
         theirs = [sock.fileno() for _, sock in pairs]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -147,33 +151,26 @@ class _Qemu:
     def wait(self, limit_s: float) -> int:
         """Pass on output until the command has ended."""
         deadline = time.monotonic() + limit_s
-        sinks = {self._out: sys.stdout.buffer, self._err: sys.stderr.buffer}
-        status = b""
+        status = bytearray()
+        takers = (_writer(sys.stdout.buffer), _writer(sys.stderr.buffer), status.extend)
         with selectors.DefaultSelector() as selector:
-            for sock in (self._out, self._err, self._status):
-                selector.register(sock, selectors.EVENT_READ)
-            while selector.get_map():
-                ready = selector.select(max(deadline - time.monotonic(), 0))
-                if not ready:
-                    break
+            for sock, take in zip(self._ports, takers, strict=True):
+                selector.register(sock, selectors.EVENT_READ, (sock, take))
+            while selector.get_map() and (ready := selector.select(max(deadline - time.monotonic(), 0))):
                 for key, _ in ready:
-                    sock = key.fileobj
-                    assert isinstance(sock, socket.socket)
-                    data = sock.recv(_CHUNK)
-                    if not data:
-                        selector.unregister(sock)
-                    elif sock is self._status:
-                        status += data
-                        deadline = time.monotonic() + _PATIENCE_S  # what was printed before still comes
+                    sock, take = key.data
+                    if data := sock.recv(_CHUNK):
+                        take(data)
                     else:
-                        sinks[sock].write(data)
-                        sinks[sock].flush()
+                        selector.unregister(sock)
+                if status:  # what was printed before it still comes
+                    deadline = min(deadline, time.monotonic() + _PATIENCE_S)
         return self._judged(status, limit_s)
 
-    def _judged(self, status: bytes, limit_s: float) -> int:
+    def _judged(self, status: bytearray, limit_s: float) -> int:
         if status.strip():
             return int(status)
-        if self._process.poll() is None and not self._ends():
+        if not self._ends():
             click.echo(f"rig: the command took more than {limit_s:.0f} s and was ended", err=True)
             return TIMED_OUT
         lines = self._log.read_text(errors="replace").splitlines()
@@ -181,9 +178,9 @@ class _Qemu:
         raise InternalError("\n".join(["the rig ended before its command did; its kernel's last words:", *words]))
 
     def _ends(self) -> bool:
-        """Whether all three connections were closed, so that QEMU is about to end."""
+        """Whether QEMU ends of its own accord, now or in a moment."""
         try:
-            self._process.wait(1)
+            self._process.wait(_STEP_S)
         except subprocess.TimeoutExpired:
             return False
         return True
@@ -196,7 +193,7 @@ class _Qemu:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for sock in (self._out, self._err, self._status):
+        for sock in self._ports:
             sock.close()
 
 
@@ -204,7 +201,7 @@ def _machine(job: Job) -> list[str]:
     return [
         tool("qemu-system-x86_64", "qemu-system-x86"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC-Rome,+svm,+npt"),
+        *("-accel", "tcg,thread=multi", "-cpu", "EPYC-Rome,+svm,+npt"),
         *("-smp", str(job.cpus), "-m", f"{job.memory}M"),
         *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
         *("-serial", "stdio", "-device", "virtio-serial"),
@@ -216,11 +213,19 @@ def _port(name: str, fd: int) -> tuple[str, ...]:
     return ("-chardev", f"socket,id={name},fd={fd}", "-device", f"virtserialport,chardev={name},name={name}")
 
 
+def _writer(sink: BinaryIO) -> Callable[[bytes], None]:
+    def write(data: bytes) -> None:
+        sink.write(data)
+        sink.flush()
+
+    return write
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command("rig", context_settings={"allow_interspersed_args": False})
 @click.option("-C", "directory", type=click.Path(path_type=Path), default=Path.cwd, help="Where to run the command.")
 @click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="A variable for the command.")
 @click.option("--limit", "limit_s", type=float, default=600, show_default=True, metavar="SECONDS")
@@ -240,7 +245,7 @@ def main(
         status = FAILED
     except KeyboardInterrupt:
         click.echo("rig: interrupted", err=True)
-        status = 128 + signal.SIGINT
+        status = INTERRUPTED
     sys.exit(status)
 
 
