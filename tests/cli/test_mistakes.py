@@ -80,7 +80,7 @@ def test_a_name_that_nobody_has_is_answered_with_the_command_that_lists_that_hos
     assert "`sealift ps`" in here.stderr.text
 
 
-@pytest.mark.parametrize("command", [[], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["bench"], ["owner"]])
 def test_without_arguments_a_group_of_commands_explains_itself(
     sealift: Callable[..., Sealift], command: list[str]
 ) -> None:

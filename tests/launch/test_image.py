@@ -11,7 +11,8 @@ import pytest
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.errors import StreamError, UserError
 from sealift.guest.programs import program, startup_blob
-from sealift.launch.image import PIECE_LIMIT, GuestRecipe
+from sealift.launch.image import EntryState, GuestRecipe
+from sealift.launch.pieces import PIECE_LIMIT
 from sealift.launch.startup import STACK_SIZE, StartupTable
 
 from .kernels import HALT, Load, elf
@@ -81,8 +82,7 @@ def test_a_receiver_is_the_same_machine_without_anything_to_run() -> None:
 
 def test_all_vcpus_start_alike_in_the_start_up_code() -> None:
     areas = RECIPE.areas()
-    assert {RECIPE.entry(vcpu) for vcpu in range(2)} == {RECIPE.entry(0)}
-    assert (RECIPE.entry(0).rip, RECIPE.entry(0).cr3) == (areas.entry, areas.bootstrap_cr3)
+    assert {RECIPE.entry(vcpu) for vcpu in range(2)} == {EntryState(rip=areas.entry, cr3=areas.bootstrap_cr3)}
     with pytest.raises(ValueError, match="not 2"):
         RECIPE.entry(2)
 

@@ -39,6 +39,7 @@ TABLE = StartupTable(
     page_tables=Area(Gpa(0xA10000), 0x5000),
     stacks=Area(Gpa(0xA15000), 0x10000),
     free=Gpa(0xB04000),
+    boot_params=Gpa(0x10000),
     command_line="ws=4 flip=1",
 )
 
@@ -90,11 +91,11 @@ def test_a_changed_byte_is_refused_or_gives_another_table(at: int, change: int) 
     ("at", "data", "fault"),
     [
         (0, b"X", "no start-up table"),
-        (8, b"\2", "version 2"),
+        (8, b"\1", "version 1"),
         (0xC, bytes(4), "makes no sense"),
         (0x90, b"\x11", "17 RAMBlocks"),
         (0x94, struct.pack("<I", 1025), "1025 bytes of command line"),
-        (0x98, b"\1", "must be 0"),
+        (0xA0, b"\1", "must be 0"),
         (0x108, b"\1", "makes no sense"),
         (0x500, b"\xff", "makes no sense"),
         (0x500, b"\n", "makes no sense"),

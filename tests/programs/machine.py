@@ -27,7 +27,7 @@ from unicorn import (
 )
 
 from sealift.address import PAGE_SIZE
-from sealift.launch.image import GuestRecipe
+from sealift.launch.image import EntryState, GuestRecipe
 
 SHARED_BASE = 1 << 41
 """Where an engine's physical memory shows the shared plane; the private one is at 0."""
@@ -50,6 +50,7 @@ class Machine:
         keeps_plaintext: a faulty platform, whose page conversions convert nothing.
         refuses: a platform that refuses every hypercall.
         console: text the guest printed.
+        ready: how often the start-up code said that it is done.
         pauses: microseconds of every pause asked for.
         crash: what ended the guest, if it was neither HLT nor the test.
         shared: GPAs of the pages declared shared.
@@ -64,6 +65,7 @@ class Machine:
     keeps_plaintext: bool = False
     refuses: bool = False
     console: str = ""
+    ready: int = 0
     pauses: list[int] = field(default_factory=list)
     crash: str = ""
     shared: set[int] = field(default_factory=set)
@@ -159,9 +161,10 @@ class Vcpu:
     def __init__(self, machine: Machine, number: int) -> None:
         self.machine = machine
         self.number = number
-        self.halted = False
         self.polls = 0
         entry = machine.recipe.entry(number)
+        self.halted = entry is None
+        entry = entry or EntryState(0, 0)
         self.rip = entry.rip
         self.uc = uc = Uc(UC_ARCH_X86, UC_MODE_64)
         size = machine.recipe.layout.end
@@ -240,12 +243,15 @@ class Vcpu:
         return 0 if self.polls % self.machine.serial_polls else 0x60
 
     def port_out(self, _uc: Uc, port: int, size: int, value: int, _user: Any) -> None:
-        """Serial output and pauses."""
+        """Serial output, pauses, and the word of a receiver."""
         match port, size:
             case 0x3F8, 1:
                 self.machine.console += chr(value)
             case 0x5EA0, 4:
                 self.machine.pauses.append(value)
+            case 0x5EA1, 1:
+                assert value == 1
+                self.machine.ready += 1
             case _:
                 raise AssertionError(f"the guest wrote {size} bytes to port {port:#x}")
 

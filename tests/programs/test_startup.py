@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unicorn import x86_const
 
+from launch.bzimages import bzimage
 from launch.kernels import HALT, Load, elf
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.guest.programs import program, startup_blob
+from sealift.launch import microvm
+from sealift.launch.areas import ANCHOR
 from sealift.launch.image import GuestRecipe
+from sealift.launch.machine import MachineType
 from sealift.launch.startup import STACK_SIZE, read_startup_table
 
 from .machine import Machine
@@ -84,10 +89,11 @@ def test_a_guest_without_encryption_runs_too_and_declares_nothing() -> None:
     assert guest.vcpus[1].reg("CR3") == guest.recipe.table().page_tables.gpa
 
 
-def test_a_receiver_halts_without_a_word_and_changes_nothing() -> None:
+def test_vcpu_0_of_a_receiver_says_that_it_is_ready_and_changes_nothing() -> None:
     guest = Machine(GuestRecipe(startup_blob(), layout((0, 16 * MIB)), 2, bytes(32), program("ledger")).receiver())
     before = guest.private_plane[:]
     guest.run_to_the_end()
+    assert guest.ready == 1
     assert guest.console == ""
     assert guest.private_plane[:] == before
 
@@ -103,3 +109,65 @@ def test_idle_says_so_once_and_halts_all_vcpus() -> None:
     guest = Machine(GuestRecipe(startup_blob(), layout((0, 16 * MIB)), 3, bytes(32), program("idle")))
     guest.run_to_the_end()
     assert guest.console == "idle ready\n"
+
+
+def linux(code: bytes = HALT, vcpus: int = 2) -> Machine:
+    """A guest whose kernel is a bzImage with this code at its 64-bit entry point."""
+    recipe = GuestRecipe(
+        startup=startup_blob(),
+        layout=layout((0, 32 * MIB)),
+        vcpus=vcpus,
+        handler_digest=bytes(32),
+        kernel=bzimage(code),
+        machine=MachineType.MICROVM,
+    )
+    return Machine(recipe)
+
+
+def test_linux_is_entered_as_its_64_bit_boot_protocol_says() -> None:
+    guest = linux()
+    guest.run_to_the_end()
+    vcpu, table = guest.vcpus[0], guest.recipe.table()
+    assert vcpu.rip == table.entry + 1
+    assert vcpu.reg("RSI") == table.boot_params
+    assert vcpu.reg("CS") == 0x10
+    assert {vcpu.reg(name) for name in ("DS", "ES", "SS")} == {0x18}
+    assert vcpu.reg("RFLAGS") & 0x600 == 0  # interrupts off, strings go up
+    assert vcpu.reg("CR3") == table.page_tables.gpa | 1 << 51
+
+
+def test_linux_enters_with_all_its_memory_private_and_the_mailbox_shared() -> None:
+    guest = linux()
+    guest.run_to_the_end()
+    mailbox = guest.recipe.areas().mailbox
+    cr3 = guest.vcpus[0].reg("CR3")
+    assert guest.shared == set(range(mailbox.gpa, mailbox.end, PAGE_SIZE))
+    for gpa in range(0, 32 * MIB, PAGE_SIZE):
+        assert guest.translate(cr3, gpa) == (gpa, gpa not in guest.shared)
+
+
+def test_the_start_up_code_writes_nowhere_in_linux_memory() -> None:
+    """A page written before Linux runs must never be declared shared by it."""
+    guest = linux()
+    before = guest.private_plane[:]
+    guest.run_to_the_end()
+    after = guest.private_plane[:]
+    changed = {gpa for gpa in range(0, len(after), PAGE_SIZE) if before[gpa : gpa + 4096] != after[gpa : gpa + 4096]}
+    assert changed
+    assert all(microvm.START_UP <= gpa < microvm.START_UP_END for gpa in changed)
+
+
+def test_a_vcpu_that_a_vmm_starts_against_the_rules_never_enters_linux() -> None:
+    guest = linux()
+    start = guest.recipe.entry(0)
+    assert start is not None
+    stray = guest.vcpus[1]
+    stray.halted, stray.rip = False, start.rip
+    for name, value in (("CR4", start.cr4), ("CR3", start.cr3), ("CR0", start.cr0)):
+        stray.uc.reg_write(getattr(x86_const, f"UC_X86_REG_{name}"), value)
+    for _ in range(20):
+        for vcpu in guest.vcpus:
+            vcpu.run_slice()
+    assert guest.vcpus[0].halted
+    assert not stray.halted
+    assert stray.rip < ANCHOR

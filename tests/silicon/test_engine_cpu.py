@@ -51,6 +51,13 @@ def test_a_hlt_that_the_guest_wrote_itself_halts(board: Board, alias: int) -> No
     assert board.vcpus[0].registers().rip == DATA + 1
 
 
+def test_a_vcpu_that_nobody_started_waits_without_executing_anything(board: Board) -> None:
+    ports = Ports()
+    assert board.run(0, ports) == Halt()
+    assert board.vcpus[0].registers().rip == 0
+    assert ports.asked == []
+
+
 # --- CPUID --------------------------------------------------------------------------------------------------------
 
 

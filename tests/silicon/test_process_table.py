@@ -185,6 +185,7 @@ def test_a_stop_is_refused_while_a_vcpu_is_in_guest_mode_and_leaves_it_there(hos
     assert source.vcpu is not None
     exchange_keys(source, target)
     entry = RECIPE.entry(0)
+    assert entry is not None
     general = (0,) * 16
     registers = wire.Registers(general, entry.rip, 2, entry.cr0, 0, entry.cr3, entry.cr4, entry.efer)
     source.platform.do(wire.SetRegisters(0, registers))

@@ -31,8 +31,9 @@ class GuestOptions:
         name: what its run directory and its console are called.
         memory: bytes.
         vcpus: how many.
-        kernel: a built-in program's name, or the path of an ELF file.
-        payload: file the kernel finds through the start-up table.
+        kernel: a built-in program's name, or the path of an ELF file or a Linux bzImage.
+        initrd: file that Linux unpacks as its first file system.
+        payload: file that a kernel of our own finds through the start-up table.
         append: the kernel's command line.
         policy: as `sealift.sev.policy.parse_policy` reads it.
         secret: file whose content the owner plants for the guest's own use.
@@ -44,6 +45,7 @@ class GuestOptions:
     memory: int = DEFAULT_MEMORY
     vcpus: int = DEFAULT_VCPUS
     kernel: str = DEFAULT_KERNEL
+    initrd: Path | None = None
     payload: Path | None = None
     append: str = ""
     policy: str | int = DEFAULT_POLICY
@@ -59,6 +61,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     memory: Annotated[int, msgspec.Meta(gt=0)] | str | None = None
     vcpus: Annotated[int, msgspec.Meta(gt=0)] | None = None
     kernel: str | None = None
+    initrd: str | None = None
     payload: str | None = None
     append: str | None = None
     policy: int | str | None = None
@@ -96,7 +99,7 @@ def read_config(path: Path) -> dict[str, object]:
 
 def _resolved(found: dict[str, object], base: Path) -> dict[str, object]:
     """The same with sizes as numbers and paths that no longer depend on where the file is."""
-    for key in ("payload", "secret", "host", "owner"):
+    for key in ("initrd", "payload", "secret", "host", "owner"):
         if key in found:
             found[key] = base / str(found[key])
     if "kernel" in found and "/" in str(found["kernel"]):

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "console": "Attach to a guest's console.",
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
+    "owner": "What a guest's owner does without a VMM.",
     "bench": "Measure this machine: sealed memory in motion, idle guests.",
 }
 """Subcommands in the order of their use: NAME is `sealift.cli.commands.NAME.command`, imported when it is needed."""

@@ -60,6 +60,11 @@ class HostType(click.ParamType[Host]):
         return value if isinstance(value, Host) else Host(Path(value).absolute())
 
 
+def file_option(name: str, text: str) -> Callable[[F], F]:
+    """An option that names a file."""
+    return click.option(name, type=click.Path(path_type=Path), help=text)
+
+
 def host_option(function: F) -> F:
     """``--host``: the same for every command."""
     return click.option(

@@ -39,6 +39,7 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner: str
     manufacturer: str
     kernel: str | None = None
+    initrd: str | None = None
     payload: str | None = None
     command_line: str = ""
     memory: int = 0

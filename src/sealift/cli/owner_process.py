@@ -110,6 +110,7 @@ def _definition(assignment: Assignment) -> GuestDefinition | None:
         assignment.kernel,
         assignment.payload,
         assignment.command_line,
+        assignment.initrd,
     )
     return GuestDefinition(recipe, Policy(assignment.policy), _entries(assignment.secret))
 

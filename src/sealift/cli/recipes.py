@@ -10,53 +10,71 @@ from sealift.address import Gpa, RamBlock, RamLayout, page_aligned
 from sealift.errors import UserError
 from sealift.guest import programs
 from sealift.guest.handler.digest import handler_digest
-from sealift.launch.image import Content, GuestRecipe
+from sealift.launch import microvm
+from sealift.launch.image import GuestRecipe, machine_for
+from sealift.launch.machine import MachineType
+from sealift.launch.pieces import Content
 
 RAM_BLOCK: Final = "pc.ram"
+HIGH_RAM_BLOCK: Final = "ram-above-4g"
 
 FILE_LIMIT: Final = 4 << 30
-"""Bytes of a kernel or payload: more than any guest here has memory for."""
+"""Bytes of a kernel, payload or initrd: more than any guest here has memory for."""
 
 
 def make_recipe(
-    memory: int, vcpus: int, kernel: str | None, payload: str | None = None, command_line: str = ""
+    memory: int,
+    vcpus: int,
+    kernel: str,
+    payload: Path | str | None = None,
+    command_line: str = "",
+    initrd: Path | str | None = None,
 ) -> GuestRecipe:
-    """The recipe of a guest with one RAMBlock.
+    """The recipe of a guest, on the machine that its kernel is made for.
 
     Args:
         memory: bytes of RAM.
         vcpus: how many.
-        kernel: name of a built-in program or path of an ELF file; None makes a receiver.
+        kernel: name of a built-in program, or path of an ELF file or a Linux bzImage.
         payload: path of the payload.
         command_line: for the kernel.
+        initrd: path of Linux's initrd.
 
     Raises:
         UserError: it does not fit together, or a file cannot be read.
     """
+    image = kernel_image(kernel)
+    machine = machine_for(image)
     return GuestRecipe(
         startup=programs.startup_blob(),
-        layout=ram_layout(memory),
+        layout=ram_layout(memory, machine),
         vcpus=vcpus,
         handler_digest=handler_digest(),
-        kernel=None if kernel is None else kernel_image(kernel),
+        kernel=image,
         payload=b"" if payload is None else file_content("payload", Path(payload)),
         command_line=command_line,
+        machine=machine,
+        initrd=b"" if initrd is None else file_content("initrd", Path(initrd)),
     )
 
 
-def ram_layout(memory: int) -> RamLayout:
-    """The RAM of a guest with `memory` bytes.
+def ram_layout(memory: int, machine: MachineType) -> RamLayout:
+    """The RAM of a guest with `memory` bytes: one RAMBlock, or two where devices are in the way.
 
     Raises:
         UserError: that is not a whole number of pages.
     """
     if memory <= 0 or not page_aligned(memory):
         raise UserError(f"a guest's memory is made of pages of 4 KiB; {memory:,} bytes are not")
-    return RamLayout((RamBlock(RAM_BLOCK, Gpa(0), memory),))
+    low = min(memory, microvm.LOW_RAM_LIMIT) if machine is MachineType.MICROVM else memory
+    blocks = [RamBlock(RAM_BLOCK, Gpa(0), low)]
+    if memory > low:
+        blocks.append(RamBlock(HIGH_RAM_BLOCK, Gpa(microvm.HIGH_RAM), memory - low))
+    return RamLayout(tuple(blocks))
 
 
 def kernel_image(kernel: str) -> bytes:
-    """The ELF file of a built-in program, or at a path.
+    """The file of a built-in program, or at a path.
 
     Raises:
         UserError: there is neither.

@@ -72,8 +72,11 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         UserError: the options do not fit together, or a file cannot be read.
         RefusedError: the owner does not want its guest on this platform.
     """
-    assignment = _assignment(options, places)
-    recipe = make_recipe(options.memory, options.vcpus, assignment.kernel, assignment.payload, options.append)
+    kernel = _kernel(options)
+    assignment = _assignment(options, places, kernel)
+    recipe = make_recipe(options.memory, options.vcpus, kernel, assignment.payload, options.append, assignment.initrd)
+    if version := recipe.kernel_version():
+        notify(f"the kernel is Linux {version}")
     guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
     with ExitStack() as undo:
         owner = OwnerClient.start(assignment)
@@ -200,13 +203,18 @@ def _token_path(host: Host, name: str) -> Path:
     return host.tokens / f"{name}.token"
 
 
-def _assignment(options: GuestOptions, places: Places) -> Assignment:
-    """What the owner is told; the VMM takes the same kernel and payload from the same files."""
-    kernel = str(Path(options.kernel).absolute()) if Path(options.kernel).exists() else options.kernel
+def _kernel(options: GuestOptions) -> str:
+    """A path that means the same in every process, or a built-in program's name."""
+    return str(Path(options.kernel).absolute()) if Path(options.kernel).exists() else options.kernel
+
+
+def _assignment(options: GuestOptions, places: Places, kernel: str) -> Assignment:
+    """What the owner is told; the VMM takes the same kernel, initrd and payload from the same files."""
     return Assignment(
         owner=str(places.owner),
         manufacturer=str(places.manufacturer),
         kernel=kernel,
+        initrd=None if options.initrd is None else str(options.initrd.absolute()),
         payload=None if options.payload is None else str(options.payload.absolute()),
         command_line=options.append,
         memory=options.memory,

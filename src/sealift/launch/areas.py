@@ -8,7 +8,8 @@ found through the GUIDed table at its end, so only the anchor is a constant::
     0x810000  secret block                           (LAUNCH_SECRET)
     0x814000  start-up table, one page               (`sealift.launch.startup`)
     0x820000  mailbox of the migration handler, two pages, shared by the start-up code
-    0xa00000  kernels are linked here
+    0x822000  for Linux: page tables and stack of the start-up code, up to 0x900000
+    0xa00000  our own kernels are linked here
 """
 
 from __future__ import annotations

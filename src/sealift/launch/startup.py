@@ -7,17 +7,18 @@ Offsets; integers are little-endian, unnamed bytes are 0. ``guest/programs/runti
 0x008   u32    version
 0x00c   u32    vCPUs
 0x010   32     digest of the migration handler's modules the platform must run
-0x030   u64    kernel entry point; 0 in a receiver, which has no kernel
+0x030   u64    kernel entry point; 0 in a receiver, which has no kernel and writes `READY_VALUE` to `READY_PORT`
 0x038   2 u64  secret block: GPA, size (as the start-up code's GUIDed table)
 0x048   2 u64  mailbox: GPA, size (likewise)
 0x058   2 u64  payload: GPA, size
 0x068   2 u64  room for page tables
-0x078   2 u64  stacks, 16 KiB for each vCPU
-0x088   u64    first GPA the kernel may use as it likes
+0x078   2 u64  stacks, 16 KiB for each vCPU that starts
+0x088   u64    first GPA that a kernel of our own may use as it likes
 0x090   u32    RAMBlocks
 0x094   u32    bytes of command line
+0x098   u64    Linux: GPA of its boot_params; 0 for our own kernels
 0x100   16 x   RAMBlock: u64 GPA, u64 size, 48 bytes of name
-0x500   1024   command line, printable ASCII
+0x500   1024   command line of our own kernels, printable ASCII
 ======  =====  ================================================================
 """
 
@@ -31,7 +32,12 @@ from sealift.errors import StreamError, UserError
 from sealift.launch.areas import Area, Read, areas_in_memory
 
 MAGIC = b"SLSTART\0"
-VERSION = 1
+VERSION = 2
+
+READY_PORT = 0x5EA1
+"""I/O port at which a receiver's start-up code says that it is done: with an in-kernel interrupt controller, nobody
+outside sees it halt."""
+READY_VALUE = 1
 
 MAX_VCPUS = 255
 """An initial APIC id has 8 bits, and 255 is the broadcast address."""
@@ -43,7 +49,7 @@ STACK_SIZE = 16 << 10
 """Bytes of stack for each vCPU: as Linux gives its kernel threads."""
 DIGEST_SIZE = 32
 
-_HEAD = struct.Struct("<8sII32s 12Q II")
+_HEAD = struct.Struct("<8sII32s 12Q II Q")
 _BLOCK = struct.Struct(f"<QQ{MAX_BLOCK_NAME}s")
 _BLOCKS_AT = 0x100
 _COMMAND_LINE_AT = 0x500
@@ -67,6 +73,7 @@ class StartupTable:
     page_tables: Area
     stacks: Area
     free: Gpa
+    boot_params: Gpa
     command_line: str = ""
 
     def __post_init__(self) -> None:
@@ -79,10 +86,7 @@ class StartupTable:
         for block in self.layout.blocks:
             if len(block.name.encode()) > MAX_BLOCK_NAME or "\0" in block.name:
                 raise UserError(f"RAMBlock name {block.name!r} has no room in {MAX_BLOCK_NAME} bytes")
-        if len(self.command_line) > MAX_COMMAND_LINE:
-            raise UserError(f"a command line of {len(self.command_line)} bytes is longer than {MAX_COMMAND_LINE}")
-        if not self.command_line.isascii() or not self.command_line.isprintable():
-            raise UserError("the command line holds something other than printable ASCII")
+        check_command_line(self.command_line, MAX_COMMAND_LINE)
 
     def encode(self) -> bytes:
         """The page."""
@@ -100,6 +104,7 @@ class StartupTable:
             self.free,
             len(self.layout.blocks),
             len(self.command_line),
+            self.boot_params,
         )
         for index, block in enumerate(self.layout.blocks):
             _BLOCK.pack_into(page, _BLOCKS_AT + index * _BLOCK.size, block.gpa, block.size, block.name.encode())
@@ -116,7 +121,7 @@ class StartupTable:
         """
         if len(page) != PAGE_SIZE or not page.startswith(MAGIC):
             raise StreamError("there is no start-up table where the start-up code says")
-        _, version, vcpus, digest, entry, *numbers, blocks, text_size = _HEAD.unpack_from(page)
+        _, version, vcpus, digest, entry, *numbers, blocks, text_size, boot_params = _HEAD.unpack_from(page)
         if version != VERSION:
             raise StreamError(f"the start-up table has version {version}, only {VERSION} is known")
         if blocks > MAX_BLOCKS or text_size > MAX_COMMAND_LINE:
@@ -135,12 +140,25 @@ class StartupTable:
                 stacks=areas[4],
                 free=Gpa(numbers[10]),
                 command_line=page[_COMMAND_LINE_AT : _COMMAND_LINE_AT + text_size].decode("ascii"),
+                boot_params=Gpa(boot_params),
             )
         except (UserError, UnicodeDecodeError) as error:
             raise StreamError("the start-up table holds a field that makes no sense") from error
         if table.encode() != page:
             raise StreamError("the start-up table holds something in bytes that must be 0")
         return table
+
+
+def check_command_line(text: str, limit: int) -> None:
+    """Demand a command line of at most `limit` printable ASCII characters.
+
+    Raises:
+        UserError: it is not.
+    """
+    if len(text) > limit:
+        raise UserError(f"a command line of {len(text)} bytes is longer than {limit}")
+    if not text.isascii() or not text.isprintable():
+        raise UserError("the command line holds something other than printable ASCII")
 
 
 def read_startup_table(read: Read) -> StartupTable:

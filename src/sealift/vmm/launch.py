@@ -4,7 +4,7 @@
 2. LAUNCH_START, then LAUNCH_UPDATE_DATA for every piece of the image in its fixed order, LAUNCH_MEASURE; what the
    platform has taken is unmapped here, so that a large image takes no memory of this process;
 3. the measurement to the owner, who releases the secret only if it is the expected one; LAUNCH_SECRET;
-4. LAUNCH_FINISH, entry registers; the guest can run.
+4. LAUNCH_FINISH, entry registers of the vCPUs that start; the guest can run.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def complete(
     platform.do(wire.LaunchSecret(secret.header, secret.payload, recipe.areas().secret.gpa))
     platform.do(wire.LaunchFinish())
     for vcpu in range(recipe.vcpus):
-        platform.do(wire.SetRegisters(vcpu, _registers(recipe.entry(vcpu))))
+        if (entry := recipe.entry(vcpu)) is not None:
+            platform.do(wire.SetRegisters(vcpu, _registers(entry)))
     return Launched(grant.launch_id, grant.policy, measure)
 
 

@@ -3,7 +3,7 @@
 ::
 
     vCPU threads ──exits──► Machine ──► port bus ──► serial, pause port
-                               │
+                               │                     ready port
                                ├── run state (prelaunch, running, paused, …) ──► listeners
                                └── page encryption bitmap, as the guest's hypercalls told it
 """
@@ -19,6 +19,7 @@ from sealift.pageset import PageSet
 from sealift.vmm.console import Console
 from sealift.vmm.devices.bus import PortBus
 from sealift.vmm.devices.pause import PausePort
+from sealift.vmm.devices.ready import ReadyPort
 from sealift.vmm.devices.serial import INPUT_LIMIT, Serial
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState, RunStateMachine
@@ -44,6 +45,7 @@ class Machine:
         memory: the shared plane.
         shared_pages: the page encryption bitmap's complement: pages in shared state.
         report: why the guest ended, when it ended by a fault.
+        ready: set when a receiver has started up, or will not: its run state tells.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Machine:
         self.vcpu_count = vcpus
         self.console = console
         self.report: str | None = None
+        self.ready = threading.Event()
         self.memory = platform.create_vm(layout, vcpus)
         self.shared_pages = PageSet(layout.pages)
         self._states_lock = threading.Lock()
@@ -67,7 +70,7 @@ class Machine:
         self._before_handover = RunState.RUNNING
         self._held_input = bytearray()
         self.serial = Serial(console.transmit)
-        self.bus = PortBus((self.serial, PausePort(self._rest)))
+        self.bus = PortBus((self.serial, PausePort(self._rest), ReadyPort(self.ready.set)))
         self._run_state = RunStateMachine(RunState.PRELAUNCH, listener)
         channels = [platform.create_vcpu(index) for index in range(vcpus)]
         self.vcpus = VcpuSet(channels, lambda index: platform.do(Kick(index)), self)
@@ -138,6 +141,7 @@ class Machine:
     def close(self) -> None:
         """End the platform and the vCPU threads; the guest is gone."""
         self._run_state.move(RunState.SHUTDOWN)
+        self.ready.set()
         self.platform.close()
         self.vcpus.end()
         self.console.flush()
@@ -194,6 +198,7 @@ class Machine:
         )
         self.vcpus.pause()
         self._run_state.move_from(_MOVABLE, RunState.GUEST_PANICKED)
+        self.ready.set()
 
     def failed(self, vcpu: int, error: SealiftError) -> None:
         """The platform refused to run a vCPU, or is gone."""
@@ -202,6 +207,7 @@ class Machine:
         self.report = f"vCPU {vcpu} cannot run: {sentence(error)}"
         self.vcpus.pause()
         self._run_state.move(RunState.INTERNAL_ERROR)
+        self.ready.set()
 
     def _rest(self, seconds: float) -> None:
         # Called by the pause port under the device lock, which a resting vCPU must not keep from the others.

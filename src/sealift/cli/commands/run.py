@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +10,11 @@ import click
 from click.core import ParameterSource
 
 from sealift.cli import guest_options as defaults
-from sealift.cli.options import F, SizeType, examples, host_option
+from sealift.cli.image_options import image_options
+from sealift.cli.options import examples, file_option, host_option
 from sealift.cli.places import Host, Places, default_manufacturer, default_owner
 
-_LAUNCH_ONLY: Final = ("memory", "vcpus", "kernel", "payload", "append", "policy", "secret")
+_LAUNCH_ONLY: Final = ("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret")
 
 
 def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -23,16 +23,13 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         ctx.default_map = defaults.read_config(path)
 
 
-def _file(name: str, text: str) -> Callable[[F], F]:
-    return click.option(name, type=click.Path(path_type=Path), help=text)
-
-
 @click.command(
     "run",
     short_help="Launch a guest, or wait for one to arrive, and run it here.",
     epilog=examples(
         "sealift run --name demo --kernel ledger --memory 64M",
         "sealift run guest.toml --secret disk.key",
+        "sealift run --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
     ),
 )
@@ -40,20 +37,8 @@ def _file(name: str, text: str) -> Callable[[F], F]:
     "config", required=False, is_eager=True, expose_value=False, callback=_load_config, type=click.Path(path_type=Path)
 )
 @click.option("--name", default=defaults.DEFAULT_NAME, show_default=True, help="What to call the guest on this host.")
-@click.option("--memory", type=SizeType(), default="256M", show_default=True, help="Guest RAM.")
-@click.option("--vcpus", type=click.IntRange(min=1), default=defaults.DEFAULT_VCPUS, show_default=True)
-@click.option(
-    "--kernel", default=defaults.DEFAULT_KERNEL, show_default=True, help="Built-in program (ledger, idle) or ELF file."
-)
-@_file("--payload", "File that the kernel finds in guest memory.")
-@click.option("--append", default="", help="The kernel's command line.")
-@click.option(
-    "--policy",
-    default=defaults.DEFAULT_POLICY,
-    show_default=True,
-    help="What the platform must enforce: names joined by commas, or a number.",
-)
-@_file("--secret", "File whose content the owner plants for the guest.")
+@image_options
+@file_option("--secret", "File whose content the owner plants for the guest.")
 @click.option("--incoming", metavar="URI", help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH.")
 @click.option(
     "--downtime-limit",

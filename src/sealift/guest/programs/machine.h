@@ -55,11 +55,13 @@ struct startup_table {
 	u64 free; /* first GPA that a kernel may use as it likes */
 	u32 blocks;
 	u32 command_line_size;
-	u8 reserved_98[0x100 - 0x98];
+	u64 boot_params; /* Linux's; 0: a kernel of our own */
+	u8 reserved_a0[0x100 - 0xa0];
 	struct ram_block block[STARTUP_BLOCKS];
 	char command_line[STARTUP_COMMAND_LINE];
 };
 
+_Static_assert(offsetof(struct startup_table, boot_params) == 0x98, "start-up table");
 _Static_assert(offsetof(struct startup_table, block) == 0x100, "start-up table");
 _Static_assert(offsetof(struct startup_table, command_line) == 0x500, "start-up table");
 

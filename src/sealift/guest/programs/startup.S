@@ -9,6 +9,9 @@
  *   others   wait for the CR3 that vCPU 0 leaves
  *   all      call the kernel: rdi = start-up table, rsi = vCPU number
  *
+ * Linux is entered by vCPU 0 alone, as its 64-bit boot protocol says (Documentation/arch/x86/boot.rst). In a
+ * receiver vCPU 0 tells the VMM that it is ready, and halts.
+ *
  * Registers hold nothing on entry that is used: the vCPU's number comes from CPUID, the rest from the measured
  * start-up table. A failure ends in ud2: there is no IDT, so the guest ends there and the platform reports it.
  */
@@ -25,7 +28,16 @@
 	.set	TABLE_VCPUS,		0x0c
 	.set	TABLE_ENTRY,		0x30
 	.set	TABLE_STACKS,		0x78
+	.set	TABLE_BOOT_PARAMS,	0x98
 	.set	STACK_SHIFT,		14
+
+	/* sealift.launch.startup */
+	.set	READY_PORT,		0x5ea1
+	.set	READY_VALUE,		1
+
+	/* What Linux calls its segments until it has loaded its own. */
+	.set	BOOT_CS,		0x10
+	.set	BOOT_DS,		0x18
 
 	.section .text
 	.code64
@@ -38,7 +50,7 @@ startup_entry:
 	shr	$24, %ebx			/* initial APIC id = vCPU number */
 	mov	$STARTUP_TABLE, %r12d
 	cmpq	$0, TABLE_ENTRY(%r12)		/* a receiver has nothing to run */
-	je	stop
+	je	ready
 	cmp	TABLE_VCPUS(%r12), %ebx
 	jae	stop
 
@@ -54,6 +66,9 @@ startup_entry:
 	mov	%rax, %cr3
 	mov	%r12, %rdi
 	call	startup_share_mailbox
+	mov	TABLE_BOOT_PARAMS(%r12), %rsi
+	test	%rsi, %rsi
+	jnz	enter_linux
 	mov	%r13, startup_cr3
 	jmp	run
 
@@ -69,9 +84,38 @@ run:
 	mov	%ebx, %esi
 	call	*TABLE_ENTRY(%r12)
 
+ready:
+	test	%ebx, %ebx
+	jnz	stop
+	mov	$READY_PORT, %dx
+	mov	$READY_VALUE, %al
+	out	%al, %dx
+
 stop:
 	hlt
 	jmp	stop
+
+enter_linux:				/* rsi = boot_params */
+	cli
+	lgdt	gdt_pointer
+	mov	$BOOT_DS, %eax
+	mov	%eax, %ds
+	mov	%eax, %es
+	mov	%eax, %ss
+	pushq	$BOOT_CS
+	pushq	TABLE_ENTRY(%r12)
+	lretq
+
+	/* Flat segments, marked as accessed: the processor never writes here. */
+	.section .rodata
+	.balign	8
+gdt:
+	.quad	0, 0
+	.quad	0x00af9b000000ffff		/* BOOT_CS: execute and read, 64 bits */
+	.quad	0x00cf93000000ffff		/* BOOT_DS: read and write */
+gdt_pointer:
+	.short	gdt_pointer - gdt - 1
+	.quad	gdt
 
 	/* Zero until vCPU 0 has built the page tables. A page of its own: code pages are never written. */
 	.section .data

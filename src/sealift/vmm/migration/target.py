@@ -44,7 +44,7 @@ from sealift.wire.handover import Frame, FrameKind, Refusal, read_frame
 from sealift.wire.owner import OwnerService
 
 _START_UP_LIMIT_S = 30.0
-"""A receiver's start-up code halts after some thousand instructions; this is for machines under heavy load."""
+"""A receiver's start-up code is done after some ten instructions; this is for machines under heavy load."""
 
 _UNKNOWN_DIGEST = bytes(32)
 """Stands in a recipe for the handler digest, which `launch` takes from the platform."""
@@ -291,10 +291,10 @@ class Incoming:
 
 def _run_start_up(machine: Machine) -> None:
     machine.resume()
-    halted = machine.vcpus.wait_all_halted(_START_UP_LIMIT_S)
+    ready = machine.ready.wait(_START_UP_LIMIT_S)
     if machine.state is not RunState.RUNNING:
         raise GuestError(f"the receiver ended while starting up: {machine.report}")
-    if not halted:
+    if not ready:
         raise GuestError(f"the receiver has not started up after {_START_UP_LIMIT_S:.0f} s")
     machine.pause(RunState.INMIGRATE)
 

@@ -54,9 +54,14 @@ class Board(Protocol):
 
 
 class UnicornVcpu:
-    """A vCPU of the portable engine (see `sealift.silicon.engines.interface.Vcpu`)."""
+    """A vCPU of the portable engine (see `sealift.silicon.engines.interface.Vcpu`).
+
+    Attributes:
+        started: whether it was ever given registers; until then it waits, here without interrupts for ever.
+    """
 
     def __init__(self, board: Board, leaves: dict[int, Leaf]) -> None:
+        self.started = False
         self._board = board
         self._leaves = leaves
         self._stopped_by: Outcome | PortIn | PortOut | None = None
@@ -91,6 +96,8 @@ class UnicornVcpu:
 
     def run(self, port_io: PortIo) -> Outcome:
         """Enter the guest; port accesses go to `port_io` on the way."""
+        if not self.started:
+            return Halt()
         while True:
             with self._board.turn.held():
                 # Looked at with the turn held: a kick, which takes the turn, comes either before or after a slice.
@@ -177,6 +184,7 @@ class UnicornVcpu:
         with self._board.turn.held():
             registers.write_registers(self._uc, values)
             self.request_code_flush()
+            self.started = True
 
     def save(self) -> bytes:
         """The whole architectural state."""
@@ -188,6 +196,7 @@ class UnicornVcpu:
         with self._board.turn.held():
             registers.restore_state(self._uc, state)
             self.request_code_flush()
+            self.started = True
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
