@@ -18,5 +18,8 @@ done
 echo "linux $(uname -r)"
 echo "vcpus $(nproc)"
 dmesg | sed -n 's/^\[[^]]*] *\(.*Memory Encryption Features active.*\)/encryption \1/p' | head -n 1
-/bin/linuxload
+set --
+[ -b /dev/vda ] && set -- /dev/vda
+[ -b /dev/vda ] && [ -c /dev/hvc0 ] && set -- /dev/vda /dev/hvc0
+/bin/linuxload "$@"
 poweroff -f

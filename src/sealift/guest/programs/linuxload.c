@@ -2,9 +2,11 @@
  * A program under Linux that notices when its memory, its disk or its clocks are not what they were.
  *
  * One worker on each CPU walks its own working set: verifies a page's whole content, writes the next one. Every page
- * carries the owner's secret. A process of its own does the same with the blocks of /dev/vda, past the page cache;
- * the blocks carry the text `marker=`, which also goes to /dev/hvc0: what a host may see of this guest, it sees there.
+ * carries the owner's secret. A process of its own does the same with the blocks of a disk, past the page cache; the
+ * blocks carry the text `marker=`, which also goes to a second console: what a host may see of this guest, it sees there.
  * All of them watch that no clock ever goes back, on whatever CPU. What is in memory is never printed.
+ *
+ *   linuxload [DISK [CONSOLE]]                   the disk is overwritten; by default there is none
  *
  *   secret <bytes> | secret none                 what the owner planted for this guest
  *   counter <pages so far> faults <n> disk <blocks so far>      several times a second
@@ -204,9 +206,8 @@ static void show_marker(int console)
 	sys_write(console, "\n", 1);
 }
 
-_Noreturn static void watch(void)
+_Noreturn static void watch(int console)
 {
-	int console = (int)sys_open("/dev/hvc0", O_WRONLY | O_NOCTTY | O_NONBLOCK);
 	for (u64 reports = 0;; reports++) {
 		report();
 		check_clocks(WORKERS_AT_MOST + 1);
@@ -281,17 +282,32 @@ static void start_workers(void)
 	}
 }
 
-_Noreturn void linux_main(void)
+/* A file named by an argument; negative if there is none. */
+static int open_argument(const char *path, int flags)
 {
+	if (!path)
+		return -1;
+	int file = (int)sys_open(path, flags);
+	if (file < 0)
+		give_up(path);
+	return file;
+}
+
+/* `stack` as Linux starts a program with it: argc, argv, NULL. */
+_Noreturn void linux_main(const long *stack)
+{
+	const char *const *arguments = (const char *const *)(stack + 1);
+	const char *disk_path = stack[0] > 1 ? arguments[1] : NULL;
+	const char *console_path = stack[0] > 2 ? arguments[2] : NULL;
 	board = new_pages((sizeof(*board) + PAGE_SIZE - 1) / PAGE_SIZE, MAP_SHARED);
 	read_options();
 	read_secret();
 	start_workers();
-	int disk = (int)sys_open("/dev/vda", O_RDWR | O_DIRECT);
+	int disk = open_argument(disk_path, O_RDWR | O_DIRECT);
 	if (disk >= 0 && sys_fork() == 0)
 		work_on_disk(disk);
-	watch();
+	watch(open_argument(console_path, O_WRONLY | O_NOCTTY | O_NONBLOCK));
 }
 
 /* Linux enters with the stack aligned; a function expects it as after a call. */
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tcall linux_main\n");
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tcall linux_main\n");
