@@ -7,6 +7,7 @@ Word `i`, bit `j` is RAM page 64*i + j: KVM's dirty-log layout, little-endian.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +17,35 @@ PageNumbers: TypeAlias = npt.NDArray[np.uint64]
 """One-dimensional array of RAM page numbers."""
 
 Words: TypeAlias = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Whole words of a set: `start` up to, not including, `stop`. Work on a few pages need not look at all RAM."""
+
+    start: int
+    stop: int
+
+    @classmethod
+    def covering(cls, first: int, count: int) -> Span:
+        """The fewest words that hold pages first .. first+count-1."""
+        return cls(first >> 6, (first + count + 63) >> 6)
+
+    @property
+    def base(self) -> int:
+        """Its first page."""
+        return self.start << 6
+
+    @property
+    def pages(self) -> int:
+        """How many pages its words have room for."""
+        return (self.stop - self.start) << 6
+
+    def of_range(self, first: int, count: int) -> PageSet:
+        """A part that holds pages first .. first+count-1 (numbered as in the whole set)."""
+        made = PageSet(self.pages)
+        made.add_range(first - self.base, count)
+        return made
 
 
 class PageSet:
@@ -67,6 +97,19 @@ class PageSet:
     def copy(self) -> PageSet:
         """An independent copy."""
         return PageSet(self.pages, self.words.copy())
+
+    @property
+    def span(self) -> Span:
+        """All its words."""
+        return Span(0, len(self.words))
+
+    def part(self, span: Span) -> PageSet:
+        """Some of its words as a set, numbered from `span.base`; it shares memory with this one."""
+        return PageSet(span.pages, self.words[span.start : span.stop])
+
+    def add_part(self, span: Span, part: PageSet) -> None:
+        """Add pages that are numbered from `span.base`."""
+        self.words[span.start : span.stop] |= part.words
 
     def mark(self, page: int) -> None:
         """Add one page."""
@@ -154,6 +197,12 @@ class PageSet:
             (tail, np.uint64(tail_mask)),
         ]
 
+    def covers(self, first: int, count: int) -> bool:
+        """Whether all of the pages first .. first+count-1 are in the set."""
+        if count == 1:
+            return first in self
+        return all(bool((self.words[word] & mask == mask).all()) for word, mask in self._range_masks(first, count))
+
     def numbers(self, limit: int | None = None) -> PageNumbers:
         """The pages in ascending order; only the first `limit` (and only the words needed) when given."""
         nonzero = np.flatnonzero(self.words)
@@ -166,6 +215,13 @@ class PageSet:
         rows, columns = np.nonzero(bits)
         found = (nonzero[rows] * 64 + columns).astype(np.uint64)
         return found if limit is None else found[:limit]
+
+    def count_runs(self) -> int:
+        """How many `runs` there are, without listing them."""
+        before = np.empty_like(self.words)
+        np.left_shift(self.words, np.uint64(1), out=before)
+        before[1:] |= self.words[:-1] >> np.uint64(63)
+        return int(np.bitwise_count(self.words & ~before).sum())
 
     def runs(self) -> list[tuple[int, int]]:
         """Maximal runs of consecutive pages as (first, count)."""

@@ -23,12 +23,13 @@ from sealift.sev.secret import SecretEntry
 from sealift.vmm.console import Console
 from sealift.vmm.launch import Launched, launch
 from sealift.vmm.machine import Machine
+from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.source import Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
-from sealift.vmm.migration.streamio import Buffer, StreamWriter
+from sealift.vmm.migration.streamio import StreamWriter
 from sealift.vmm.migration.target import Arrived, Incoming, TargetHost
 from sealift.vmm.migration.transport import Address, TcpAddress
 from sealift.vmm.platform import Platform

@@ -28,7 +28,7 @@ LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 600 << PAGE_SHIFT), RamBlock("hig
 def memory() -> Iterator[SharedMemory]:
     fd = os.memfd_create("test-shared")
     os.ftruncate(fd, LAYOUT.size)
-    found = SharedMemory(fd, LAYOUT, lambda *_: None)
+    found = SharedMemory(fd, LAYOUT)
     try:
         yield found
     finally:
@@ -134,16 +134,20 @@ def test_what_qemu_would_not_send_is_refused(data: bytes, reason: str) -> None:
 
 
 class FakeMachine:
-    """The two sets a log is made from."""
+    """The three sets a log is made from."""
 
     def __init__(self) -> None:
         self.layout = LAYOUT
-        self.platform = self
-        self.dirty, self.shared = PageSet(LAYOUT.pages), PageSet(LAYOUT.pages)
+        self.platform = self.memory = self
+        self.dirty, self.written, self.shared = (PageSet(LAYOUT.pages) for _ in range(3))
 
     def shared_dirty(self) -> PageSet:
-        """Move it out."""
+        """Move out what the guest wrote."""
         return self.dirty.take()
+
+    def take_device_dirty(self) -> PageSet:
+        """Move out what devices wrote."""
+        return self.written.take()
 
     def shared_pages_now(self) -> PageSet:
         """A copy."""
@@ -160,6 +164,28 @@ def test_a_page_whose_mark_came_before_the_news_that_it_is_shared_is_not_lost() 
     assert log.count() == 1
     assert list(log.take().numbers()) == [7]
     assert not log.take()
+
+
+def test_what_a_device_wrote_is_sent_again() -> None:
+    machine = FakeMachine()
+    machine.shared.add_range(10, 5)
+    log = SharedLog(machine, PageSet(LAYOUT.pages))  # type: ignore[arg-type]  # as above
+    log.take()
+    machine.written.mark(12)
+    machine.dirty.mark(13)
+    assert list(log.take().numbers()) == [12, 13]
+    assert not log.take()
+
+
+def test_a_devices_write_is_in_the_set_once_and_in_the_memory_first() -> None:
+    """Across the end of a page, and in a block that starts where the memory file goes on."""
+    with memory() as found:
+        found.write((1 << 32) + 2 * PAGE_SIZE - 1, b"ab")
+        found.write(5 * PAGE_SIZE, b"c")
+        assert found.read((1 << 32) + 2 * PAGE_SIZE - 1, 2) == b"ab"
+        assert list(found.take_device_dirty().numbers()) == [5, 601, 602]
+        found.place(0, b"launch image")
+        assert not found.take_device_dirty()
 
 
 def test_the_mailbox_never_travels_and_the_first_round_has_every_other_shared_page() -> None:

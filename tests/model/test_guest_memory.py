@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model.migration import EFFECTS, Step
 from model.page import Flips, Guest, Page, flip, written
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
-from sealift.pageset import PageSet
+from sealift.pageset import PageSet, Span
 from sealift.silicon.memory.guest_memory import GuestMemory, WriteLogs
 from sealift.silicon.memory.xts import KEY_BYTES
 
@@ -36,6 +36,8 @@ class Action(Enum):
 class LoggingEngine:
     """Windows of an engine with one page and no vCPUs: it only keeps the logs."""
 
+    runs_limit: int | None = None
+
     def __init__(self) -> None:
         self.logs = WriteLogs(PageSet(1), PageSet(1))
 
@@ -43,11 +45,11 @@ class LoggingEngine:
         """There is no vCPU to hold."""
         return nullcontext()
 
-    def take_logs(self) -> WriteLogs:
+    def take_logs(self, span: Span) -> WriteLogs:
         """Get and clear."""
-        return WriteLogs(self.logs.encrypted.take(), self.logs.plain.take())
+        return WriteLogs(self.logs.encrypted.part(span).take(), self.logs.plain.part(span).take())
 
-    def remap(self, pages: PageSet, shared: PageSet) -> None:
+    def remap(self, span: Span, changed: PageSet, shared: PageSet) -> None:
         """Nothing is mapped."""
 
 

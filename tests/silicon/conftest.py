@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,15 +8,31 @@ from pathlib import Path
 
 import pytest
 
-from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
+from sealift.silicon.engines.interface import Engine, VmShape
+from sealift.silicon.engines.kvm.engine import KvmFactory
+from sealift.silicon.engines.kvm.vcpu import catch_kicks
+from sealift.silicon.engines.unicorn.engine import UnicornEngine
 from sealift.silicon.memory.guest_memory import GuestMemory
 
 from .board import Board, EngineKind
 from .hosts import Hosts, hosts_in
 from .windows import KEY, LAYOUT, ScriptedGuest
 
-ENGINES = [EngineKind("unicorn", CBIT, UnicornEngine)]
-"""Every engine of the platform; each must pass the whole contract."""
+
+def _kvm(memory: GuestMemory, shape: VmShape) -> Engine:
+    catch_kicks()
+    return KvmFactory().make(memory, shape)
+
+
+def _engines() -> list[EngineKind]:
+    """Every engine of the platform that this machine can run; each must pass the whole contract."""
+    kinds = [EngineKind("unicorn", UnicornEngine, exact=True)]
+    if os.environ.get("SEALIFT_TEST_KVM"):
+        kinds.append(EngineKind("kvm", _kvm, exact=False))
+    return kinds
+
+
+ENGINES = _engines()
 
 
 @pytest.fixture

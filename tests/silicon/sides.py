@@ -92,7 +92,7 @@ class Side:
             index: VcpuService(vcpu, self._sockets[index][0], self.memory, self.gate)
             for index, vcpu in enumerate(self.board.vcpus)
         }
-        machine = GuestMachine(self.memory, self.gate, kind.name, self.services, self._renew)
+        machine = GuestMachine(self.memory, self.gate, self.board.engine, self.services, self._renew)
         self.handler = MigrationHandler(role, launched, secret, guest_access(self.memory, machine), MonotonicClock())
         if role is Role.TARGET:
             self.gate.bar()
@@ -149,12 +149,13 @@ class Migration:
     target: Side | None = None
 
     def __post_init__(self) -> None:
-        self._facts = facts(self.kind.cbit)
+        self._facts = facts(Board(self.kind).engine.cbit)
         self.source = Side(self.kind, Role.SOURCE, self._facts, MigrationSecret(self.instance, self.key))
         self.source.boot()
         self._slot = memoryview(bytearray(MAX_RECORD))
         self._requests = [0] * CHANNELS
         self._shared_pending = PageSet(LAYOUT.pages)
+        self._device_dirty = PageSet(LAYOUT.pages)
 
     def close(self) -> None:
         """Let go of both sides."""
@@ -192,10 +193,16 @@ class Migration:
         for channel in range(CHANNELS):
             self._carry(self.source.handler.end_epoch(channel))
 
+    def device_writes(self, page: int, word: int, value: int) -> None:
+        """A device of the VMM stores 64 bits on the shared plane: write first, mark second, in the VMM's own set."""
+        self.source.memory.shared.words[page, word] = value
+        self._device_dirty.mark(page)
+
     def send_shared(self) -> None:
         """The VMM's part: pages of the shared plane that were written, as far as they are shared now."""
         assert self.target is not None
         self._shared_pending |= self.source.memory.take_shared_dirty()
+        self._shared_pending |= self._device_dirty.take()
         sending = self._shared_pending.copy()
         sending &= self.source.memory.states
         numbers = sending.numbers()

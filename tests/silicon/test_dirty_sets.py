@@ -76,13 +76,6 @@ def test_pages_put_back_still_have_to_be_sent(guest: ScriptedGuest, memory: Gues
     assert unsent(memory) == [2, 7]
 
 
-def test_a_devices_write_is_marked(guest: ScriptedGuest, memory: GuestMemory) -> None:
-    del guest
-    memory.mark_shared_dirty(9, 3)
-    assert shared_dirty(memory) == [9, 10, 11]
-    assert unsent(memory) == []
-
-
 def test_writes_that_no_engine_sees_mark_the_sets_themselves(guest: ScriptedGuest, memory: GuestMemory) -> None:
     del guest
     memory.write_private(2 * PAGE_SIZE - 1, b"ab")

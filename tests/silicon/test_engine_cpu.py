@@ -75,24 +75,28 @@ def text(*registers: int) -> bytes:
 def test_cpuid_tells_the_guest_that_it_is_encrypted_and_by_which_bit(board: Board) -> None:
     eax, ebx, _, _ = cpuid(board, 0x8000_001F)
     assert eax & 0b1111 == 0b0010  # SEV, and neither SME nor page flush nor SEV-ES
-    assert (ebx & 0x3F, ebx >> 6 & 0x3F) == (board.kind.cbit, 1)
+    assert (ebx & 0x3F, ebx >> 6 & 0x3F) == (board.engine.cbit, 1)
 
 
-def test_physical_addresses_end_below_the_c_bit(board: Board) -> None:
-    assert cpuid(board, 0x8000_0008)[0] & 0xFF == board.kind.cbit
+def test_physical_addresses_end_at_the_c_bit(board: Board) -> None:
+    """Below it or, where the processor would take a higher bit of a page-table entry for reserved, with it."""
+    assert cpuid(board, 0x8000_0008)[0] & 0xFF == board.engine.cbit + (0 if board.kind.exact else 1)
 
 
 def test_cpuid_names_a_processor_and_a_hypervisor(board: Board) -> None:
     highest, ebx, ecx, edx = cpuid(board, 0)
-    assert (highest >= 1, text(ebx, edx, ecx)) == (True, b"AuthenticAMD")
+    assert highest >= 1
+    assert text(ebx, edx, ecx) in {b"AuthenticAMD"} | (set() if board.kind.exact else {b"GenuineIntel"})
     assert cpuid(board, 0x8000_0000)[0] >= 0x8000_001F
     assert cpuid(board, 1)[2] >> 31 == 1
     highest, ebx, ecx, edx = cpuid(board, 0x4000_0000)
     assert (highest >= 0x4000_0001, text(ebx, ecx, edx)) == (True, b"KVMKVMKVM\0\0\0")
 
 
-def test_kvm_features_are_the_two_hypercalls_of_confidential_guests(board: Board) -> None:
-    assert cpuid(board, 0x4000_0001)[0] == 1 << 16 | 1 << 17
+def test_kvm_features_have_the_two_hypercalls_of_confidential_guests(board: Board) -> None:
+    features = cpuid(board, 0x4000_0001)[0]
+    assert features & 0x3_0000 == 0x3_0000
+    assert not features & 0x4410, "asynchronous page faults would write to the guest at any time"
 
 
 def test_each_vcpu_reads_its_own_apic_id(make_board: Callable[[int], Board]) -> None:
@@ -176,15 +180,15 @@ def test_an_error_of_the_outside_ends_the_run_and_frees_the_guest_for_others(pai
 
 
 def test_a_hypercall_leaves_with_number_and_arguments_and_comes_back_with_its_result(board: Board) -> None:
-    board.load(0, VMMCALL + mov("r9", 5) + HLT, rax=12, rbx=0x8000, rcx=3, rdx=16, rsi=FULL)
-    assert board.run() == Hypercall(12, (0x8000, 3, 16, FULL))
+    board.load(0, VMMCALL + mov("r9", 5) + HLT, rax=12, rbx=0x8000, rcx=3, rdx=16)
+    assert board.run() == Hypercall(12, (0x8000, 3, 16, 0))
     board.vcpus[0].complete_hypercall(0)
     assert board.run() == Halt()
     assert (board.value("rax"), board.value("r9"), board.value("rbx")) == (0, 5, 0x8000)
 
 
 def test_a_negative_result_is_a_64_bit_number_to_the_guest(board: Board) -> None:
-    board.load(0, VMMCALL + HLT, rax=99)
+    board.load(0, VMMCALL + HLT, rax=12, rbx=0x8000, rcx=1)
     assert isinstance(board.run(), Hypercall)
     board.vcpus[0].complete_hypercall(-1000)
     board.run()
@@ -192,12 +196,21 @@ def test_a_negative_result_is_a_64_bit_number_to_the_guest(board: Board) -> None
 
 
 def test_two_hypercalls_in_a_row_are_two(board: Board) -> None:
-    board.load(0, VMMCALL + VMMCALL + HLT, rax=1)
-    assert board.run() == Hypercall(1, (0, 0, 0, 0))
-    board.vcpus[0].complete_hypercall(2)
-    assert board.run() == Hypercall(2, (0, 0, 0, 0))
+    board.load(0, VMMCALL + inc("rcx") + VMMCALL + HLT, rax=12, rbx=0x8000, rcx=1)
+    assert board.run() == Hypercall(12, (0x8000, 1, 0, 0))
+    board.vcpus[0].complete_hypercall(12)
+    assert board.run() == Hypercall(12, (0x8000, 2, 0, 0))
     board.vcpus[0].complete_hypercall(3)
     assert board.run() == Halt()
+    assert board.value("rax") == 3
+
+
+def test_registers_between_a_hypercall_and_the_next_run_are_those_behind_it(board: Board) -> None:
+    """A guest may be moved there."""
+    board.load(0, VMMCALL + HLT, rax=12, rbx=0x8000, rcx=1)
+    assert isinstance(board.run(), Hypercall)
+    board.vcpus[0].complete_hypercall(7)
+    assert (board.value("rax"), board.vcpus[0].registers().rip) == (7, CODE + len(VMMCALL))
 
 
 # --- what the guest cannot go on after ----------------------------------------------------------------------------
@@ -206,8 +219,9 @@ def test_two_hypercalls_in_a_row_are_two(board: Board) -> None:
 def test_an_invalid_instruction_is_a_fault_at_its_place(board: Board) -> None:
     outcome = board.execute(inc("rax") + UD2 + HLT)
     assert isinstance(outcome, Fault)
-    assert outcome.rip == CODE + len(inc("rax"))
-    assert "invalid instruction" in outcome.reason
+    if board.kind.exact:
+        assert outcome.rip == CODE + len(inc("rax"))
+        assert "invalid instruction" in outcome.reason
 
 
 @pytest.mark.parametrize(
@@ -218,4 +232,4 @@ def test_an_invalid_instruction_is_a_fault_at_its_place(board: Board) -> None:
 def test_an_exception_without_a_handler_is_a_fault(board: Board, code: bytes, vector: int) -> None:
     outcome = board.execute(code + HLT)
     assert isinstance(outcome, Fault)
-    assert f"exception {vector}" in outcome.reason
+    assert (f"exception {vector}" if board.kind.exact else "triple fault") in outcome.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sealift.wire.platform import Fault, Halt
+from sealift.wire.platform import Fault, Halt, MmioRead, MmioWrite
 
 from .board import (
     ACCESSED,
@@ -21,6 +21,7 @@ from .board import (
     PT,
     WRITABLE,
     Board,
+    Ports,
 )
 from .code import HLT, INVLPG_RBX, RELOAD_CR3, inc, jump_to, load, mov, store, store_value
 
@@ -50,6 +51,8 @@ def test_a_page_fault_is_reported_with_address_and_error_code(
     board.map(SPARE, SPARE, flags=flags)
     outcome = board.execute(inc("rcx") + access + HLT, rbx=SPARE + 0x123)
     assert isinstance(outcome, Fault)
+    if not board.kind.exact:
+        return
     assert (outcome.error_code, outcome.address & ~0xFFF) == (code, SPARE)
     assert board.vcpus[0].registers().cr2 & ~0xFFF == SPARE
     assert board.value("rcx") == 1, "what came before the faulting instruction is done"
@@ -62,7 +65,8 @@ def test_an_entry_missing_at_any_level_is_a_fault(board: Board, table: int) -> N
     address = {PML4: 1 << 39, PDPT: 1 << 30, PD: 1 << 21}[table]
     outcome = board.execute(READ + HLT, rbx=address)
     assert isinstance(outcome, Fault)
-    assert (outcome.error_code, outcome.address) == (0, address)
+    if board.kind.exact:
+        assert (outcome.error_code, outcome.address) == (0, address)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +86,16 @@ def test_a_right_must_be_given_at_every_level(board: Board, level: int, flag: st
     assert board.execute(READ + HLT, rbx=address) == Halt()
     outcome = board.execute(access + HLT, rbx=address)
     assert isinstance(outcome, Fault)
-    assert outcome.error_code == (3 if flag == "ro" else 17)
+    if board.kind.exact:
+        assert outcome.error_code == (3 if flag == "ro" else 17)
 
 
 @pytest.mark.parametrize("address", [1 << 47, 1 << 63, (1 << 64) - (1 << 47) - 0x1000])
 def test_a_non_canonical_address_is_a_fault(board: Board, address: int) -> None:
     outcome = board.execute(READ + HLT, rbx=address)
     assert isinstance(outcome, Fault)
-    assert outcome.rip == CODE
+    if board.kind.exact:
+        assert outcome.rip == CODE
 
 
 @pytest.mark.parametrize("where", [LAYOUT.size, 1 << 40, (1 << 46) - 0x1000])
@@ -97,17 +103,26 @@ def test_a_table_outside_ram_is_a_fault(board: Board, where: int) -> None:
     board.poke(PDPT + 8, where | board.c | PRESENT | WRITABLE)
     outcome = board.execute(READ + HLT, rbx=1 << 30)
     assert isinstance(outcome, Fault)
-    assert "outside RAM" in outcome.reason
+    if board.kind.exact:
+        assert "outside RAM" in outcome.reason
 
 
-def test_a_page_outside_ram_is_a_fault(board: Board) -> None:
-    board.map(SPARE, 1 << 33)
-    outcome = board.execute(READ + HLT, rbx=SPARE)
-    assert isinstance(outcome, Fault)
-    assert outcome.address == SPARE
+def test_a_page_outside_ram_is_a_devices_or_a_fault(board: Board) -> None:
+    """The portable engine's guests have no devices there."""
+    board.map(SPARE, 1 << 33, encrypted=False)
+    ports = Ports([0x1122_3344_5566_7788])
+    outcome = board.execute(READ + WRITE + HLT, ports, rbx=SPARE)
+    if board.kind.exact:
+        assert isinstance(outcome, Fault)
+        assert outcome.address == SPARE
+    else:
+        assert outcome == Halt()
+        assert ports.asked == [MmioRead(1 << 33, 8), MmioWrite(1 << 33, 8, 0x1122_3344_5566_7788)]
 
 
 def test_a_faulting_instruction_can_be_repeated_once_its_page_is_there(board: Board) -> None:
+    if not board.kind.exact:
+        pytest.skip("hardware ends in a triple fault, behind which nothing is repeated")
     board.map(SPARE, SPARE, flags=0)
     assert isinstance(board.execute(inc("rcx") + WRITE + inc("rcx") + HLT, rbx=SPARE, rax=7), Fault)
     board.map(SPARE, SPARE)

@@ -42,6 +42,8 @@ def test_instructions_of_a_shared_page_come_from_the_private_plane_and_its_data_
     board: Board,
 ) -> None:
     """Silicon fetches through the key whatever the C-bit says: no host can put code there."""
+    if not board.kind.exact:
+        pytest.skip("under KVM fetches and data of a page come from the same memory: see SPECIFICATION, known limits")
     code = load("rax", "rsi") + inc("rdx") + load("rcx", "rsi") + HLT
     board.share(DATA)
     board.memory.private.data[DATA : DATA + len(code)] = code

@@ -172,29 +172,9 @@ def test_half_a_state_is_no_state(board: Board) -> None:
             board.vcpus[0].restore(state[:length])
 
 
-def too_wide(value: object) -> object:
-    """A value that its register cannot take."""
-    if isinstance(value, bytes):
-        return value + b"\0"
-    if isinstance(value, list):
-        return [value[0], 1 << 16]
-    return -1
-
-
-@pytest.mark.parametrize("group", ["integers", "msrs", "vectors", "x87"])
-def test_registers_that_lack_are_unknown_or_too_wide_are_refused(board: Board, group: str) -> None:
-    state = msgspec.msgpack.decode(board.vcpus[0].save())
-    for name in sorted(state[group]):
-        rest = {key: value for key, value in state[group].items() if key != name}
-        for wrong in (rest, {**rest, "NONE": 0}, {**rest, name: too_wide(state[group][name])}, {**rest, name: "x"}):
-            with pytest.raises(StreamError):
-                board.vcpus[0].restore(msgspec.msgpack.encode({**state, group: wrong}))
-    board.vcpus[0].restore(msgspec.msgpack.encode(state))
-
-
 def test_a_state_of_another_version_is_refused(board: Board) -> None:
     state = msgspec.msgpack.decode(board.vcpus[0].save())
-    for version in (0, 2, -1):
+    for version in (0, state["version"] + 1, -1):
         with pytest.raises(StreamError):
             board.vcpus[0].restore(msgspec.msgpack.encode({**state, "version": version}))
 

@@ -13,6 +13,8 @@ from sealift.guest.programs import program, startup_blob
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID, MigrationSecret
 from sealift.sev.secret import SecretEntry, build_table
+from sealift.silicon.engines.interface import VmShape
+from sealift.silicon.engines.unicorn.engine import UnicornFactory
 from sealift.silicon.process.vm import VirtualMachine
 from sealift.wire.platform import Phase
 
@@ -27,7 +29,7 @@ class Launch:
 
     def __init__(self) -> None:
         self.recipe = GuestRecipe(startup_blob(), LAYOUT, 1, DIGEST, program("idle"))
-        self.vm = VirtualMachine(LAYOUT, 1, lambda: Phase.RUNNING, DIGEST)
+        self.vm = VirtualMachine(LAYOUT, VmShape(1), UnicornFactory(), lambda: Phase.RUNNING, DIGEST)
         for piece in self.recipe.pieces():
             self.vm.memory.write_private(piece.gpa, piece.data)
         self.block = self.recipe.areas().secret

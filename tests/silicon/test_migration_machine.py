@@ -33,7 +33,7 @@ class Moving(RuleBasedStateMachine):
         A steady migration has all of the guest behind it after one round, and is never given up: what any later step
         forgets to mark is lost.
         """
-        self.migration = Migration(ENGINES[0])
+        self.migration = Migration(ENGINES[-1])
         self.source: Side = self.migration.source
         self.numbers = itertools.count(0x5EC2E7_0000_0001, 0x1_0000_0001)
         self.secrets: list[int] = []
@@ -75,8 +75,7 @@ class Moving(RuleBasedStateMachine):
         """A device of the VMM, where the page is shared: write first, mark second."""
         number = page // PAGE_SIZE
         if number in self.source.memory.states:
-            self.source.memory.shared.words[number, offset // 8] = next(self.numbers)
-            self.source.memory.mark_shared_dirty(number, 1)
+            self.migration.device_writes(number, offset // 8, next(self.numbers))
 
     @rule(page=pages, offset=words)
     def host_writes_dram(self, page: int, offset: int) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sealift.address import PAGE_SIZE
 from sealift.errors import UserError
-from sealift.pageset import PageSet
+from sealift.pageset import PageSet, Span
 from sealift.silicon.memory.plane import Plane
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS, incoming_ring, outgoing_ring
 
@@ -66,9 +66,10 @@ def test_populated_looks_only_where_it_was_asked_to() -> None:
     plane = Plane("test", PAGES * PAGE_SIZE)
     for page in (3, 4, 5, 90, 199):
         plane.window(page, 1)[0] = 1
-    assert plane.populated(4, 86).numbers().tolist() == [4, 5]
-    assert plane.populated(6, 84).numbers().tolist() == []
-    assert plane.populated(90, 110).numbers().tolist() == [90, 199]
+    assert plane.populated(Span(0, 1)).numbers().tolist() == [3, 4, 5]
+    assert plane.populated(Span(1, 2)).numbers().tolist() == [90 - 64], "numbered from the span's first page"
+    assert plane.populated(Span(2, 3)).numbers().tolist() == []
+    assert plane.populated(Span(2, 4)).numbers().tolist() == [199 - 128]
 
 
 def test_a_punched_page_reads_as_zeros_and_is_a_hole_again() -> None:

@@ -29,7 +29,6 @@ SetRegisters         -      x        x        x        -       -       -     -
 Kick                 -      x        x        x        x       x       x     x
 GetSharedDirtyLog    -      x        x        x        x       x       x     x
 GetPageStates        -      x        x        x        x       x       x     x
-MarkSharedDirty      -      x        x        x        x       x       x     x
 ReadHostView         -      x        x        x        x       x       x     x
 WriteHostView        -      -        -        x        -       -       -     -
 OpenHandler          -      -        -        x        x       x       x     x
@@ -57,7 +56,6 @@ SAMPLES: dict[str, wire.Message] = {
         wire.Kick(0),
         wire.GetSharedDirtyLog(),
         wire.GetPageStates(),
-        wire.MarkSharedDirty(0, 0),
         wire.ReadHostView(0, 0),
         wire.WriteHostView(0, 0),
         wire.OpenHandler(),

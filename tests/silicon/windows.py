@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
-from sealift.pageset import PageSet
+from sealift.pageset import PageSet, Span
 from sealift.silicon.memory.guest_memory import GuestMemory, WriteLogs
 from sealift.silicon.memory.plane import Plane
 
@@ -25,6 +27,7 @@ class ScriptedGuest:
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
         self.remapped: list[PageSet] = []
+        self.runs_limit: int | None = None
         self._lock = threading.RLock()
         self._logs = WriteLogs(PageSet(memory.layout.pages), PageSet(memory.layout.pages))
         memory.attach(self)
@@ -35,14 +38,16 @@ class ScriptedGuest:
         with self._lock:
             yield
 
-    def take_logs(self) -> WriteLogs:
+    def take_logs(self, span: Span) -> WriteLogs:
         """Get and clear."""
-        return WriteLogs(self._logs.encrypted.take(), self._logs.plain.take())
+        return WriteLogs(self._logs.encrypted.part(span).take(), self._logs.plain.part(span).take())
 
-    def remap(self, pages: PageSet, shared: PageSet) -> None:
+    def remap(self, span: Span, changed: PageSet, shared: PageSet) -> None:
         """Nothing is cached here; what memory said is kept."""
-        assert shared == self.memory.states
-        self.remapped.append(pages.copy())
+        assert np.array_equal(shared.words, self.memory.states.part(span).words)
+        said = PageSet(self.memory.layout.pages)
+        said.add_part(span, changed)
+        self.remapped.append(said)
 
     def write(self, page: int, data: bytes, *, cbit: bool, at: int = 0) -> None:
         """A store through the window with or without the C-bit."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable
+import threading
+from typing import TypeAlias
 
 from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
 from sealift.errors import GuestError
+from sealift.pageset import PageSet
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes that are only read."""
 
 
 class Mapping:
@@ -38,13 +43,15 @@ class Mapping:
 class SharedMemory:
     """The shared plane by GPA. Devices write through here, so that what they write is marked dirty.
 
-    `mark` is told RAM pages (first, count) after they were written: write first, mark second, signal third.
+    The platform logs what the guest writes, and cannot see what the VMM's own devices write: that is kept here, where
+    it costs no request. Devices write first, mark second, signal third; `write` does the first two.
     """
 
-    def __init__(self, fd: int, layout: RamLayout, mark: Callable[[int, int], None]) -> None:
+    def __init__(self, fd: int, layout: RamLayout) -> None:
         self.mapping = Mapping(fd, layout.size)
         self.layout = layout
-        self._mark = mark
+        self._device_dirty = PageSet(layout.pages)
+        self._dirty_lock = threading.Lock()
 
     def place(self, gpa: int, data: bytes) -> None:
         """Put bytes there without marking them: the launch image, before LAUNCH_UPDATE_DATA takes it."""
@@ -55,11 +62,30 @@ class SharedMemory:
         """Let go of whole pages that are not needed here any more; whoever touches them again finds them unchanged."""
         self.mapping.forget(self._offset(gpa, length), length)
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write(self, gpa: int, data: Buffer) -> None:
         """A device writes; the pages are marked dirty."""
         offset = self._offset(gpa, len(data))
         self.mapping.view[offset : offset + len(data)] = data
-        self._mark(offset >> PAGE_SHIFT, pages_spanned(offset, len(data)))
+        first, count = offset >> PAGE_SHIFT, pages_spanned(offset, len(data))
+        with self._dirty_lock:
+            if count == 1:
+                self._device_dirty.mark(first)
+            else:
+                self._device_dirty.add_range(first, count)
+
+    def take_device_dirty(self) -> PageSet:
+        """Move the set of pages that devices wrote since the last call here; their content must be read after this."""
+        with self._dirty_lock:
+            return self._device_dirty.take()
+
+    def pages_of(self, gpa: int, length: int) -> tuple[int, int]:
+        """RAM pages that a range touches, as (first, count).
+
+        Raises:
+            GuestError: not all of it is guest RAM.
+        """
+        offset = self._offset(gpa, length)
+        return offset >> PAGE_SHIFT, pages_spanned(offset, length)
 
     def read(self, gpa: int, length: int) -> bytes:
         """A device reads."""

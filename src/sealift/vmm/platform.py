@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,10 +27,25 @@ _EXIT_PATIENCE_S = 5.0
 R = TypeVar("R", bound=wire.Message)
 
 
+@dataclass(frozen=True, slots=True)
+class CpuShape:
+    """The CPU that a guest sees: position of the C-bit (0: the host's own) and the platform's description of it."""
+
+    cbit: int = 0
+    description: bytes = b""
+
+
+ANY_CPU = CpuShape()
+"""The best that a host can give."""
+
+
 class Platform:
     """A platform process and the VM in it. Requests may come from any thread.
 
     Its life follows this connection: `close` (or our death) ends the process and the guest with it.
+
+    Attributes:
+        cpu: the CPU of its VM, once that is made.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, *, prealloc: bool = False) -> None:
@@ -42,17 +58,19 @@ class Platform:
         self._bitmap: Mapping | None = None
         self._handler: HandlerClient | None = None
         self._handler_lock = threading.Lock()
+        self.cpu = ANY_CPU
 
     @classmethod
-    def start(cls, identity: Path, manufacturer: Path, *, prealloc: bool = False) -> Platform:
+    def start(cls, identity: Path, manufacturer: Path, *, engine: str = "auto", prealloc: bool = False) -> Platform:
         """Start a platform process with the identity kept in a directory (made on first use).
 
-        With `prealloc` it touches a VM's memory when it makes it; only for a guest that is to arrive.
+        `engine` is to run its guests: kvm, unicorn, or auto for the best that can be used here. With `prealloc` it
+        touches a VM's memory when it makes it; only for a guest that is to arrive.
         """
         ours, theirs = socket_pair()
         with theirs:
             command = [sys.executable, "-m", "sealift.silicon.process"]
-            arguments = [str(theirs.fileno()), str(identity), str(manufacturer)]
+            arguments = [str(theirs.fileno()), str(identity), str(manufacturer), engine]
             process = subprocess.Popen(
                 command + arguments,
                 pass_fds=[theirs.fileno()],
@@ -127,14 +145,18 @@ class Platform:
         """GUEST_STATUS and the VM's phase."""
         return self.request(wire.GetGuestStatus(), wire.GuestStatus)
 
-    def create_vm(self, layout: RamLayout, vcpus: int) -> SharedMemory:
-        """Make the VM and map its shared plane."""
+    def create_vm(
+        self, layout: RamLayout, vcpus: int, cpu: CpuShape = ANY_CPU, *, irqchip: bool = False
+    ) -> SharedMemory:
+        """Make the VM and map its shared plane; `cpu` is what the guest must see, `self.cpu` what it does see."""
         blocks = tuple(wire.Block(block.name, block.gpa, block.size) for block in layout.blocks)
-        made, fds = self._exchange(wire.CreateVm(blocks, vcpus, self._prealloc), wire.VmCreated)
+        wanted = wire.CreateVm(blocks, vcpus, self._prealloc, irqchip, cpu.cbit, cpu.description)
+        made, fds = self._exchange(wanted, wire.VmCreated)
+        self.cpu = CpuShape(made.cbit, made.cpu)
         shared, bitmap = _expect_fds(fds, 2)
         self._layout = layout
         self._bitmap = Mapping(bitmap, made.bitmap_bytes)
-        self._memory = SharedMemory(shared, layout, self.mark_shared_dirty)
+        self._memory = SharedMemory(shared, layout)
         return self._memory
 
     def create_vcpu(self, index: int) -> Channel[wire.Exit, wire.Run]:
@@ -142,6 +164,12 @@ class Platform:
         _, fds = self._exchange(wire.CreateVcpu(index), wire.Done)
         (fd,) = _expect_fds(fds, 1)
         return Channel(socket.socket(fileno=fd), wire.Exit)
+
+    def interrupt(self, gsi: int) -> int:
+        """An eventfd, ours to close, that raises an edge on an interrupt line."""
+        _, fds = self._exchange(wire.ConnectInterrupt(gsi), wire.Done)
+        (fd,) = _expect_fds(fds, 1)
+        return fd
 
     def open_handler(self) -> HandlerClient:
         """The guest's migration handler, connected at the first call and for as long as the guest is here."""
@@ -169,12 +197,8 @@ class Platform:
         """A request that is answered with Done."""
         self.request(message, wire.Done)
 
-    def mark_shared_dirty(self, first: int, count: int) -> None:
-        """A device of ours wrote `count` shared pages from RAM page `first`."""
-        self.do(wire.MarkSharedDirty(first, count))
-
     def shared_dirty(self) -> PageSet:
-        """Move the set of shared-plane pages written since the last call here."""
+        """Move the set of shared-plane pages that the guest wrote since the last call here; not what devices wrote."""
         return self._bitmap_after(wire.GetSharedDirtyLog())
 
     def page_states(self) -> PageSet:

@@ -6,7 +6,7 @@ Named after the Linux interfaces it stands in for (``/dev/kvm``, ``/dev/sev``)::
      │── request ──────── control socket ────────►│   one reply to every request, in order
      │◄─────────────────── reply or Failed ───────│
      │── Run ──────────── one socket a vCPU ─────►│   enters the guest
-     │◄──────────────────────────── an exit ──────│   port I/O, hypercall, halt, fault, interrupted
+     │◄──────────────────────────── an exit ──────│   device access, page state, halt, fault, interrupted
      │── pull, open … ──── handler socket ───────►│   see sealift.wire.handler
 
 Memory is shared by memfds that replies carry; the private plane is not among them. A request that the VM's
@@ -19,6 +19,12 @@ import enum
 from typing import Annotated, TypeAlias
 
 import msgspec
+
+CPU_LIMIT = 16 * 1024
+"""Bytes of a CPU's description: 256 entries of CPUID, at most 40 bytes each, with room."""
+
+CHIPS_LIMIT = 8 * 1024
+"""Bytes of the interrupt controllers' state: three of 520 bytes, timer and clock, with room."""
 
 
 class Phase(enum.Enum):
@@ -62,17 +68,27 @@ class CreateVm(Message, frozen=True):
 
     With `prealloc` all of its private memory is touched now, for a guest that is to arrive: what it never wrote is
     given back when it is here. (A guest that is launched so would count every page as written.)
+    With `irqchip` it has interrupt controllers, a timer and a clock. A guest that is to arrive brings the position of
+    its C-bit and a description of its CPU, which this host must be able to give; `cbit` 0 is this host's own.
     """
 
     blocks: tuple[Block, ...]
     vcpus: int
     prealloc: bool = False
+    irqchip: bool = False
+    cbit: Annotated[int, msgspec.Meta(ge=0, lt=64)] = 0
+    cpu: Annotated[bytes, msgspec.Meta(max_length=CPU_LIMIT)] = b""
 
 
 class VmCreated(Message, frozen=True):
-    """The bitmap area holds one set of RAM pages (sealift.pageset); requests say what they leave there."""
+    """The bitmap area holds one set of RAM pages (sealift.pageset); requests say what they leave there.
+
+    `cpu` describes the CPU that the guest sees, for a host that it may move to; opaque.
+    """
 
     bitmap_bytes: int
+    cbit: int
+    cpu: bytes
 
 
 class CreateVcpu(Message, frozen=True):
@@ -122,19 +138,34 @@ class Kick(Message, frozen=True):
     index: int
 
 
+class ConnectInterrupt(Message, frozen=True):
+    """Reply: Done with an eventfd; each write to it raises an edge on interrupt line `gsi`."""
+
+    gsi: int
+
+
+class GetChips(Message, frozen=True):
+    """State of interrupt controllers, timer and clock; vCPUs are out of guest mode. Reply: Chips."""
+
+
+class Chips(Message, frozen=True):
+    """Opaque, and none of it secret; empty for a machine without any."""
+
+    state: bytes
+
+
+class SetChips(Message, frozen=True):
+    """Load what GetChips gave on another host, into a machine whose guest is arriving."""
+
+    state: Annotated[bytes, msgspec.Meta(max_length=CHIPS_LIMIT)]
+
+
 class GetSharedDirtyLog(Message, frozen=True):
     """Move the set of shared-plane pages written since the last call to the bitmap area. Reply: Count."""
 
 
 class GetPageStates(Message, frozen=True):
     """Copy the set of pages in shared state to the bitmap area. Reply: Count."""
-
-
-class MarkSharedDirty(Message, frozen=True):
-    """A device of the VMM wrote shared memory: `count` pages from RAM page `first`."""
-
-    first: int
-    count: int
 
 
 class ReadHostView(Message, frozen=True):
@@ -167,7 +198,8 @@ class GetPlatformInfo(Message, frozen=True):
 class PlatformInfo(Message, frozen=True):
     """What the platform says of itself; none of it is secret and none of it is proof.
 
-    `cbit` is the C-bit's position, `ca_chain` ASK‖ARK as the manufacturer publishes them, `handler_digest` the
+    `cbit` is where guests have the C-bit, `engine` what runs their vCPUs, and `engine_reason` why it is that one,
+    `ca_chain` ASK‖ARK as the manufacturer publishes them, `handler_digest` the
     SHA-256 of the handler modules that were loaded.
     """
 
@@ -177,6 +209,7 @@ class PlatformInfo(Message, frozen=True):
     cbit: int
     reduced_phys_bits: int
     engine: str
+    engine_reason: str
     handler_digest: bytes
     ca_chain: bytes
 
@@ -234,12 +267,17 @@ class GetGuestStatus(Message, frozen=True):
 
 
 class GuestStatus(Message, frozen=True):
-    """State by the SEV API's number, policy, handle; and where the VM is in its life."""
+    """State by the SEV API's number, policy, handle; where the VM is in its life, and what the guest lets be known.
+
+    An `aware` guest has asked whether its memory is encrypted; a `ready` one says that it can be migrated.
+    """
 
     phase: Phase
     state: int
     policy: int
     handle: int
+    aware: bool
+    ready: bool
 
 
 # --- handler ----------------------------------------------------------------------------------------------------
@@ -285,9 +323,11 @@ Request: TypeAlias = (
     | GetRegisters
     | SetRegisters
     | Kick
+    | ConnectInterrupt
+    | GetChips
+    | SetChips
     | GetSharedDirtyLog
     | GetPageStates
-    | MarkSharedDirty
     | ReadHostView
     | WriteHostView
     | GetPlatformInfo
@@ -304,6 +344,7 @@ Request: TypeAlias = (
 Reply: TypeAlias = (
     VmCreated
     | VcpuRegisters
+    | Chips
     | Count
     | PlatformInfo
     | PdhCertificates
@@ -319,7 +360,7 @@ Reply: TypeAlias = (
 
 
 class Run(Message, frozen=True):
-    """Enter the guest, or go on after a port access, which `data` completes.
+    """Enter the guest, or go on after a device access, which `data` completes.
 
     With `immediate_exit` the vCPU leaves as soon as the instruction underway, if any, is complete.
     """
@@ -340,6 +381,21 @@ class PortIn(Message, frozen=True):
     """The guest reads `size` bytes from an I/O port; the next Run brings them."""
 
     port: int
+    size: int
+
+
+class MmioWrite(Message, frozen=True):
+    """The guest writes `value` (`size` bytes) where there is no RAM; the next Run completes the instruction."""
+
+    address: int
+    size: int
+    value: int
+
+
+class MmioRead(Message, frozen=True):
+    """The guest reads `size` bytes where there is no RAM; the next Run brings them."""
+
+    address: int
     size: int
 
 
@@ -368,7 +424,7 @@ class Interrupted(Message, frozen=True):
     """The vCPU was kicked, or the Run asked for an immediate exit."""
 
 
-Exit: TypeAlias = PortOut | PortIn | PageStateChange | Halt | Fault | Interrupted | Failed
+Exit: TypeAlias = PortOut | PortIn | MmioWrite | MmioRead | PageStateChange | Halt | Fault | Interrupted | Failed
 
 
 # --- the table of requests and states ------------------------------------------------------------------------------
@@ -395,9 +451,11 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetRegisters: _SETUP | _ALIVE,
     SetRegisters: _SETUP | _RUNNING,
     Kick: _MADE,
+    ConnectInterrupt: _MADE - {Phase.GONE},
+    GetChips: _ALIVE,
+    SetChips: frozenset({Phase.INCOMING}),
     GetSharedDirtyLog: _MADE,
     GetPageStates: _MADE,
-    MarkSharedDirty: _MADE,
     ReadHostView: _MADE,
     WriteHostView: frozenset({Phase.RUNNING}),
     OpenHandler: _MADE - _SETUP,

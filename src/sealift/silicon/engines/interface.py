@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from sealift.pageset import PageSet
-from sealift.silicon.memory.guest_memory import WriteLogs
-from sealift.wire.platform import Fault, Halt, Interrupted, PortIn, PortOut, Registers
+from sealift.silicon.memory.guest_memory import GuestMemory, Windows
+from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +21,19 @@ class Hypercall:
 Outcome: TypeAlias = Hypercall | Halt | Fault | Interrupted
 """Why a vCPU left guest mode."""
 
-PortIo: TypeAlias = Callable[[PortIn | PortOut], int]
-"""Carries out a port access, on the vCPU's thread; returns what a PortIn reads."""
+DeviceIo: TypeAlias = Callable[[PortIn | PortOut | MmioRead | MmioWrite], int]
+"""Carries out a device access, on the vCPU's thread; returns what a read gets."""
 
 
 class Vcpu(Protocol):
-    """One virtual CPU. All but `kick` are called by one thread at a time."""
+    """One virtual CPU. All but `kick` are called by one thread at a time.
 
-    def run(self, port_io: PortIo) -> Outcome:
-        """Enter the guest until something but a port access needs the outside."""
+    One that was never given registers or state is not started: it waits for another vCPU's start-up messages or, on a
+    machine without interrupt controllers, is halted.
+    """
+
+    def run(self, device_io: DeviceIo) -> Outcome:
+        """Enter the guest until something but a device access needs the outside."""
 
     def complete_hypercall(self, result: int) -> None:
         """Give the last Hypercall its result (rax)."""
@@ -46,29 +48,108 @@ class Vcpu(Protocol):
         """Load general and control registers."""
 
     def save(self) -> bytes:
-        """The whole architectural state, engine-independent in meaning, for sealed migration state."""
+        """The whole architectural state, for sealed migration state; only this engine reads it."""
 
     def restore(self, state: bytes) -> None:
         """Load `save`'s state into a fresh vCPU.
 
         Raises:
-            StreamError: it does not parse.
+            StreamError: it does not parse, or does not fit.
         """
 
 
-class Engine(Protocol):
-    """Makes vCPUs over one guest's memory; also memory's `Windows`."""
+@dataclass(frozen=True, slots=True)
+class VmShape:
+    """What an engine has to know of a VM.
+
+    Attributes:
+        vcpus: how many.
+        irqchip: whether it has interrupt controllers, a timer and a clock.
+        cbit: the C-bit's position; None for the best that the host has.
+        cpu: description of the CPU that the guest must see; empty for the best that the host has.
+    """
+
+    vcpus: int
+    irqchip: bool = False
+    cbit: int | None = None
+    cpu: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSays:
+    """What a guest has let be known of itself.
+
+    Attributes:
+        aware: it has asked whether its memory is encrypted; an unaware kernel would share nothing.
+        ready: it can be migrated now (MSR_KVM_MIGRATION_CONTROL).
+    """
+
+    aware: bool
+    ready: bool
+
+
+class Engine(Windows, Protocol):
+    """Makes vCPUs over one guest's memory, whose windows it is.
+
+    Attributes:
+        name: which engine; state moves only between engines of one name.
+        cbit: the C-bit's position.
+        cpu: description of the CPU that the guest sees; opaque, empty if there is only one.
+    """
 
     name: str
+    cbit: int
+    cpu: bytes
+
+    @property
+    def says(self) -> GuestSays:
+        """What the guest has let be known."""
 
     def create_vcpu(self, index: int) -> Vcpu:
-        """A fresh vCPU with initial APIC id `index`; replaces an earlier one of that index."""
+        """A vCPU with initial APIC id `index`; a second call is for one whose state will be restored."""
 
-    def quiesced(self) -> AbstractContextManager[None]:
-        """Hold every vCPU out of guest mode; re-entrant."""
+    def save(self) -> bytes:
+        """What of the machine is neither memory nor vCPU, and must be sealed."""
 
-    def take_logs(self) -> WriteLogs:
-        """Get and clear the write logs with a TLB flush."""
+    def restore(self, state: bytes) -> None:
+        """Load `save`'s state.
 
-    def remap(self, pages: PageSet, shared: PageSet) -> None:
-        """Make the windows follow changed page states."""
+        Raises:
+            StreamError: it does not parse.
+        """
+
+    def interrupt(self, gsi: int) -> int:
+        """A descriptor of an eventfd that raises an edge on an interrupt line; stays the engine's.
+
+        Raises:
+            RefusedError: there is no such line.
+        """
+
+    def save_chips(self) -> bytes:
+        """State of interrupt controllers, timer and clock, which the VMM owns; empty without any."""
+
+    def restore_chips(self, state: bytes) -> None:
+        """Load `save_chips`'s state.
+
+        Raises:
+            StreamError: it does not parse, or does not fit.
+        """
+
+
+class EngineFactory(Protocol):
+    """One of the host's ways to run guests.
+
+    Attributes:
+        name: the engine's.
+        cbit: where guests have the C-bit unless they come with another.
+    """
+
+    name: str
+    cbit: int
+
+    def make(self, memory: GuestMemory, shape: VmShape) -> Engine:
+        """An engine for one guest.
+
+        Raises:
+            UserError: this host cannot give such a guest what it needs.
+        """

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
-from sealift.errors import FirmwareError
-from sealift.pageset import PageNumbers, PageSet
+from sealift.errors import FirmwareError, GuestError
+from sealift.pageset import PageNumbers, PageSet, Span
 from sealift.sev.status import Status
 from sealift.silicon.memory.plane import Plane
 from sealift.silicon.memory.xts import PageCipher
@@ -39,7 +39,7 @@ _CONVERT_CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class WriteLogs:
-    """Pages the guest wrote since the last look: through the C-bit, and without it."""
+    """Pages of a span the guest wrote since the last look: through the C-bit, and without it."""
 
     encrypted: PageSet
     plain: PageSet
@@ -48,14 +48,21 @@ class WriteLogs:
 class Windows(Protocol):
     """What memory needs of an engine."""
 
+    @property
+    def runs_limit(self) -> int | None:
+        """The most runs of shared pages it can show at a time; None if that makes no difference to it."""
+
     def quiesced(self) -> AbstractContextManager[None]:
         """Hold every vCPU out of guest mode; re-entrant."""
 
-    def take_logs(self) -> WriteLogs:
-        """Get the write logs and clear them with a TLB flush; the caller holds `quiesced`."""
+    def take_logs(self, span: Span) -> WriteLogs:
+        """Get the write logs of a span and clear them with a TLB flush; the caller holds `quiesced`."""
 
-    def remap(self, pages: PageSet, shared: PageSet) -> None:
-        """Page states of `pages` changed; `shared` is the set of all shared pages. The caller holds `quiesced`."""
+    def remap(self, span: Span, changed: PageSet, shared: PageSet) -> None:
+        """What lies behind the pages `changed` is another now; `shared` are those in shared state.
+
+        Both are parts, numbered from `span.base`. The caller holds `quiesced`.
+        """
 
 
 class GuestMemory:
@@ -93,66 +100,86 @@ class GuestMemory:
         Private to shared leaves ciphertext on the shared plane, shared to private leaves decrypted garbage on the
         private one. What the guest wrote through the *other* view since launch or the last flip is kept, as in DRAM,
         which holds whatever was written last.
-        """
-        with self._quiesced():
-            self.collect()
-            with self._lock:
-                changed = PageSet(self.layout.pages)
-                changed.add_range(first, count)
-                populated = self.private.populated(first, count)
-                if to_shared:
-                    changed -= self.states
-                    self._to_shared(changed, populated)
-                    self.states |= changed
-                else:
-                    changed &= self.states
-                    populated |= self.shared.populated(first, count)
-                    self._to_private(changed, populated)
-                    self.states -= changed
-                self._shared_dirty |= changed
-                populated &= changed
-                self._unsent |= populated
-                if self._windows is not None:
-                    self._windows.remap(changed, self.states)
 
-    def _to_shared(self, changed: PageSet, populated: PageSet) -> None:
+        Raises:
+            GuestError: the engine cannot show so scattered a mix of page states; nothing has changed.
+        """
+        span = Span.covering(first, count)
+        with self._quiesced():
+            self.collect(span)
+            with self._lock:
+                changed = span.of_range(first, count)
+                self._change_states(span, changed, to_shared=to_shared)
+                populated = self.private.populated(span)
+                if to_shared:
+                    self._to_shared(span, changed, populated)
+                else:
+                    populated |= self.shared.populated(span)
+                    self._to_private(span, changed, populated)
+                self._shared_dirty.add_part(span, changed)
+                populated &= changed
+                self._unsent.add_part(span, populated)
+                if self._windows is not None:
+                    self._windows.remap(span, changed, self.states.part(span))
+
+    def _change_states(self, span: Span, changed: PageSet, *, to_shared: bool) -> None:
+        """Enter the new states; of `changed` stays what was in the other state before."""
+        states = self.states.part(span)
+        before = states.copy()
+        if to_shared:
+            changed -= states
+            states |= changed
+        else:
+            changed &= states
+            states -= changed
+        limit = None if self._windows is None else self._windows.runs_limit
+        if limit is not None and self.states.count_runs() > limit:
+            states.words[:] = before.words
+            raise GuestError(f"guest memory would consist of more than {limit} separate shared ranges")
+
+    def _to_shared(self, span: Span, changed: PageSet, populated: PageSet) -> None:
+        sealed = self._sealed.part(span)
         written = changed.copy()
-        written &= self._sealed
-        for pages in _chunks(written):
+        written &= sealed
+        for pages in _chunks(written, span.base):
             self.shared.words[pages] = self._cipher.encrypt(self.private.words[pages], self._addresses.of(pages))
         plain = changed.copy()
-        plain -= self._sealed
+        plain -= sealed
         plain &= populated
-        for pages in _chunks(plain):
+        for pages in _chunks(plain, span.base):
             self.shared.words[pages] = self.private.words[pages]
-        self._sealed -= changed
+        sealed -= changed
 
-    def _to_private(self, changed: PageSet, populated: PageSet) -> None:
+    def _to_private(self, span: Span, changed: PageSet, populated: PageSet) -> None:
+        sealed = self._sealed.part(span)
         stale = changed.copy()
-        stale -= self._sealed
+        stale -= sealed
         stale &= populated
-        for pages in _chunks(stale):
+        for pages in _chunks(stale, span.base):
             # Fancy indexing copies: what the host changes meanwhile cannot differ from what is decrypted.
             self.private.words[pages] = self._cipher.decrypt(self.shared.words[pages], self._addresses.of(pages))
-        self._sealed |= changed
+        sealed |= changed
 
     # --- dirty sets ---------------------------------------------------------------------------------------------
 
-    def collect(self) -> None:
-        """OR the engine's logs into the sets; every later guest write shows up in the next logs."""
+    def collect(self, span: Span | None = None) -> None:
+        """OR the engine's logs, of all pages or a part, into the sets; later guest writes show up in the next logs."""
         if self._windows is None:
             return
+        part = self.states.span if span is None else span
         with self._quiesced():
-            logs = self._windows.take_logs()
+            logs = self._windows.take_logs(part)
             with self._lock:
-                self._sealed |= logs.encrypted
-                self._unsent |= logs.encrypted
+                states, unsent = self.states.part(part), self._unsent.part(part)
+                sealed, shared_dirty = self._sealed.part(part), self._shared_dirty.part(part)
+                sealed |= logs.encrypted
+                unsent |= logs.encrypted
                 hidden = logs.plain.copy()
-                hidden -= self.states
-                self._unsent |= hidden
+                hidden -= states
+                unsent |= hidden
                 visible = logs.plain.copy()
-                visible &= self.states
-                self._shared_dirty |= visible
+                visible &= states
+                shared_dirty |= visible
 
     def take_unsent(self) -> PageSet:
         """Collect, then move the set of private-plane pages written since out."""
@@ -176,11 +203,6 @@ class GuestMemory:
         self.collect()
         with self._lock:
             return self._shared_dirty.take()
-
-    def mark_shared_dirty(self, first: int, count: int) -> None:
-        """A device wrote these shared pages (write first, mark second, signal third)."""
-        with self._lock:
-            self._shared_dirty.add_range(first, count)
 
     # --- the launch and the host's view -------------------------------------------------------------------------
 
@@ -229,32 +251,33 @@ class GuestMemory:
 
     def read_host_view(self, first: int, count: int) -> None:
         """Leave on the shared plane the ciphertext of those of the pages that are private."""
+        span = Span.covering(first, count)
         # A page that a guest declared shared meanwhile would lose what it wrote there.
         with self._quiesced():
-            populated = self.private.populated(first, count)
-            for pages in _chunks(self._private_among(first, count)):
+            populated = self.private.populated(span)
+            for pages in _chunks(self._private_among(span, first, count), span.base):
                 # Looking at a hole must not fill it: it holds zeros.
                 content = np.zeros((len(pages), self.private.words.shape[1]), np.uint64)
-                filled = populated.holds(pages)
+                filled = populated.holds(pages - np.uint64(span.base))
                 content[filled] = self.private.words[pages[filled]]
                 self.shared.words[pages] = self._cipher.encrypt(content, self._addresses.of(pages))
 
     def write_host_view(self, first: int, count: int) -> None:
         """The host wrote DRAM: private pages get the decryption of what lies on the shared plane."""
+        span = Span.covering(first, count)
         with self._quiesced():
-            private = self._private_among(first, count)
-            for pages in _chunks(private):
+            private = self._private_among(span, first, count)
+            for pages in _chunks(private, span.base):
                 self.private.words[pages] = self._cipher.decrypt(self.shared.words[pages], self._addresses.of(pages))
             with self._lock:
-                self._unsent |= private
-                self._sealed |= private
-                visible = PageSet(self.layout.pages)
-                visible.add_range(first, count)
+                self._unsent.add_part(span, private)
+                self._sealed.add_part(span, private)
+                visible = span.of_range(first, count)
                 visible -= private
-                self._shared_dirty |= visible
+                self._shared_dirty.add_part(span, visible)
                 if self._windows is not None:
                     # Not their state but what lies behind them changed: code that was cached must go.
-                    self._windows.remap(private, self.states)
+                    self._windows.remap(span, private, self.states.part(span))
 
     def _written(self, offset: int, length: int) -> None:
         first, count = offset >> PAGE_SHIFT, pages_spanned(offset, length)
@@ -262,11 +285,10 @@ class GuestMemory:
             self._unsent.add_range(first, count)
             self._sealed.add_range(first, count)
 
-    def _private_among(self, first: int, count: int) -> PageSet:
-        wanted = PageSet(self.layout.pages)
-        wanted.add_range(first, count)
+    def _private_among(self, span: Span, first: int, count: int) -> PageSet:
+        wanted = span.of_range(first, count)
         with self._lock:
-            wanted -= self.states
+            wanted -= self.states.part(span)
         return wanted
 
     def _offset(self, gpa: int, length: int) -> int:
@@ -291,10 +313,9 @@ class GuestMemory:
     def load_states(self, states: PageSet, sealed: PageSet) -> None:
         """Take over page states without converting anything: the planes came from the source as they were."""
         with self._quiesced(), self._lock:
-            everything = PageSet.full(self.layout.pages)
             self.states, self._sealed = states, sealed
             if self._windows is not None:
-                self._windows.remap(everything, self.states)
+                self._windows.remap(states.span, PageSet.full(self.layout.pages), self.states)
 
     def forget(self) -> None:
         """Give the private plane back to the machine; the guest is not here any more."""
@@ -312,8 +333,9 @@ class _Nothing(AbstractContextManager[None]):
 _NOTHING = _Nothing()
 
 
-def _chunks(pages: PageSet) -> Iterator[PageNumbers]:
-    numbers = pages.numbers()
+def _chunks(pages: PageSet, base: int) -> Iterator[PageNumbers]:
+    """The numbers of a part that begins at page `base`, some at a time."""
+    numbers = pages.numbers() + np.uint64(base)
     for start in range(0, len(numbers), _CONVERT_CHUNK):
         yield numbers[start : start + _CONVERT_CHUNK]
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sealift.address import PAGE_SHIFT, PAGE_SIZE
 from sealift.errors import InternalError, UserError
-from sealift.pageset import PageNumbers, PageSet
+from sealift.pageset import PageNumbers, PageSet, Span
 
 F_SEAL_FUTURE_WRITE: Final = 0x10
 """linux/fcntl.h; Python 3.11 does not name it."""
@@ -70,11 +70,12 @@ class Plane:
         """Overwrite pages with `data` (len(numbers) * 4096 bytes)."""
         self.words[numbers.astype(np.int64)] = np.frombuffer(data, np.uint64).reshape(-1, PAGE_SIZE // 8)
 
-    def populated(self, first: int = 0, count: int | None = None) -> PageSet:
-        """Those of `count` pages from `first` that were ever touched: the memfd's data, without its holes."""
-        found = PageSet(self.pages)
-        end = first << PAGE_SHIFT
-        limit = self.size if count is None else end + (count << PAGE_SHIFT)
+    def populated(self, span: Span | None = None) -> PageSet:
+        """The pages that were ever touched: the memfd's data, without its holes; of all pages, or a part."""
+        wanted = span or Span.covering(0, self.pages)
+        found = PageSet(self.pages if span is None else span.pages)
+        end = wanted.base << PAGE_SHIFT
+        limit = min(end + (wanted.pages << PAGE_SHIFT), self.size)
         while end < limit:
             try:
                 start = os.lseek(self.fd, end, os.SEEK_DATA)
@@ -82,8 +83,10 @@ class Plane:
                 if error.errno == errno.ENXIO:
                     break  # nothing but a hole up to the end
                 raise
+            if start >= limit:
+                break
             end = min(os.lseek(self.fd, start, os.SEEK_HOLE), limit)
-            found.add_range(start >> PAGE_SHIFT, (end - start) >> PAGE_SHIFT)
+            found.add_range((start >> PAGE_SHIFT) - wanted.base, (end - start) >> PAGE_SHIFT)
         return found
 
     def touch(self) -> None:

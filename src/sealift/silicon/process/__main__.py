@@ -1,7 +1,7 @@
-"""``python -m sealift.silicon.process FD IDENTITY MANUFACTURER``: started by a VMM, serves it, ends with it.
+"""``python -m sealift.silicon.process FD IDENTITY MANUFACTURER ENGINE``: started by a VMM, serves it, ends with it.
 
 FD is the control socket, IDENTITY the directory of this host's persistent identity, MANUFACTURER the directory of
-the keys that endorse chips (both made on first use).
+the keys that endorse chips (both made on first use), ENGINE what is to run guests (`sealift.silicon.engines.choice`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 from sealift.errors import LostError, SealiftError
+from sealift.silicon.engines.choice import choose
+from sealift.silicon.engines.kvm.vcpu import catch_kicks
 from sealift.silicon.process.server import Server
 from sealift.silicon.processor.firmware import SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
@@ -45,15 +47,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.excepthook = lambda hook: _end_on_bug(hook.exc_type, hook.exc_value, hook.exc_traceback)
     sys.excepthook = _end_on_bug
-    fd, identity, manufacturer = sys.argv[1:]
+    catch_kicks()
+    fd, identity, manufacturer, engine = sys.argv[1:]
     sock = socket.socket(fileno=int(fd))
     try:
         processor = SecureProcessor(PlatformIdentity(Path(identity), Path(manufacturer)))
         processor.init()
+        chosen = choose(engine)
     except SealiftError as error:
         _refuse(sock, error)
     else:
-        Server(sock, processor).serve()
+        Server(sock, processor, chosen).serve()
     # vCPU threads may be deep in the guest; nothing of it is worth waiting for.
     os._exit(0)
 

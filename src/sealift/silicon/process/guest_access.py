@@ -10,6 +10,7 @@ import msgspec
 from sealift.errors import StreamError
 from sealift.guest.handler.interfaces import Guest
 from sealift.pageset import PageNumbers, PageSet
+from sealift.silicon.engines.interface import Engine
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.vcpu_service import VcpuService
@@ -64,16 +65,20 @@ class UnsentPages:
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Machine state on the wire, inside sealed records: sets as `PageSet.to_bytes`, one entry a vCPU."""
+    """Machine state on the wire, inside sealed records: sets as `PageSet.to_bytes`, one entry a vCPU.
+
+    `engine` is the engine's name, `of_engine` its own state.
+    """
 
     version: int
     engine: str
+    of_engine: bytes
     shared: bytes
     sealed: bytes
     vcpus: list[bytes]
 
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 class GuestMachine:
@@ -83,7 +88,7 @@ class GuestMachine:
         self,
         memory: GuestMemory,
         gate: RunGate,
-        engine: str,
+        engine: Engine,
         vcpus: dict[int, VcpuService],
         fresh: Callable[[int], None],
     ) -> None:
@@ -101,7 +106,8 @@ class GuestMachine:
         """Page states and vCPU registers."""
         shared, sealed = self._memory.save_states()
         vcpus = [self._vcpus[index].vcpu.save() for index in sorted(self._vcpus)]
-        state = _State(_STATE_VERSION, self._engine, shared.to_bytes(), sealed.to_bytes(), vcpus)
+        engine = self._engine
+        state = _State(_STATE_VERSION, engine.name, engine.save(), shared.to_bytes(), sealed.to_bytes(), vcpus)
         return msgspec.msgpack.encode(state)
 
     def load(self, data: bytes) -> None:
@@ -118,10 +124,12 @@ class GuestMachine:
             raise StreamError("the machine state's page states are not of this machine") from error
         if state.version != _STATE_VERSION:
             raise StreamError(f"the machine state has version {state.version}; this platform reads {_STATE_VERSION}")
-        if state.engine != self._engine:
-            raise StreamError(f"the machine state is of engine {state.engine}; this platform runs {self._engine}")
+        if state.engine != self._engine.name:
+            raise StreamError(f"the machine state is of engine {state.engine}; this platform runs {self._engine.name}")
         if sorted(self._vcpus) != list(range(len(state.vcpus))):
             raise StreamError(f"the machine state has {len(state.vcpus)} vCPUs, this machine {len(self._vcpus)}")
+        self._engine.restore(state.of_engine)
+        # Page states before vCPUs: loading their clocks makes KVM write to pages that are shared.
         self._memory.load_states(shared, sealed)
         for index, vcpu_state in enumerate(state.vcpus):
             self._fresh(index)

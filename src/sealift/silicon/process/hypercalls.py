@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sealift.address import PAGE_SHIFT, page_aligned
+from sealift.errors import GuestError
 from sealift.silicon.engines.interface import Hypercall
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.wire.platform import PageStateChange
@@ -13,7 +14,7 @@ _ENCRYPTED = 1 << 4
 _PAGES_AT_ONCE = 2048
 """Pages (8 MiB) converted while the rest of the machine waits; each page's conversion is complete by itself."""
 
-_ENOSYS, _EINVAL = 1000, 22  # KVM_ENOSYS and KVM_EINVAL, returned negated
+_ENOSYS, _EINVAL, _ENOMEM = 1000, 22, 12  # KVM_ENOSYS, and the kernel's EINVAL and ENOMEM; returned negated
 
 
 def carry_out(memory: GuestMemory, call: Hypercall) -> tuple[int, PageStateChange | None]:
@@ -26,6 +27,12 @@ def carry_out(memory: GuestMemory, call: Hypercall) -> tuple[int, PageStateChang
         return -_EINVAL, None
     encrypted = bool(attributes & _ENCRYPTED)
     first = offset >> PAGE_SHIFT
-    for start in range(first, first + pages, _PAGES_AT_ONCE):
-        memory.convert(start, min(_PAGES_AT_ONCE, first + pages - start), to_shared=not encrypted)
+    done = 0
+    try:
+        while done < pages:
+            count = min(_PAGES_AT_ONCE, pages - done)
+            memory.convert(first + done, count, to_shared=not encrypted)
+            done += count
+    except GuestError:
+        return -_ENOMEM, PageStateChange(gpa, done, encrypted) if done else None
     return 0, PageStateChange(gpa, pages, encrypted)

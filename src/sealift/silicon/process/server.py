@@ -10,7 +10,8 @@ from sealift.address import PAGE_SHIFT, Gpa, RamBlock, RamLayout
 from sealift.errors import InternalError, LostError, RefusedError, SealiftError, StreamError
 from sealift.guest.handler.digest import handler_digest
 from sealift.pageset import PageSet
-from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
+from sealift.silicon.engines.choice import Chosen
+from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.memory.plane import Plane
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
 from sealift.silicon.process.vm import VirtualMachine
@@ -27,8 +28,6 @@ _VCPUS_LIMIT = 255
 """vCPUs of one VM: APIC ids are a byte in CPUID leaf 1."""
 _RAM_LIMIT = 512 << 30
 """Bytes of RAM: page states take two bits a page, which must fit the machine state of a migration (64 MiB)."""
-_GUEST_PHYSICAL_LIMIT = 1 << CBIT
-"""First address that would have the C-bit set."""
 
 _Answer = tuple[wire.Reply, Sequence[int]]
 
@@ -36,9 +35,10 @@ _Answer = tuple[wire.Reply, Sequence[int]]
 class Server:
     """Serves one VMM until it disconnects; there is one VM at most."""
 
-    def __init__(self, sock: socket.socket, processor: SecureProcessor) -> None:
+    def __init__(self, sock: socket.socket, processor: SecureProcessor, engine: Chosen) -> None:
         self._channel: Channel[wire.Request, wire.Reply] = Channel(sock, wire.Request)
         self._processor = processor
+        self._engine = engine
         self._vm: VirtualMachine | None = None
         self._bitmap: Plane | None = None
         # Now, while the files are what was just loaded: an upgrade may replace them under a running platform.
@@ -51,9 +51,11 @@ class Server:
             wire.GetRegisters: self._get_registers,
             wire.SetRegisters: self._set_registers,
             wire.Kick: self._kick,
+            wire.ConnectInterrupt: self._connect_interrupt,
+            wire.GetChips: self._get_chips,
+            wire.SetChips: self._set_chips,
             wire.GetSharedDirtyLog: self._shared_dirty,
             wire.GetPageStates: self._page_states,
-            wire.MarkSharedDirty: self._mark_shared_dirty,
             wire.ReadHostView: self._read_host_view,
             wire.WriteHostView: self._write_host_view,
             wire.GetPlatformInfo: self._info,
@@ -127,13 +129,17 @@ class Server:
         layout = RamLayout(tuple(RamBlock(block.name, Gpa(block.gpa), block.size) for block in request.blocks))
         if layout.size > _RAM_LIMIT:
             raise RefusedError(f"guest RAM of {layout.size >> 30} GiB is over the limit of {_RAM_LIMIT >> 30} GiB")
-        if layout.end > _GUEST_PHYSICAL_LIMIT:
-            raise RefusedError(f"guest RAM must end below the C-bit at {_GUEST_PHYSICAL_LIMIT:#x}")
+        first_encrypted = 1 << (request.cbit or self._engine.factory.cbit)
+        if layout.end > first_encrypted:
+            raise RefusedError(f"guest RAM must end below the C-bit at {first_encrypted:#x}")
+        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu)
+        vm = VirtualMachine(layout, shape, self._engine.factory, self._launch_phase, self._digest)
         self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))
-        self._vm = VirtualMachine(layout, request.vcpus, self._launch_phase, self._digest)
+        self._vm = vm
         if request.prealloc:
-            self._vm.memory.private.touch()
-        return wire.VmCreated(self._bitmap.size), (self._vm.memory.shared.fd, self._bitmap.fd)
+            vm.memory.private.touch()
+        created = wire.VmCreated(self._bitmap.size, vm.engine.cbit, vm.engine.cpu)
+        return created, (vm.memory.shared.fd, self._bitmap.fd)
 
     def _create_vcpu(self, request: wire.CreateVcpu) -> _Answer:
         ours, theirs = socket_pair()
@@ -157,6 +163,16 @@ class Server:
         self._machine.vcpu(request.index).vcpu.kick()
         return wire.Done(), ()
 
+    def _connect_interrupt(self, request: wire.ConnectInterrupt) -> _Answer:
+        return wire.Done(), (self._machine.engine.interrupt(request.gsi),)
+
+    def _get_chips(self, _: wire.GetChips) -> _Answer:
+        return wire.Chips(self._machine.engine.save_chips()), ()
+
+    def _set_chips(self, request: wire.SetChips) -> _Answer:
+        self._machine.engine.restore_chips(request.state)
+        return wire.Done(), ()
+
     def _shared_dirty(self, _: wire.GetSharedDirtyLog) -> _Answer:
         return self._leave(self._machine.memory.take_shared_dirty())
 
@@ -169,11 +185,6 @@ class Server:
         data = pages.to_bytes()
         self._bitmap.data[: len(data)] = data
         return wire.Count(len(pages)), ()
-
-    def _mark_shared_dirty(self, request: wire.MarkSharedDirty) -> _Answer:
-        self._require_pages(request.first, request.count)
-        self._machine.memory.mark_shared_dirty(request.first, request.count)
-        return wire.Done(), ()
 
     def _read_host_view(self, request: wire.ReadHostView) -> _Answer:
         self._require_pages(request.first, request.count)
@@ -198,9 +209,10 @@ class Server:
             api_major=version.api_major,
             api_minor=version.api_minor,
             build_id=version.build_id,
-            cbit=CBIT,
+            cbit=self._engine.factory.cbit,
             reduced_phys_bits=1,
-            engine=UnicornEngine.name,
+            engine=self._engine.factory.name,
+            engine_reason=self._engine.reason,
             handler_digest=self._digest,
             ca_chain=self._processor.ca_chain,
         )
@@ -240,9 +252,12 @@ class Server:
 
     def _guest_status(self, _: wire.GetGuestStatus) -> _Answer:
         if not self._handle:
-            return wire.GuestStatus(self._phase(), GuestState.UNINIT, 0, 0), ()
-        status = self._processor.guest_status(self._handle)
-        return wire.GuestStatus(self._phase(), status.state, status.policy, self._handle), ()
+            return wire.GuestStatus(self._phase(), GuestState.UNINIT, 0, 0, aware=False, ready=False), ()
+        status, says = self._processor.guest_status(self._handle), self._machine.engine.says
+        answer = wire.GuestStatus(
+            self._phase(), status.state, status.policy, self._handle, aware=says.aware, ready=says.ready
+        )
+        return answer, ()
 
     # --- handler -------------------------------------------------------------------------------------------------
 

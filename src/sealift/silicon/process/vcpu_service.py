@@ -15,7 +15,7 @@ from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.hypercalls import carry_out
 from sealift.wire.channel import Channel
 from sealift.wire.failure import to_failed
-from sealift.wire.platform import Exit, Fault, Halt, Interrupted, PortIn, PortOut, Run
+from sealift.wire.platform import Exit, Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Run
 
 
 class VcpuService:
@@ -65,7 +65,7 @@ class VcpuService:
 
     def _until_exit(self) -> Exit:
         while True:
-            outcome = self.vcpu.run(self._port_io)
+            outcome = self.vcpu.run(self._device_io)
             match outcome:
                 case Hypercall():
                     result, change = carry_out(self._memory, outcome)
@@ -77,8 +77,8 @@ class VcpuService:
                 case _:
                     assert_never(outcome)
 
-    def _port_io(self, access: PortIn | PortOut) -> int:
-        """Exit for a port access; the VMM's next Run brings its data and goes on from inside the instruction."""
+    def _device_io(self, access: PortIn | PortOut | MmioRead | MmioWrite) -> int:
+        """Exit for a device access; the VMM's next Run brings its data and goes on from inside the instruction."""
         self._channel.send(access)
         request = self._next_run()
         if request.immediate_exit:

@@ -15,8 +15,7 @@ from sealift.guest.handler.mailbox import Mailbox
 from sealift.launch.areas import Area, StartupAreas, areas_in_memory
 from sealift.launch.secrets import MigrationSecret, take_migration_secret
 from sealift.launch.startup import StartupTable, read_startup_table
-from sealift.silicon.engines.interface import Engine
-from sealift.silicon.engines.unicorn.engine import CBIT, UnicornEngine
+from sealift.silicon.engines.interface import Engine, EngineFactory, VmShape
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.memory.xts import KEY_BYTES
 from sealift.silicon.process.gate import RunGate
@@ -47,17 +46,24 @@ _PHASES = {
 
 
 class VirtualMachine:
-    """A VM; its memory encryption key is made here and dies with the process.
+    """A VM on an engine of `factory`; its memory encryption key is made here and dies with the process.
 
     `launch_phase` tells how far the secure processor is: CREATED, LAUNCHING or RUNNING; `digest` is that of the
     handler modules that were loaded.
     """
 
-    def __init__(self, layout: RamLayout, vcpus: int, launch_phase: Callable[[], Phase], digest: bytes) -> None:
+    def __init__(
+        self,
+        layout: RamLayout,
+        shape: VmShape,
+        factory: EngineFactory,
+        launch_phase: Callable[[], Phase],
+        digest: bytes,
+    ) -> None:
         self.layout = layout
-        self.vcpu_count = vcpus
+        self.vcpu_count = shape.vcpus
         self.memory = GuestMemory(layout, os.urandom(KEY_BYTES))
-        self.engine: Engine = UnicornEngine(self.memory, vcpus)
+        self.engine: Engine = factory.make(self.memory, shape)
         self.gate = RunGate(self.phase)
         self.vcpus: dict[int, VcpuService] = {}
         self._launch_phase = launch_phase
@@ -156,13 +162,13 @@ class VirtualMachine:
         facts = LaunchFacts(
             measure=measure,
             policy=policy,
-            cbit=CBIT,
+            cbit=self.engine.cbit,
             layout=self.layout,
             vcpus=self.vcpu_count,
             mailbox_gpa=areas.mailbox.gpa,
             excluded=self._pages_of(areas.mailbox),
         )
-        machine = GuestMachine(self.memory, self.gate, self.engine.name, self.vcpus, self._renew_vcpu)
+        machine = GuestMachine(self.memory, self.gate, self.engine, self.vcpus, self._renew_vcpu)
         return MigrationHandler(role, facts, secret, guest_access(self.memory, machine), MonotonicClock())
 
     def _pages_of(self, area: Area) -> tuple[int, ...]:

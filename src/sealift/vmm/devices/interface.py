@@ -9,8 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+from sealift.vmm.memory import Buffer
+
 Interrupt: TypeAlias = Callable[[], None]
 """Raises a device's (edge-triggered) interrupt; from any thread, and never waits."""
+
+
+def no_interrupt() -> None:
+    """The `Interrupt` of a device whose line leads nowhere: its guest polls."""
 
 
 class Device(Protocol):
@@ -38,7 +44,7 @@ class Device(Protocol):
         """Return once nothing of this device is underway; nothing begins before `resume`."""
 
     def resume(self) -> None:
-        """Work may go on, after `quiesce` or `restore`; an interrupt that may have been lost meanwhile is raised anew."""
+        """Work may go on, after `quiesce` or `restore`; an interrupt that may have been lost is raised anew."""
 
 
 class PortDevice(Device, Protocol):
@@ -83,7 +89,7 @@ class DeviceMemory(Protocol):
             GuestError: not all of them are shared guest RAM.
         """
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write(self, gpa: int, data: Buffer) -> None:
         """Copy bytes in; the pages count as written by the time this returns.
 
         Raises:

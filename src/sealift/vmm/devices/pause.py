@@ -38,3 +38,9 @@ class PausePort:
         """Load `save`'s state."""
         if state:
             raise StreamError("the pause port has no state to restore")
+
+    def quiesce(self) -> None:
+        """A pause is the vCPU's, and ends with the vCPU's stop."""
+
+    def resume(self) -> None:
+        """There is nothing to go on with."""

@@ -20,8 +20,8 @@ from sealift.address import PAGE_SHIFT, PAGE_SIZE, RamBlock
 from sealift.errors import StreamError
 from sealift.pageset import PageNumbers, PageSet, Words
 from sealift.vmm.machine import Machine
-from sealift.vmm.memory import SharedMemory
-from sealift.vmm.migration.streamio import Buffer, StreamReader
+from sealift.vmm.memory import Buffer, SharedMemory
+from sealift.vmm.migration.streamio import StreamReader
 from sealift.wire.qemu_stream import (
     END_OF_RAM_PART,
     FLAGS_MASK,
@@ -69,6 +69,7 @@ class SharedLog:
 
     def _collect(self) -> None:
         self._pending |= self._machine.platform.shared_dirty()
+        self._pending |= self._machine.memory.take_device_dirty()
 
     def _sendable(self) -> PageSet:
         pages = self._machine.shared_pages_now()

@@ -14,12 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
 from sealift.errors import LostError
+from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.transport import SILENCE_LIMIT_S
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _BUFFER = 256 * 1024
 """Bytes a reader holds at most: sixty shared pages at once, and any header or state."""

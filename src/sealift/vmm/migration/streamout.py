@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sealift.address import RamLayout
+from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.machine_state import SavedState
 from sealift.vmm.migration.shared_ram import Batch
-from sealift.vmm.migration.streamio import Buffer, StreamWriter
+from sealift.vmm.migration.streamio import StreamWriter
 from sealift.wire.handover import Frame, SealedKind
 from sealift.wire.qemu_stream import (
     END_OF_RAM_PART,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from sealift.pageset import PageSet
+from sealift.errors import RefusedError, StreamError, UserError
+from sealift.pageset import PageSet, Span
 from sealift.silicon.engines import cpuid
+from sealift.silicon.engines.interface import GuestSays, VmShape
 from sealift.silicon.engines.unicorn.turn import Turn
 from sealift.silicon.engines.unicorn.vcpu import UnicornVcpu
 from sealift.silicon.engines.unicorn.walker import Walker
@@ -19,14 +21,24 @@ class UnicornEngine:
     """Emulates `vcpus` vCPUs over `memory` (see `sealift.silicon.engines.interface.Engine`)."""
 
     name = "unicorn"
+    runs_limit = None
 
-    def __init__(self, memory: GuestMemory, vcpus: int) -> None:
+    cbit = CBIT
+    cpu = b""
+    says = GuestSays(aware=True, ready=True)
+    """It cannot see what a guest asks of MSRs; its guests are the platform's own."""
+
+    def __init__(self, memory: GuestMemory, shape: VmShape) -> None:
+        if shape.irqchip:
+            raise UserError("the portable engine has no interrupt controllers; this guest needs KVM")
+        if shape.cbit not in {None, CBIT} or shape.cpu:
+            raise UserError(f"the guest comes from another engine; the portable one has its own CPU, and C-bit {CBIT}")
         self.memory = memory
         self.turn = Turn()
         self.encrypted_log = PageSet(memory.layout.pages)
         self.plain_log = PageSet(memory.layout.pages)
         self.walker = Walker(memory, CBIT, self._table_written)
-        self._count = vcpus
+        self._count = shape.vcpus
         self._vcpus: dict[int, UnicornVcpu] = {}
         memory.attach(self)
 
@@ -41,16 +53,51 @@ class UnicornEngine:
         """Hold every vCPU out of guest mode; re-entrant."""
         return self.turn.held()
 
-    def take_logs(self) -> WriteLogs:
+    def take_logs(self, span: Span) -> WriteLogs:
         """Get and clear the write logs; cached writable translations are dropped, so that later writes log anew."""
         for vcpu in self._vcpus.values():
             vcpu.request_flush()
-        return WriteLogs(self.encrypted_log.take(), self.plain_log.take())
+        return WriteLogs(self.encrypted_log.part(span).take(), self.plain_log.part(span).take())
 
-    def remap(self, pages: PageSet, shared: PageSet) -> None:  # noqa: ARG002  # the fill hook reads memory's states
+    def remap(self, span: Span, changed: PageSet, shared: PageSet) -> None:  # noqa: ARG002  # the fill hook reads states
         """Drop what is cached, code included; the next fill follows the new page states."""
         for vcpu in self._vcpus.values():
             vcpu.request_code_flush()
 
+    # --- there is nothing but memory and vCPUs -------------------------------------------------------------------
+
+    def save(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def restore(self, state: bytes) -> None:
+        """Load `save`'s state."""
+        if state:
+            raise StreamError("the portable engine has no state of its own")
+
+    def interrupt(self, gsi: int) -> int:
+        """There are no interrupt lines."""
+        raise RefusedError(f"there is no interrupt line {gsi}: this machine has no interrupt controllers")
+
+    def save_chips(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def restore_chips(self, state: bytes) -> None:
+        """Load `save_chips`'s state."""
+        if state:
+            raise StreamError("this machine has no interrupt controllers whose state could be loaded")
+
     def _table_written(self, page: int) -> None:
         self.encrypted_log.mark(page)
+
+
+class UnicornFactory:
+    """Makes portable engines, on any host (see `sealift.silicon.engines.interface.EngineFactory`)."""
+
+    name = UnicornEngine.name
+    cbit = CBIT
+
+    def make(self, memory: GuestMemory, shape: VmShape) -> UnicornEngine:
+        """An engine for one guest."""
+        return UnicornEngine(memory, shape)

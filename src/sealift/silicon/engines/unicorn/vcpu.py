@@ -23,7 +23,7 @@ from sealift.address import PAGE_SHIFT
 from sealift.errors import InternalError
 from sealift.pageset import PageSet
 from sealift.silicon.engines.cpuid import Leaf
-from sealift.silicon.engines.interface import Hypercall, Outcome, PortIo
+from sealift.silicon.engines.interface import DeviceIo, Hypercall, Outcome
 from sealift.silicon.engines.unicorn import registers
 from sealift.silicon.engines.unicorn.halts import HLT, HaltStops
 from sealift.silicon.engines.unicorn.turn import Turn
@@ -94,8 +94,8 @@ class UnicornVcpu:
 
     # --- running -------------------------------------------------------------------------------------------------
 
-    def run(self, port_io: PortIo) -> Outcome:
-        """Enter the guest; port accesses go to `port_io` on the way."""
+    def run(self, device_io: DeviceIo) -> Outcome:
+        """Enter the guest; port accesses go to `device_io` on the way."""
         if not self.started:
             return Halt()
         while True:
@@ -109,9 +109,9 @@ class UnicornVcpu:
                 case None:
                     pass
                 case PortIn():
-                    self._complete_port_in(stopped_by.size, port_io(stopped_by))
+                    self._complete_port_in(stopped_by.size, device_io(stopped_by))
                 case PortOut():
-                    port_io(stopped_by)
+                    device_io(stopped_by)
                 case _:
                     return stopped_by
 

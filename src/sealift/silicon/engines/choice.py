@@ -1,0 +1,45 @@
+"""Which engine a platform runs guests on, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sealift.errors import InternalError, UserError, sentence
+from sealift.silicon.engines.interface import EngineFactory
+from sealift.silicon.engines.kvm.engine import KvmFactory
+from sealift.silicon.engines.kvm.usable import check
+from sealift.silicon.engines.unicorn.engine import UnicornFactory
+
+AUTO: Final = "auto"
+NAMES: Final = (AUTO, KvmFactory.name, UnicornFactory.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An engine's factory, and a sentence about why it is this one."""
+
+    factory: EngineFactory
+    reason: str
+
+
+def choose(name: str) -> Chosen:
+    """The engine of that name; with ``auto``, KVM if it passes its self-test, and the portable one otherwise.
+
+    Raises:
+        UserError: KVM was asked for and cannot be used.
+    """
+    match name:
+        case "unicorn":
+            return Chosen(UnicornFactory(), "it was asked for")
+        case "kvm":
+            check()
+            return Chosen(KvmFactory(), "it was asked for")
+        case "auto":
+            try:
+                check()
+                return Chosen(KvmFactory(), "KVM passed its self-test")
+            except UserError as error:
+                return Chosen(UnicornFactory(), sentence(error))
+        case _:
+            raise InternalError(f"there is no engine {name!r}; there are {', '.join(NAMES)}")

@@ -1,0 +1,73 @@
+"""Who is in guest mode, and how all of them are held out of it.
+
+vCPU threads enter and leave; whoever changes what the guest sees (a flip, a look at the logs) holds everybody out::
+
+    vCPU thread          entered(): inside ─── KVM_RUN ─── left
+    another thread                     held(): ask them to leave … all are out, and none enters … released
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Enterer(Protocol):
+    """Somebody who can be in guest mode."""
+
+    def leave_soon(self) -> None:
+        """Leave guest mode as soon as possible; called while it is inside, or about to be."""
+
+
+class Quiescence:
+    """Lets vCPUs into guest mode, or holds all of them out; holding is re-entrant."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside: set[Enterer] = set()
+        self._holder: int | None = None
+        self._depth = 0
+
+    def enter(self, vcpu: Enterer) -> None:
+        """Wait until nobody holds vCPUs out, then count as inside."""
+        with self._changed:
+            while self._holder is not None:
+                self._changed.wait()
+            self._inside.add(vcpu)
+
+    def left(self, vcpu: Enterer) -> None:
+        """Be out again."""
+        with self._changed:
+            self._inside.discard(vcpu)
+            self._changed.notify_all()
+
+    def nudge(self, vcpu: Enterer) -> None:
+        """Have a vCPU leave soon, if it is inside."""
+        with self._changed:
+            if vcpu in self._inside:
+                vcpu.leave_soon()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every vCPU out of guest mode; the caller is out itself."""
+        me = threading.get_ident()
+        with self._changed:
+            if self._holder != me:
+                while self._holder is not None:
+                    self._changed.wait()
+                self._holder = me
+                for vcpu in self._inside:
+                    vcpu.leave_soon()
+                while self._inside:
+                    self._changed.wait()
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._depth -= 1
+                if not self._depth:
+                    self._holder = None
+                    self._changed.notify_all()

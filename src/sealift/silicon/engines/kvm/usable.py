@@ -1,0 +1,88 @@
+"""Whether KVM can run guests here: the self-test's verdict, remembered until the machine boots anew."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from sealift.errors import UserError
+from sealift.silicon.engines.kvm.kernel import DEVICE
+
+_LIMIT_S: Final = 60.0
+"""The self-test ends by itself; this is for one whose process cannot even be ended from within."""
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_FILE_LIMIT: Final = 4096
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    """`reason` is empty if KVM can be used; it holds for one boot and one user."""
+
+    boot: str
+    reason: str
+
+
+def check(*, anew: bool = False) -> None:
+    """Whether KVM can be used here; with `anew` whatever is remembered does not count.
+
+    Raises:
+        UserError: it cannot; the message says why.
+    """
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise UserError(f"{DEVICE} {'may not be used by this user' if Path(DEVICE).exists() else 'does not exist'}")
+    verdict = None if anew else _remembered()
+    if verdict is None:
+        verdict = _Verdict(_boot(), _test())
+        _remember(verdict)
+    if verdict.reason:
+        raise UserError(f"KVM failed its self-test: {verdict.reason}")
+
+
+def _test() -> str:
+    """Why KVM is unfit; empty if it is not."""
+    command = [sys.executable, "-m", "sealift.silicon.engines.kvm.selftest"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"it has not ended after {_LIMIT_S:.0f} s"
+    if done.returncode == 0:
+        return ""
+    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    return said[-1] if said else f"it ended with status {done.returncode}"
+
+
+def _boot() -> str:
+    return _BOOT_ID.read_text().strip()
+
+
+def _path() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "sealift" / "kvm-selftest.json"
+
+
+def _remembered() -> _Verdict | None:
+    try:
+        with _path().open("rb") as file:
+            verdict = msgspec.json.decode(file.read(_FILE_LIMIT), type=_Verdict)
+    except (OSError, RuntimeError, msgspec.DecodeError):
+        return None
+    return verdict if verdict.boot == _boot() else None
+
+
+def _remember(verdict: _Verdict) -> None:
+    try:
+        path = _path()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_bytes(msgspec.json.encode(verdict))
+        new.replace(path)
+    except (OSError, RuntimeError):
+        return  # without a place to remember it, it is found out again
