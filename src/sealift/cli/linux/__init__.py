@@ -7,6 +7,6 @@
     kernels.py     a kernel and the modules it must load, in order; kept in the user's cache (cache.py)
        │
     initramfs.py   busybox, modules, a script and programs as one cpio archive (cpio.py): same inputs, same bytes
-       ├── image.py    what `sealift demo --linux` and the tests launch: guest_init.sh and linuxload; fetch.py gets its kernel
+       ├── image.py    what `sealift demo --linux` and tests launch: guest_init.sh, linuxload; fetch.py gets its kernel
        └── rig.py      a machine with a real /dev/kvm in QEMU's software emulation: rig_init.sh
 """
