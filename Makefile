@@ -3,13 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo test lint guests lock clean
+.PHONY: demo demo-linux test test-kvm lint guests lock clean
 
 demo: .venv/runtime  ## the main job: launch, attest, run, migrate alive, check; ARGS= is passed on
 	$(BIN)/sealift demo $(ARGS)
 
+demo-linux: .venv/runtime  ## the same with an unmodified Linux as guest, on KVM or in an emulated machine that has it
+	@$(BIN)/python -m sealift.cli.linux.fetch >/dev/null
+	@tests/kvm/with-kvm $(BIN)/sealift demo --linux $(ARGS)
+
 test: .venv/develop  ## all tests; ARGS= is passed on
 	$(BIN)/pytest $(ARGS)
+
+test-kvm: .venv/develop  ## the tests that need KVM, on KVM or in an emulated machine that has it
+	$(BIN)/python -m sealift.cli.linux.fetch 6.1 6.12
+	tests/kvm/with-kvm $(BIN)/pytest --needs-kvm --timeout 900 tests/kvm $(ARGS)
 
 lint: .venv/develop  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ import pytest
 
 from programs import model
 from sealift.cli.demo.chain import LedgerChain
-from sealift.cli.demo.console import ConsoleWatcher, Entry
+from sealift.cli.demo.console import ConsoleWatcher, Entry, Printed
 from sealift.errors import GuestError
 
 CHAIN = "ab" * 32
@@ -26,10 +26,10 @@ def test_another_secret_gives_another_chain() -> None:
     assert LedgerChain(0, 8, b"one").after(1) != LedgerChain(0, 8, b"two").after(1)
 
 
-def watched() -> tuple[socket.socket, ConsoleWatcher]:
+def watched() -> tuple[socket.socket, ConsoleWatcher[Printed]]:
     """A console's other end, and its watcher."""
     ours, theirs = socket.socketpair()
-    return ours, ConsoleWatcher(theirs)
+    return ours, ConsoleWatcher(theirs, Printed())
 
 
 def test_whole_lines_count_and_lines_cut_by_a_move_do_not() -> None:
@@ -46,7 +46,7 @@ def test_whole_lines_count_and_lines_cut_by_a_move_do_not() -> None:
 def test_a_fault_ends_every_wait_even_when_its_line_was_cut() -> None:
     console, watcher = watched()
     console.sendall(b"edger FAULT 0 stale page 3\n")
-    with pytest.raises(GuestError, match="memory damaged: edger FAULT 0 stale page 3"):
+    with pytest.raises(GuestError, match="damage: edger FAULT 0 stale page 3"):
         watcher.wait("it came", lambda _: False, 20)
     console.close()
     watcher.close()

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from sealift.errors import UserError
-from sealift.guest.programs import program, program_names, startup_blob
+from sealift.guest.programs import linux_program, program, program_names, startup_blob
 from sealift.launch.secrets import GUEST_GUID
 
 SOURCES = Path(str(files("sealift.guest.programs")))
-OUTPUTS = ("startup.bin", "ledger.elf", "idle.elf")
+OUTPUTS = ("startup.bin", "ledger.elf", "idle.elf", "linuxload")
 
 
 def tools(provenance: Path) -> list[str]:
@@ -57,7 +57,7 @@ def test_a_rebuild_by_the_recorded_tools_gives_the_committed_bytes(tmp_path: Pat
 
 def test_the_bytes_depend_neither_on_the_folder_nor_on_the_build(tmp_path: Path) -> None:
     copy = tmp_path / "a copy of the sources"
-    shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("*.elf", "*.bin", "PROVENANCE.md"))
+    shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("*.elf", "*.bin", "linuxload", "PROVENANCE.md"))
     build(SOURCES, tmp_path / "one")
     build(copy, tmp_path / "other")
     for name in OUTPUTS:
@@ -72,5 +72,6 @@ def test_programs_are_found_by_name() -> None:
         program("nothing")
 
 
-def test_the_ledger_knows_the_guid_under_which_owners_plant_data() -> None:
+def test_guests_know_the_guid_under_which_owners_plant_data() -> None:
     assert GUEST_GUID.bytes_le in program("ledger")
+    assert GUEST_GUID.bytes_le in linux_program()

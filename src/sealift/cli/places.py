@@ -9,6 +9,8 @@
     │   └── tokens/NAME.token       what settles a migration to here whose source was lost
     ├── manufacturer/               who endorses chips in AMD's place
     └── owner/                      the local guest owner
+
+What can be fetched or made again is under $XDG_CACHE_HOME/sealift/, ~/.cache/sealift by default.
 """
 
 from __future__ import annotations
@@ -21,10 +23,18 @@ from pathlib import Path
 
 def state_directory() -> Path:
     """The user's directory of this program (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_STATE_HOME", "")
+    return _base("XDG_STATE_HOME", ".local/state") / "sealift"
+
+
+def cache_directory() -> Path:
+    """The user's directory of what this program can get again."""
+    return _base("XDG_CACHE_HOME", ".cache") / "sealift"
+
+
+def _base(variable: str, default: str) -> Path:
+    base = os.environ.get(variable, "")
     # The specification has relative paths ignored.
-    root = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state"
-    return root / "sealift"
+    return Path(base) if Path(base).is_absolute() else Path.home() / default
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="How pages leave the guest's migration handler; the mailbox is the RFC's, one page at a time.",
 )
+@click.option("--linux", is_flag=True, help="With an unmodified Linux as guest; this needs a usable /dev/kvm.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on the last line.")
-def command(memory: int, payload: Path | None, transfer: str, *, as_json: bool) -> int:
+def command(memory: int, payload: Path | None, transfer: str, *, linux: bool, as_json: bool) -> int:
     """Show the main job with real processes: two hosts, an owner, and a guest with a secret.
 
     The guest is launched, proved to its owner and moved while it runs; then everything that a VMM or the network
@@ -48,8 +49,13 @@ def command(memory: int, payload: Path | None, transfer: str, *, as_json: bool) 
     from sealift.cli.demo.screen import Screen
     from sealift.errors import SealiftError, sentence
 
+    if linux and payload is not None:
+        raise click.UsageError("--payload is for the built-in guest; Linux has a program of its own")
+    screen = Screen(sys.stderr if as_json else sys.stdout)
     try:
-        report = _demonstrate(Screen(sys.stderr if as_json else sys.stdout), memory, payload, transfer)
+        report = (
+            _demonstrate_linux(screen, memory, transfer) if linux else _demonstrate(screen, memory, payload, transfer)
+        )
     except SealiftError as error:
         if as_json:
             click.echo(msgspec.json.encode({"ok": False, "error": sentence(error)}).decode())
@@ -60,10 +66,26 @@ def command(memory: int, payload: Path | None, transfer: str, *, as_json: bool) 
 
 
 def _demonstrate(screen: Screen, memory: int, payload: Path | None, transfer: str) -> Report:
+    from sealift.cli.demo.ledger import LedgerPart
     from sealift.cli.demo.stage import Stage
     from sealift.cli.demo.story import Story
     from sealift.cli.scratch import scratch
     from sealift.wire.handover import Transfer
 
     with scratch("demo") as place:
-        return Story(Stage(place, memory, payload, Transfer(transfer)), screen).tell()
+        stage = Stage(place)
+        return Story(stage, LedgerPart(stage, memory, payload, Transfer(transfer)), screen).tell()
+
+
+def _demonstrate_linux(screen: Screen, memory: int, transfer: str) -> Report:
+    from sealift.cli.demo.linux import LinuxPart
+    from sealift.cli.demo.stage import Stage
+    from sealift.cli.demo.story import Story
+    from sealift.cli.linux.image import linux_image
+    from sealift.cli.scratch import scratch
+    from sealift.wire.handover import Transfer
+
+    with scratch("demo") as place:
+        stage = Stage(place)
+        part = LinuxPart(stage, memory, linux_image(place.path), Transfer(transfer))
+        return Story(stage, part, screen).tell()

@@ -1,4 +1,4 @@
-"""What a ledger guest prints on one host's console."""
+"""What a guest prints on one host's console: how it is watched, and what a ledger's lines mean."""
 
 from __future__ import annotations
 
@@ -8,14 +8,33 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, Protocol, Self, TypeVar
 
 from sealift.errors import GuestError
 
 _READ_SIZE: Final = 64 * 1024
 _PAYLOAD: Final = re.compile(r"payload sha256 ([0-9a-f]{64})")
 _ENTRY: Final = re.compile(r"ledger (\d+) (\d+) ([0-9a-f]{64})")
-_FAULT: Final = "FAULT"
+FAULT: Final = "FAULT"
+"""In every line of a guest that found damage."""
+
+
+class Lines(Protocol):
+    """What a kind of guest printed so far.
+
+    Lines that the move cut in two appear as no whole line on either host and are left out, but for faults.
+    """
+
+    faults: list[str]
+
+    def take(self, line: str) -> None:
+        """Another line."""
+
+    def copy(self) -> Self:
+        """The same, to keep."""
+
+
+P = TypeVar("P", bound=Lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +48,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Printed:
-    """What was printed so far.
-
-    Lines that the move cut in two appear as no whole line on either host and are left out, but for faults.
+    """`Lines` of a ledger.
 
     Attributes:
         payload: digests of the payload, in order.
@@ -49,7 +66,7 @@ class Printed:
             self.payload.append(match[1])
         elif match := _ENTRY.fullmatch(line):
             self.entries.append(Entry(int(match[1]), int(match[2]), match[3]))
-        elif _FAULT in line:
+        elif FAULT in line:
             self.faults.append(line)
 
     def updates(self, vcpus: int) -> tuple[int, ...]:
@@ -57,25 +74,29 @@ class Printed:
         last = {entry.vcpu: entry.updates for entry in self.entries}
         return tuple(last.get(vcpu, 0) for vcpu in range(vcpus))
 
+    def copy(self) -> Printed:
+        """The same, to keep."""
+        return Printed(list(self.payload), list(self.entries), list(self.faults))
 
-class ConsoleWatcher:
-    """Reads a guest's console socket in a thread, until it ends."""
 
-    def __init__(self, sock: socket.socket) -> None:
+class ConsoleWatcher(Generic[P]):
+    """Reads a guest's console socket in a thread, until it ends; `printed` takes the lines."""
+
+    def __init__(self, sock: socket.socket, printed: P) -> None:
         self._sock = sock
-        self._printed = Printed()
+        self._printed = printed
         self._ended = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, name="console", daemon=True)
         self._thread.start()
 
     @property
-    def printed(self) -> Printed:
+    def printed(self) -> P:
         """A copy of what was printed so far."""
         with self._changed:
-            return self._copy()
+            return self._printed.copy()
 
-    def wait(self, what: str, until: Callable[[Printed], bool], patience_s: float) -> Printed:
+    def wait(self, what: str, until: Callable[[P], bool], patience_s: float) -> P:
         """Wait for the guest to have printed something; what it has printed by then.
 
         Raises:
@@ -84,9 +105,9 @@ class ConsoleWatcher:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._printed.faults or until(self._printed), patience_s)
             if self._printed.faults:
-                raise GuestError(f"the guest found its memory damaged: {self._printed.faults[0]}")
+                raise GuestError(f"the guest found damage: {self._printed.faults[0]}")
             if until(self._printed):
-                return self._copy()
+                return self._printed.copy()
             how = "ended" if self._ended else f"took more than {patience_s:.0f} s"
             raise GuestError(f"the guest {how} before {what}")
 
@@ -96,9 +117,6 @@ class ConsoleWatcher:
             self._sock.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._sock.close()
-
-    def _copy(self) -> Printed:
-        return Printed(list(self._printed.payload), list(self._printed.entries), list(self._printed.faults))
 
     def _read(self) -> None:
         rest = b""

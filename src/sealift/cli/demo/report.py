@@ -57,6 +57,39 @@ class GuestReport(msgspec.Struct, frozen=True):
         return len(digests) == 1 and went_on and self.chain_verified and not self.faults
 
 
+class LinuxGuestReport(msgspec.Struct, frozen=True):
+    """What a Linux guest itself said.
+
+    Attributes:
+        kernel: its release.
+        memory_encryption_line: what its kernel said of memory encryption.
+        vcpus: how many it has.
+        secret_bytes: of the owner's secret, which it copied into every page of its working sets.
+        counter_before: pages verified and overwritten, as last reported on the source,
+        counter_after: and on the target.
+        disk_before: blocks of its disk likewise, on the source,
+        disk_after: and on the target.
+        faults: damage to memory, disk or clocks that it noticed.
+    """
+
+    kernel: str
+    memory_encryption_line: str
+    vcpus: int
+    secret_bytes: int
+    counter_before: int
+    counter_after: int
+    disk_before: int
+    disk_after: int
+    faults: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ran encrypted, with its secret, and lost nothing."""
+        went_on = self.counter_after > self.counter_before > 0 and self.disk_after > self.disk_before > 0
+        encrypted = "AMD SEV" in self.memory_encryption_line and self.secret_bytes > 0
+        return bool(self.kernel) and encrypted and went_on and not self.faults
+
+
 class SecrecyReport(msgspec.Struct, frozen=True):
     """The search for the planted secret.
 
@@ -87,7 +120,7 @@ class Report(msgspec.Struct, frozen=True):
     engine: str
     launch: LaunchReport
     migration: MigrationReport
-    guest: GuestReport
+    guest: GuestReport | LinuxGuestReport
     secrecy: SecrecyReport
 
     @classmethod
@@ -96,7 +129,7 @@ class Report(msgspec.Struct, frozen=True):
         engine: str,
         launch: LaunchReport,
         migration: MigrationReport,
-        guest: GuestReport,
+        guest: GuestReport | LinuxGuestReport,
         secrecy: SecrecyReport,
     ) -> Report:
         """Judge the parts."""

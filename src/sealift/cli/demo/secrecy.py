@@ -11,6 +11,7 @@ target_ring_in          records on their way to the handler         the migratio
 target_ring_out         nothing in this migration                   cannot be planted: it must be all zeros
 wire                    every byte from source to target            the marker, in shared pages
 wire_back               every byte from target to source            the migration's id, in the handover's tokens
+disk                    the image of a Linux guest's disk           the marker, which the guest writes to it
 ======================  ==========================================  =============================================
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from sealift.cli.demo.needles import Needle, Piece, forms_of, search
@@ -59,10 +61,14 @@ class Hunt:
     migration: bytes
 
 
-def hunt(planted: Hunt, source: VmmProcess, target: VmmProcess, relay: RecordingRelay) -> SecrecyReport:
+def hunt(
+    planted: Hunt, source: VmmProcess, target: VmmProcess, relay: RecordingRelay, disk: Path | None
+) -> SecrecyReport:
     """Search everything that a VMM or the network could see. The processes stand still meanwhile."""
     with source.frozen(), target.frozen():
         places = _places(planted, source.pid, target.pid, relay)
+        if disk is not None:
+            places.append(Place("disk", RecordedFile(disk), Needle("marker", planted.marker.encode())))
         unused = {"target_ring_out": Memfd(target.pid, RING_OUT)}
         for name, ring in unused.items():
             if not ring.is_zero():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sealift.cli.demo.report import GuestReport, LaunchReport, MigrationReport, Report, SecrecyReport
+from sealift.cli.demo.report import GuestReport, LaunchReport, LinuxGuestReport, MigrationReport, Report, SecrecyReport
 from sealift.cli.demo.screen import Outcome
 from sealift.cli.vmm_process import MigrationState
 
@@ -13,6 +13,7 @@ HEADING: Final = "A confidential guest moves from host-a to host-b, alive and un
 NEXT: Final = (
     ("sealift demo --transfer mailbox", "the same through the RFC's mailbox, one page a request"),
     ("sealift demo --payload FILE --json", "with a file of your own inside, and a report for programs"),
+    ("make demo-linux", "the same with an unmodified Linux on KVM"),
     ("sealift run --name one", "a guest of your own; then sealift ps, console, migrate"),
     ("sealift bench migrate --size 1G", "how fast this machine moves sealed memory"),
 )
@@ -51,6 +52,25 @@ def counting(updates: tuple[int, ...], working_set: int) -> Outcome:
     )
 
 
+def booted(kernel: str, encryption: str, vcpus: int) -> Outcome:
+    """After Linux has booted."""
+    return Outcome(
+        ok="AMD SEV" in encryption,
+        headline=f"Linux {kernel} on {_many(vcpus, 'vCPU')}",
+        meaning=f"Its own words: {encryption or 'none about memory encryption'}.",
+    )
+
+
+def watching(counter: int, disk: int, working_set: int) -> Outcome:
+    """After Linux's program has filled its working sets."""
+    return Outcome(
+        ok=True,
+        headline=f"{counter:,} pages and {disk:,} disk blocks verified and overwritten, the secret in every page",
+        meaning=f"On each vCPU a process walks {working_set:,} pages; another one writes and verifies a virtio disk; "
+        "all of them watch that no clock goes back.",
+    )
+
+
 def progress(state: MigrationState) -> str:
     """While the guest moves."""
     pages = state.pages.private_pages + state.pages.shared_pages
@@ -84,6 +104,18 @@ def went_on(guest: GuestReport) -> Outcome:
         ok=guest.ok,
         headline=f"from {guest.ledger_before:,} to {guest.ledger_after:,} updates, {guest.faults} faults",
         meaning=meaning,
+    )
+
+
+def linux_went_on(guest: LinuxGuestReport) -> Outcome:
+    """After Linux verified what it brought."""
+    return Outcome(
+        ok=guest.ok,
+        headline=f"from {guest.counter_before:,} to {guest.counter_after:,} pages, from {guest.disk_before:,} to "
+        f"{guest.disk_after:,} disk blocks, {_many(guest.faults, 'fault')}",
+        meaning="No page or block was lost, stale or mixed up, and no clock went back."
+        if guest.ok
+        else "It was not encrypted, had no secret, stood still or found damage.",
     )
 
 

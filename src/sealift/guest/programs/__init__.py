@@ -4,6 +4,8 @@
 
 - ``ledger`` verifies its memory as it goes and prints a hash chain; it notices what a migration loses;
 - ``idle`` says that it runs and halts.
+
+``linuxload`` is none of them: a program under Linux, which watches its memory, its disk and its clocks.
 """
 
 from __future__ import annotations
@@ -14,12 +16,18 @@ from typing import Final
 from sealift.errors import UserError
 
 _STARTUP: Final = "startup.bin"
+_LINUX_PROGRAM: Final = "linuxload"
 _SUFFIX: Final = ".elf"
 
 
 def startup_blob() -> bytes:
     """The start-up code, for `sealift.launch.image.GuestRecipe`."""
     return files(__name__).joinpath(_STARTUP).read_bytes()
+
+
+def linux_program() -> bytes:
+    """The program for Linux guests, a static executable."""
+    return files(__name__).joinpath(_LINUX_PROGRAM).read_bytes()
 
 
 def program_names() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ LDFLAGS := -nostdlib -static -no-pie \
 
 RUNTIME := runtime.c sha256.c
 HEADERS := machine.h runtime.h sha256.h pages.h
-PROGRAMS := $(OUT)/startup.bin $(OUT)/ledger.elf $(OUT)/idle.elf
+PROGRAMS := $(OUT)/startup.bin $(OUT)/ledger.elf $(OUT)/idle.elf $(OUT)/linuxload
 
 all: $(PROGRAMS) $(OUT)/PROVENANCE.md
 
@@ -30,6 +30,11 @@ $(OUT)/ledger.elf: ledger.c pages.c flips.c content.c $(RUNTIME) $(HEADERS) flip
 
 $(OUT)/idle.elf: idle.c $(RUNTIME) $(HEADERS) kernel.ld build.mk
 	$(CC) $(CFLAGS) $(LDFLAGS) -T kernel.ld -o $@ idle.c $(RUNTIME)
+	chmod 644 $@
+
+# Runs under Linux, so Linux chooses where it lies. Of the runtime it takes what needs no ports.
+$(OUT)/linuxload: linuxload.c linux.h content.c content.h runtime.c $(HEADERS) build.mk
+	$(CC) $(CFLAGS) -ffunction-sections $(LDFLAGS) -Wl,--gc-sections,-s -o $@ linuxload.c content.c runtime.c
 	chmod 644 $@
 
 # What built the committed outputs; the test compares bytes only under the same versions.
