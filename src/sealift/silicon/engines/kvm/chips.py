@@ -9,7 +9,7 @@ import msgspec
 
 from sealift.errors import StreamError
 from sealift.silicon.engines.kvm import abi
-from sealift.silicon.engines.kvm.kernel import ask, fetch, give
+from sealift.silicon.engines.kvm.kernel import ask, ask_wide, fetch, give
 from sealift.silicon.engines.kvm.state import load
 from sealift.wire.packed import unpack
 
@@ -37,7 +37,7 @@ class Chips:
     def __init__(self, vm: int) -> None:
         self._vm = vm
         self._interrupts: dict[int, int] = {}
-        ask(vm, abi.SET_TSS_ADDR, _TSS_ADDRESS)
+        ask_wide(vm, abi.SET_TSS_ADDR, _TSS_ADDRESS)
         ask(vm, abi.CREATE_IRQCHIP)
         # Port 0x61, by which Linux calibrates its clocks, belongs to the timer.
         give(vm, abi.CREATE_PIT2, abi.PitConfig(flags=abi.PIT_SPEAKER_DUMMY))

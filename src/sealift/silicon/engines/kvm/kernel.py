@@ -19,6 +19,8 @@ _NEEDED: Final = {
     abi.CAP_EXIT_HYPERCALL: "hypercall exits (KVM_CAP_EXIT_HYPERCALL)",
 }
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 S = TypeVar("S", bound=ctypes.Structure)
 
 
@@ -29,6 +31,17 @@ def ask(fd: int, request: int, argument: int = 0) -> int:
         OSError: the kernel refuses; InterruptedError: a signal came.
     """
     return fcntl.ioctl(fd, request, argument)
+
+
+def ask_wide(fd: int, request: int, argument: int) -> None:
+    """An ioctl with a number of up to 64 bits; Python's own takes 31.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    if _libc.ioctl(fd, ctypes.c_ulong(request), ctypes.c_ulong(argument)) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def give(fd: int, request: int, value: ctypes.Structure) -> int:
