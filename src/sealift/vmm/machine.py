@@ -69,8 +69,8 @@ class Machine:
         self.serial = Serial(console.transmit)
         self.bus = PortBus((self.serial, PausePort(self._rest)))
         self._run_state = RunStateMachine(RunState.PRELAUNCH, listener)
-        channels = [platform.create_vcpu(index) for index in range(vcpus)]
-        self.vcpus = VcpuSet(channels, lambda index: platform.do(Kick(index)), self)
+        links = [platform.create_vcpu(index) for index in range(vcpus)]
+        self.vcpus = VcpuSet(links, lambda index: platform.do(Kick(index)), self)
 
     # --- run state -----------------------------------------------------------------------------------------------
 
@@ -161,6 +161,13 @@ class Machine:
         """A port output."""
         with self._device_lock:
             self.bus.write(port, size, value)
+
+    def mmio_read(self, address: int, size: int) -> int:  # noqa: ARG002  # nothing is there
+        """Data for a read from where there is no RAM: as from a bus that nobody drives."""
+        return (1 << 8 * size) - 1
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        """A write to where there is no RAM: lost."""
 
     def page_state_changed(self, gpa: int, pages: int, *, encrypted: bool) -> None:
         """The guest declared pages private or shared, and the platform acted on it."""
