@@ -47,12 +47,16 @@ PATIENCE_NS: Final = 100_000 if host.machine() in ("x86_64", "AMD64") else 0
 """How long an end looks before it sleeps: about what waking it costs on a virtual machine (two such wake-ups made a
 round trip of 50 to 90 us there). So waiting in vain costs no more than sleeping at once would have, twice."""
 
-_LOSS_NS: Final = 500
-"""What looking in vain may cost a message, in the long run: after each time that it was in vain again, an end sleeps
-at once for more messages, until it has made up for what was lost. On a machine with more to do than it has processors
-it loses milliseconds at a time, to whoever else runs; then it hardly looks any more."""
+_SAVED_NS: Final = 5_000
+"""What a message costs less that was found by looking, at least: two system calls and a change of processes."""
 
-_REST_GROWTH: Final = 8
+_PAID_BACK_NS: Final = 500
+"""What each message that an end sleeps for pays back of what looking in vain has cost: so much it costs a message in
+the long run. Where more wants to run than there are processors, milliseconds are lost at a time, to whoever else runs;
+there an end hardly looks any more."""
+
+_CREDIT_NS: Final = 1_000_000
+"""What may be lost before an end stops looking: a guest that computes for a while between its accesses loses little."""
 
 _AREA_SIZE: Final = 2 * PAGE_SIZE
 _NUMBER: Final = 0
@@ -133,6 +137,7 @@ class ExitLink(Generic[Incoming, Outgoing]):
         patience_ns: int = PATIENCE_NS,
     ) -> None:
         self._sock = parts.sock
+        self._recv, self._send = parts.sock.recv, parts.sock.send
         self._patience_ns = patience_ns
         self._layouts = layouts
         self._encoder = msgspec.msgpack.Encoder()
@@ -144,9 +149,9 @@ class ExitLink(Generic[Incoming, Outgoing]):
         pages = memory[:PAGE_SIZE], memory[PAGE_SIZE:]
         self._ours, self._theirs = pages[page], pages[1 - page]
         self._our_words, self._their_words = self._ours.cast("Q"), self._theirs.cast("Q")
-        self._our_words[_ASLEEP] = not patience_ns
+        self._our_words[_ASLEEP] = self._asleep = not patience_ns
         self._sent = self._received = 0
-        self._rest = self._resting = 0
+        self._balance_ns = _CREDIT_NS  # of what looking has saved and cost
         self._barrier = threading.Lock()
 
     def send(self, message: Outgoing) -> None:
@@ -177,7 +182,7 @@ class ExitLink(Generic[Incoming, Outgoing]):
         number, words = self._received + 1, self._their_words
         if not self._patience_ns:
             self._hear()
-        elif words[_NUMBER] != number and not self._resting:
+        elif words[_NUMBER] != number and self._balance_ns >= 0:
             self._look(number)
         if words[_NUMBER] != number:
             self._sleep(number)
@@ -196,7 +201,7 @@ class ExitLink(Generic[Incoming, Outgoing]):
     # --- waiting -------------------------------------------------------------------------------------------------
 
     def _look(self, number: int) -> None:
-        """Look for the message for a while; when that took too long, do not do it again for some messages."""
+        """Look for the message for a while, and keep account of whether that is worth it."""
         words, clock = self._their_words, time.monotonic_ns
         begun, took = clock(), 0
         while words[_NUMBER] != number and took <= self._patience_ns:
@@ -204,24 +209,26 @@ class ExitLink(Generic[Incoming, Outgoing]):
             os.sched_yield()
             took = clock() - begun
         if took <= self._patience_ns:
-            self._rest //= 2
+            self._balance_ns = min(self._balance_ns + _SAVED_NS, _CREDIT_NS)
         else:
-            self._rest = min(_REST_GROWTH * self._rest + 1, took // _LOSS_NS)
-            self._resting = self._rest
+            self._balance_ns -= took
 
     def _sleep(self, number: int) -> None:
-        self._resting = max(0, self._resting - 1)
-        self._our_words[_ASLEEP] = 1
-        with self._barrier:
-            pass
+        """Wait for the bell; who is not going to look at the next message either stays marked as asleep."""
+        if not self._asleep:
+            self._our_words[_ASLEEP] = self._asleep = True
+            with self._barrier:
+                pass
         while self._their_words[_NUMBER] != number:
             self._hear()
-        self._our_words[_ASLEEP] = not self._patience_ns
+        self._balance_ns = min(self._balance_ns + _PAID_BACK_NS, _CREDIT_NS)
+        if self._balance_ns >= 0 and self._patience_ns:
+            self._our_words[_ASLEEP] = self._asleep = False
 
     def _hear(self) -> None:
         """Wait for the bell, and take all that it was rung."""
         try:
-            bells = self._sock.recv(_BELLS)
+            bells = self._recv(_BELLS)
         except OSError as error:
             raise LostError(f"the other process is gone ({error.strerror})") from error
         if not bells:
@@ -229,7 +236,7 @@ class ExitLink(Generic[Incoming, Outgoing]):
 
     def _wake(self) -> None:
         try:
-            self._sock.send(_BELL, _RING_ONLY)
+            self._send(_BELL, _RING_ONLY)
         except BlockingIOError:
             return  # more bells than it has heard: it cannot miss this one
         except OSError as error:
