@@ -9,10 +9,11 @@ from collections.abc import Callable
 import pytest
 
 from harness import Sealift
+from sealift.cli.bench.exits import ExitsResult
 from sealift.cli.bench.idle import cpu_s, peak_bytes
 from sealift.cli.bench.migrate import MigrateResult
 from sealift.cli.bench.pipe import RECORD_PAGES, raw_pipe, whole_records
-from sealift.cli.bench.show import show_migration
+from sealift.cli.bench.show import show_exits, show_migration
 
 
 def test_the_raw_pipe_moves_whole_records() -> None:
@@ -37,6 +38,27 @@ def test_runs_and_medians_are_shown_in_columns() -> None:
     assert lines[3].split() == ["raw", "pipe", "4.00", "GB/s", "4.00", "GB/s", "5.00", "GB/s", "4.00", "GB/s"]
     assert len({len(line) for line in lines[2:6]}) == 1
     assert "0.50 of the raw pipe" in lines[-1]
+
+
+def test_where_the_time_of_an_exit_goes_is_shown() -> None:
+    shown = show_exits(
+        ExitsResult(20_000, "unicorn", 8e-6, 4e-6, 24e-6, 0.5, 3.0, [8e-6, 9e-6], [4e-6, 3e-6], [24e-6, 30e-6])
+    )
+    lines = shown.splitlines()
+    assert "engine unicorn" in lines[0]
+    assert lines[3].split() == ["bare", "ping-pong", "8.0", "us", "9.0", "us", "8.0", "us"]
+    assert len({len(line) for line in lines[2:6]}) == 1
+    assert "0.50 of the bare ping-pong" in shown
+    assert "20.0 us are the engine's" in lines[-1]
+
+
+def test_exits_are_measured_three_ways(sealift: Callable[..., Sealift]) -> None:
+    bench = sealift("bench", "exits", "--exits", "100", "--runs", "2", "--json")
+    assert bench.process.wait(100) == 0, bench.report()
+    result = json.loads(bench.stdout.finish())
+    assert result["ratio"] == pytest.approx(result["link_s"] / result["socket_s"])
+    assert result["guest_s"] > result["link_s"] / 10
+    assert len(result["socket_runs"]) == len(result["link_runs"]) == len(result["guest_runs"]) == 2
 
 
 @pytest.mark.timeout(300)

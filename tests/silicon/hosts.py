@@ -20,7 +20,7 @@ from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
 from sealift.wire import handler as handler_wire
 from sealift.wire import platform as wire
-from sealift.wire.channel import Channel
+from sealift.wire.exits import VmmEnd
 from sealift.wire.token import TokenKind
 
 from . import board
@@ -41,7 +41,7 @@ class Host:
     """A platform process and what its VMM holds of it."""
 
     platform: Platform
-    vcpu: Channel[wire.Exit, wire.Run] | None = None
+    vcpu: VmmEnd | None = None
     memory: SharedMemory | None = None
     measure: bytes = b""
     handler: HandlerClient | None = None
@@ -130,8 +130,7 @@ class Host:
         """Ask the vCPU to run; what it answers first."""
         assert self.vcpu is not None
         self.vcpu.send(wire.Run())
-        answer, _ = self.vcpu.receive()
-        return answer
+        return self.vcpu.receive()
 
 
 def _table(first: int) -> bytes:

@@ -17,7 +17,7 @@ from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.guest_access import GuestMachine, MonotonicClock, guest_access
 from sealift.silicon.process.hypercalls import KVM_HC_MAP_GPA_RANGE, carry_out
 from sealift.silicon.process.vcpu_service import VcpuService
-from sealift.wire.channel import socket_pair
+from sealift.wire.exits import exit_link
 from sealift.wire.platform import Halt, Phase
 from sealift.wire.record import MAX_RECORD
 from sealift.wire.token import TokenKind
@@ -87,9 +87,9 @@ class Side:
         self.board = Board(kind, VCPUS)
         self.memory = self.board.memory
         self.gate = RunGate(lambda: Phase.RUNNING)
-        self._sockets = [socket_pair() for _ in range(VCPUS)]
+        self._links = [exit_link() for _ in range(VCPUS)]
         self.services = {
-            index: VcpuService(vcpu, self._sockets[index][0], self.memory, self.gate)
+            index: VcpuService(vcpu, self._links[index][0], self.memory, self.gate)
             for index, vcpu in enumerate(self.board.vcpus)
         }
         machine = GuestMachine(self.memory, self.gate, self.board.engine, self.services, self._renew)
@@ -98,10 +98,10 @@ class Side:
             self.gate.bar()
 
     def close(self) -> None:
-        """Let go of the sockets."""
-        for pair in self._sockets:
-            for sock in pair:
-                sock.close()
+        """Let go of the links."""
+        for ours, theirs in self._links:
+            ours.close()
+            theirs.close()
 
     def _renew(self, index: int) -> None:
         self.services[index].vcpu = self.board.vcpus[index] = self.board.engine.create_vcpu(index)

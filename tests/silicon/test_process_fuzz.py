@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,11 +23,12 @@ from sealift.errors import FirmwareError, RefusedError, SealError, SealiftError,
 from sealift.wire import handler as handler_wire
 from sealift.wire import platform as wire
 from sealift.wire.channel import MESSAGE_LIMIT, Channel
+from sealift.wire.exits import VmmEnd
 from sealift.wire.packed import UNDECODABLE
 from sealift.wire.platform import Phase
 
 from .code import HLT, forever, inc, port_in
-from .hosts import RECIPE, Host, Hosts, exchange_keys, hosts_in, migrating
+from .hosts import RECIPE, SMALL, Host, Hosts, exchange_keys, hosts_in, migrating
 
 PATIENCE_S = 20.0
 
@@ -70,7 +72,7 @@ def control(host: Host) -> Channel[wire.Reply, wire.Message]:
     return host.platform._channel
 
 
-def vcpu_of(host: Host) -> Channel[wire.Exit, wire.Run]:
+def vcpu_of(host: Host) -> VmmEnd:
     assert host.vcpu is not None
     return host.vcpu
 
@@ -125,52 +127,123 @@ def test_rubbish_on_the_control_socket_is_answered_and_changes_nothing(running: 
     assert running.platform.status().phase is Phase.RUNNING
 
 
-@settings(max_examples=100, deadline=None)
-@given(data=rubbish.filter(lambda data: not is_message(data, wire.Run)))
-def test_rubbish_on_a_vcpu_socket_is_answered_and_runs_nothing(running: Host, data: bytes) -> None:
-    before = running.platform.registers(0)
-    raw(vcpu_of(running)).send(data)
-    assert isinstance(vcpu_of(running).receive()[0], wire.Failed)
-    assert running.platform.registers(0) == before
-    assert running.run() == wire.Halt()
-
-
-@pytest.mark.parametrize("data", [b"\xff" * 9, *OTHER_MESSAGES[:2], DEEP])
-def test_rubbish_in_the_middle_of_a_port_access_does_not_complete_it(hosts: Hosts, data: bytes) -> None:
-    host = hosts.start()
-    host.launch_code(port_in(1) + inc("rbx") + HLT, rdx=0x80)
-    assert host.run() == wire.PortIn(0x80, 1)
-    raw(vcpu_of(host)).send(data)
-    assert isinstance(vcpu_of(host).receive()[0], wire.Failed)
-    vcpu_of(host).send(wire.Run(data=0x42))
-    assert vcpu_of(host).receive()[0] == wire.Halt()
-    registers = host.platform.registers(0)
-    assert registers.general[:2] == (0x42, 1)
-
-
 @pytest.mark.parametrize("size", [MESSAGE_LIMIT + 1, 2 * MESSAGE_LIMIT])
-def test_a_message_over_the_limit_is_refused_on_every_socket(running: Host, size: int) -> None:
-    for channel in (control(running), vcpu_of(running)):
-        raw(channel).send(b"\xc4" * size)
-        reply = channel.receive()[0]
-        assert isinstance(reply, wire.Failed)
-        assert "over the limit" in reply.reason
+def test_a_message_over_the_limit_is_refused(running: Host, size: int) -> None:
+    raw(control(running)).send(b"\xc4" * size)
+    reply = control(running).receive()[0]
+    assert isinstance(reply, wire.Failed)
+    assert "over the limit" in reply.reason
     assert_alive(running)
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 200])
 def test_descriptors_sent_along_are_refused_and_closed(running: Host, count: int) -> None:
     before = descriptors(running)
-    kick, run = (msgspec.msgpack.encode(message) for message in (wire.Kick(0), wire.Run()))
+    kick = msgspec.msgpack.encode(wire.Kick(0))
     with open(os.devnull, "rb") as file:  # noqa: PTH123  # a descriptor is what is wanted
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fileno()] * count))]
-        for channel, message in ((control(running), kick), (vcpu_of(running), run)):
-            raw(channel).sendmsg([message], rights)
-            reply = channel.receive()[0]
-            assert isinstance(reply, wire.Failed)
-            assert "descriptors" in reply.reason
+        raw(control(running)).sendmsg([kick], rights)
+    reply = control(running).receive()[0]
+    assert isinstance(reply, wire.Failed)
+    assert "descriptors" in reply.reason
     assert_alive(running)
     assert descriptors(running) == before
+
+
+# --- rubbish in the memory that a vCPU's messages lie in ------------------------------------------------------------
+
+RUN = 1
+"""The one kind of message that a VMM has for a vCPU."""
+NUMBER, MESSAGE = 0, 128
+
+no_runs = st.one_of(
+    st.binary(min_size=1, max_size=200),
+    st.sampled_from([b"\0" + (1 << 63).to_bytes(8, "little"), b"\0" * 200, b"\xff" * 200]),
+    st.sampled_from([b"\0" + len(packed).to_bytes(8, "little") + packed for packed in OTHER_MESSAGES]),
+).filter(lambda data: data[0] != RUN)
+
+
+def say(link: VmmEnd, data: bytes) -> wire.Exit:
+    """Say something else than Run to a vCPU; its answer."""
+    link._ours[MESSAGE : MESSAGE + len(data)] = data
+    link._sent += 1
+    link._our_words[NUMBER] = link._sent
+    link._wake()
+    return link.receive()
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=no_runs)
+def test_rubbish_instead_of_run_is_answered_and_runs_nothing(running: Host, data: bytes) -> None:
+    before = running.platform.registers(0)
+    assert isinstance(say(vcpu_of(running), data), wire.Failed)
+    assert running.platform.registers(0) == before
+    assert running.run() == wire.Halt()
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 9, b"\0" * 9, b"\0" * 8 + b"\x80" + DEEP[:3000]])
+def test_rubbish_in_the_middle_of_a_port_access_does_not_complete_it(hosts: Hosts, data: bytes) -> None:
+    host = hosts.start()
+    host.launch_code(port_in(1) + inc("rbx") + HLT, rdx=0x80)
+    assert host.run() == wire.PortIn(0x80, 1)
+    assert isinstance(say(vcpu_of(host), data), wire.Failed)
+    vcpu_of(host).send(wire.Run(data=0x42))
+    assert vcpu_of(host).receive() == wire.Halt()
+    registers = host.platform.registers(0)
+    assert registers.general[:2] == (0x42, 1)
+
+
+@pytest.mark.parametrize("bells", [1, 63, 64, 65, 4096])
+def test_bells_without_a_message_run_nothing(running: Host, bells: int) -> None:
+    before = running.platform.registers(0)
+    vcpu_of(running)._sock.sendall(b"?" * bells)
+    assert running.platform.registers(0) == before
+    assert running.run() == wire.Halt()
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_descriptors_sent_along_with_a_bell_are_closed(running: Host, count: int) -> None:
+    before = descriptors(running)
+    with open(os.devnull, "rb") as file:  # noqa: PTH123  # a descriptor is what is wanted
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fileno()] * count))]
+        vcpu_of(running)._sock.sendmsg([b"?"], rights)
+    for _ in range(3):
+        assert running.run() == wire.Halt()
+    assert_alive(running)
+    assert descriptors(running) == before
+
+
+def test_the_memory_of_a_vcpus_messages_cannot_be_taken_away(fuzz_hosts: Hosts) -> None:
+    """Nothing that a platform has mapped shrinks under it."""
+    host = fuzz_hosts.start()
+    host.memory = host.platform.create_vm(SMALL, 1)
+    _, fds = host.platform._exchange(wire.CreateVcpu(0), wire.Done)
+    for size in (0, 4096, 1 << 20):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fds[1], size)
+    for fd in fds:
+        os.close(fd)
+    assert_alive(host)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_memory_that_changes_all_the_time_costs_a_vmm_its_own_vcpu_and_no_more(fuzz_hosts: Hosts, seed: int) -> None:
+    """Both pages, numbers and flags included, are written while the guest makes port accesses."""
+    host = fuzz_hosts.start()
+    host.launch_code(forever(port_in(4)), rdx=0x80)
+    link, chance = vcpu_of(host), random.Random(seed)  # noqa: S311  # repeatable, not secret
+    pages = link._ours, link._theirs
+    host.run()
+    for number in range(2, 20_000):
+        page, at = pages[chance.randrange(2)], chance.choice([0, 8, 64, 128, 129, 137, 145])
+        page[at : at + 8] = chance.randbytes(8) if chance.random() < 0.5 else number.to_bytes(8, "little")
+        link._our_words[NUMBER] = min(number, link._our_words[NUMBER] + 1)
+        if number % 8 == 0:
+            with suppress(BlockingIOError):
+                link._sock.send(b"?", socket.MSG_DONTWAIT)
+    assert_alive(host)
+    link.shutdown()
+    assert_alive(host)
 
 
 # --- messages full of nonsense ------------------------------------------------------------------------------------
@@ -205,10 +278,10 @@ def launching(fuzz_hosts: Hosts) -> Host:
 
 
 @settings(max_examples=100, deadline=None)
-@given(data=integers, immediate_exit=st.booleans())
+@given(data=st.integers(0, (1 << 64) - 1), immediate_exit=st.booleans())
 def test_no_answer_to_a_port_access_breaks_a_vcpu(reading: Host, data: int, *, immediate_exit: bool) -> None:
     vcpu_of(reading).send(wire.Run(data=data, immediate_exit=immediate_exit))
-    answer = vcpu_of(reading).receive()[0]
+    answer = vcpu_of(reading).receive()
     while answer == wire.Interrupted():
         answer = reading.run()
     assert answer == wire.PortIn(0x80, 4)

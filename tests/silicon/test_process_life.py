@@ -70,7 +70,8 @@ sys.stdin.read()
 
 def test_it_ends_when_its_vmm_is_killed(host_path: Path) -> None:
     """Not even SIGKILL, in the middle of a running guest, leaves a platform process behind."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-c", _VMM, str(host_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as vmm:
         assert vmm.stdout is not None

@@ -201,7 +201,7 @@ def test_a_stop_is_refused_while_a_vcpu_is_in_guest_mode_and_leaves_it_there(hos
     with pytest.raises(SealiftError, match="in guest mode"):
         source.platform.registers(0)
     source.vcpu.send(wire.Run(immediate_exit=True))
-    assert source.vcpu.receive()[0] == wire.Interrupted()
+    assert source.vcpu.receive() == wire.Interrupted()
     source.handler.do(handler.Stop())
     assert isinstance(source.run(), wire.Failed)
 

@@ -82,6 +82,7 @@ def run_in_foreground(
         hosted = start()
         ending.callback(hosted.close)
         guest = hosted.guest
+        guest.console.flush_by(control.later)
         if printer is not None:
             printer.put(guest.console.listen(printer.put))
         # It listens before anybody can ask for anything.

@@ -95,6 +95,10 @@ class ControlThread:
         """Run a coroutine on the loop until `close`."""
         self.make(lambda: self._tasks.append(self._loop.create_task(work)))
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Make a call on the loop so many seconds later; from any thread, and in vain once the loop has ended."""
+        post(self._loop, self._loop.call_later, seconds, call)
+
     def close(self) -> None:
         """End everything on the loop, and the loop."""
         if threading.current_thread() is self._thread:

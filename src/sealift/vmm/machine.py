@@ -106,8 +106,8 @@ class Machine:
         self.devices = self._make_devices()
         self._typed_at: Callable[[bytes], None] = self.devices.serial.receive
         self._run_state = RunStateMachine(RunState.PRELAUNCH, listener)
-        channels = [platform.create_vcpu(index) for index in range(spec.vcpus)]
-        self.vcpus = VcpuSet(channels, lambda index: platform.do(Kick(index)), self)
+        links = [platform.create_vcpu(index) for index in range(spec.vcpus)]
+        self.vcpus = VcpuSet(links, lambda index: platform.do(Kick(index)), self)
 
     def _make_devices(self) -> DeviceSet:
         match self.spec.type:

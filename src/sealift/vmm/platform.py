@@ -19,6 +19,7 @@ from sealift.vmm.handler import HandlerClient
 from sealift.vmm.memory import Mapping, SharedMemory
 from sealift.wire import platform as wire
 from sealift.wire.channel import Channel, socket_pair
+from sealift.wire.exits import LinkParts, VmmEnd, vmm_end
 from sealift.wire.failure import from_failed
 
 _EXIT_PATIENCE_S = 5.0
@@ -159,11 +160,11 @@ class Platform:
         self._memory = SharedMemory(shared, layout)
         return self._memory
 
-    def create_vcpu(self, index: int) -> Channel[wire.Exit, wire.Run]:
-        """Make a vCPU; its channel takes Run and answers exits."""
+    def create_vcpu(self, index: int) -> VmmEnd:
+        """Make a vCPU; its link takes Run and answers exits."""
         _, fds = self._exchange(wire.CreateVcpu(index), wire.Done)
-        (fd,) = _expect_fds(fds, 1)
-        return Channel(socket.socket(fileno=fd), wire.Exit)
+        sock, area = _expect_fds(fds, 2)
+        return vmm_end(LinkParts(socket.socket(fileno=sock), area))
 
     def interrupt(self, gsi: int) -> int:
         """An eventfd, ours to close, that raises an edge on an interrupt line."""

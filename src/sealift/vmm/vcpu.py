@@ -1,4 +1,4 @@
-"""vCPU threads: each blocks in Run on its own socket, handles the exit under the device lock, and runs on."""
+"""vCPU threads: each blocks in Run on its own link, handles the exit under the device lock, and runs on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol, assert_never
 
 from sealift.errors import SealiftError
 from sealift.wire import platform as wire
-from sealift.wire.channel import Channel
+from sealift.wire.exits import VmmEnd
 from sealift.wire.failure import from_failed
 
 
@@ -23,10 +23,10 @@ class ExitHandler(Protocol):
         """A port output."""
 
     def mmio_read(self, address: int, size: int) -> int:
-        """Data for a memory-mapped read."""
+        """Data for a read from where there is no RAM."""
 
     def mmio_write(self, address: int, size: int, value: int) -> None:
-        """A memory-mapped write."""
+        """A write to where there is no RAM."""
 
     def page_state_changed(self, gpa: int, pages: int, *, encrypted: bool) -> None:
         """The guest declared pages private or shared."""
@@ -46,7 +46,7 @@ class VcpuSet:
 
     def __init__(
         self,
-        channels: list[Channel[wire.Exit, wire.Run]],
+        links: list[VmmEnd],
         kick: Callable[[int], None],
         handler: ExitHandler,
     ) -> None:
@@ -58,8 +58,8 @@ class VcpuSet:
         self._active: set[int] = set()
         self._halted: set[int] = set()
         self._threads = [
-            threading.Thread(target=self._serve, args=(index, channel), name=f"vcpu-{index}", daemon=True)
-            for index, channel in enumerate(channels)
+            threading.Thread(target=self._serve, args=(index, link), name=f"vcpu-{index}", daemon=True)
+            for index, link in enumerate(links)
         ]
         for thread in self._threads:
             thread.start()
@@ -106,7 +106,7 @@ class VcpuSet:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """End the threads; the channels must be closed (by ending the platform) for those inside a Run."""
+        """End the threads; the links must be closed (by ending the platform) for those inside a Run."""
         with self._changed:
             self._ended = True
             self._permitted = False
@@ -115,11 +115,11 @@ class VcpuSet:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def _serve(self, index: int, channel: Channel[wire.Exit, wire.Run]) -> None:
-        with contextlib.closing(channel):
+    def _serve(self, index: int, link: VmmEnd) -> None:
+        with contextlib.closing(link):
             while self._admitted(index):
                 try:
-                    self._run_until_parked(index, channel)
+                    self._run_until_parked(index, link)
                 except SealiftError as error:
                     self._leave(index)
                     if not self._ended:
@@ -142,14 +142,14 @@ class VcpuSet:
             self._halted.add(index)
             self._changed.notify_all()
 
-    def _run_until_parked(self, index: int, channel: Channel[wire.Exit, wire.Run]) -> None:
+    def _run_until_parked(self, index: int, link: VmmEnd) -> None:
         data = 0
         while True:
             with self._changed:
                 stop = not self._permitted
             # Even when the VM is to stop, Run is due: it completes a port access that is underway.
-            channel.send(wire.Run(data, immediate_exit=stop))
-            left, _ = channel.receive()
+            link.send(wire.Run(data, immediate_exit=stop))
+            left = link.receive()
             data = 0
             match left:
                 case wire.PortIn():

@@ -5,7 +5,7 @@ Named after the Linux interfaces it stands in for (``/dev/kvm``, ``/dev/sev``)::
     VMM                                            platform process
      │── request ──────── control socket ────────►│   one reply to every request, in order
      │◄─────────────────── reply or Failed ───────│
-     │── Run ──────────── one socket a vCPU ─────►│   enters the guest
+     │── Run ──────────── two pages a vCPU ──────►│   enters the guest (see sealift.wire.exits)
      │◄──────────────────────────── an exit ──────│   device access, page state, halt, fault, interrupted
      │── pull, open … ──── handler socket ───────►│   see sealift.wire.handler
 
@@ -92,7 +92,7 @@ class VmCreated(Message, frozen=True):
 
 
 class CreateVcpu(Message, frozen=True):
-    """Make vCPU `index`. Reply: Done with its socket, which then takes Run and answers exits."""
+    """Make vCPU `index`. Reply: Done with the socket and the memory over which it takes Run and answers exits."""
 
     index: int
 
@@ -356,11 +356,11 @@ Reply: TypeAlias = (
 )
 
 
-# --- vCPU sockets -----------------------------------------------------------------------------------------------
+# --- vCPUs in the guest -----------------------------------------------------------------------------------------------
 
 
 class Run(Message, frozen=True):
-    """Enter the guest, or go on after a device access, which `data` completes.
+    """Enter the guest, or go on after a port or MMIO access, which `data` completes.
 
     With `immediate_exit` the vCPU leaves as soon as the instruction underway, if any, is complete.
     """
@@ -384,19 +384,19 @@ class PortIn(Message, frozen=True):
     size: int
 
 
+class MmioRead(Message, frozen=True):
+    """The guest reads `size` bytes at a GPA where there is no RAM; the next Run brings them."""
+
+    address: int
+    size: int
+
+
 class MmioWrite(Message, frozen=True):
-    """The guest writes `value` (`size` bytes) where there is no RAM; the next Run completes the instruction."""
+    """The guest writes `value` (`size` bytes) to a GPA where there is no RAM; the next Run completes it."""
 
     address: int
     size: int
     value: int
-
-
-class MmioRead(Message, frozen=True):
-    """The guest reads `size` bytes where there is no RAM; the next Run brings them."""
-
-    address: int
-    size: int
 
 
 class PageStateChange(Message, frozen=True):
@@ -424,7 +424,7 @@ class Interrupted(Message, frozen=True):
     """The vCPU was kicked, or the Run asked for an immediate exit."""
 
 
-Exit: TypeAlias = PortOut | PortIn | MmioWrite | MmioRead | PageStateChange | Halt | Fault | Interrupted | Failed
+Exit: TypeAlias = PortOut | PortIn | MmioRead | MmioWrite | PageStateChange | Halt | Fault | Interrupted | Failed
 
 
 # --- the table of requests and states ------------------------------------------------------------------------------

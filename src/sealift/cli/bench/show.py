@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sealift.cli.bench.exits import ExitsResult
 from sealift.cli.bench.idle import IdleResult
 from sealift.cli.bench.migrate import MigrateResult
 
@@ -24,6 +25,28 @@ def show_migration(result: MigrateResult) -> str:
             *_aligned(rows),
             "",
             f"The ring reaches {result.ratio:.2f} of the raw pipe.",
+        )
+    )
+
+
+def show_exits(result: ExitsResult) -> str:
+    """The runs, their medians, and where the time goes."""
+    runs = len(result.socket_runs)
+    rows = [
+        ("", *(f"run {run}" for run in range(1, runs + 1)), "median"),
+        ("bare ping-pong", *map(_micros, result.socket_runs), _micros(result.socket_s)),
+        ("a vCPU's exchange", *map(_micros, result.link_runs), _micros(result.link_s)),
+        ("exits of a guest", *map(_micros, result.guest_runs), _micros(result.guest_s)),
+    ]
+    rest = _micros(result.guest_s - result.link_s)
+    return "\n".join(
+        (
+            f"{result.exits:,} round trips between two processes; port writes of a guest on engine {result.engine}",
+            "",
+            *_aligned(rows),
+            "",
+            f"A vCPU's exchange takes {result.ratio:.2f} of the bare ping-pong.",
+            f"A guest's exit takes {result.guest_ratio:.2f} of it: {rest} are the engine's and the vCPU threads'.",
         )
     )
 
@@ -56,6 +79,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _micros(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us"
 
 
 def _rate(bytes_per_s: float) -> str:

@@ -10,7 +10,7 @@ import click
 from sealift.cli.options import SizeType, examples
 
 
-@click.group("bench", short_help="Measure this machine: sealed memory in motion, idle guests.")
+@click.group("bench", short_help="Measure this machine: sealed memory in motion, exits, idle guests.")
 def command() -> None:
     """Measure what Sealift costs on this machine, with real processes and in one run with what it is compared to."""
 
@@ -38,6 +38,31 @@ def migrate(size: int, runs: int, *, as_json: bool) -> None:
     with _saying() as say, scratch("bench") as place:
         result = measure_migration(place, size, runs, say)
     click.echo(msgspec.json.encode(result).decode() if as_json else show_migration(result))
+
+
+@command.command(
+    "exits",
+    short_help="A guest's exits, beside a bare ping-pong.",
+    epilog=examples("sealift bench exits", "sealift bench exits --runs 9 --json | jq .ratio"),
+)
+@click.option("--exits", type=click.IntRange(min=1), default=20_000, show_default=True, help="Round trips in a run.")
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Of each; medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
+def exits(exits: int, runs: int, *, as_json: bool) -> None:
+    """Have a guest write to a port, and compare what each exit to the VMM takes with a bare ping-pong.
+
+    The ping-pong is the least that two processes can do over a socket. Between the two: a vCPU's exchange without a
+    guest. What an exit of the guest takes beyond it is the engine's part, and that of the vCPU's two threads.
+    """
+    import msgspec
+
+    from sealift.cli.bench.exits import measure_exits
+    from sealift.cli.bench.show import show_exits
+    from sealift.cli.scratch import scratch
+
+    with _saying() as say, scratch("bench") as place:
+        result = measure_exits(place, exits, runs, say)
+    click.echo(msgspec.json.encode(result).decode() if as_json else show_exits(result))
 
 
 @command.command(

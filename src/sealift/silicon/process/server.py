@@ -19,6 +19,7 @@ from sealift.silicon.processor.firmware import SecureProcessor
 from sealift.silicon.processor.states import GuestState
 from sealift.wire import platform as wire
 from sealift.wire.channel import Channel, socket_pair
+from sealift.wire.exits import LinkParts, exit_link
 from sealift.wire.failure import to_failed
 from sealift.wire.platform import ALLOWED, Phase
 
@@ -44,7 +45,7 @@ class Server:
         # Now, while the files are what was just loaded: an upgrade may replace them under a running platform.
         self._digest = handler_digest()
         self._handle = 0
-        self._handed_over: list[socket.socket] = []  # ends of sockets that are the VMM's once it has the reply
+        self._handed_over: list[socket.socket | LinkParts] = []  # what is the VMM's once it has the reply
         self._handlers: dict[type[wire.Message], Callable[[Any], _Answer]] = {
             wire.CreateVm: self._create_vm,
             wire.CreateVcpu: self._create_vcpu,
@@ -87,8 +88,8 @@ class Server:
         try:
             self._channel.send(reply, passed)
         finally:
-            for sock in self._handed_over:
-                sock.close()
+            for theirs in self._handed_over:
+                theirs.close()
             self._handed_over.clear()
 
     def _answer(self, request: wire.Request) -> _Answer:
@@ -142,15 +143,15 @@ class Server:
         return created, (vm.memory.shared.fd, self._bitmap.fd)
 
     def _create_vcpu(self, request: wire.CreateVcpu) -> _Answer:
-        ours, theirs = socket_pair()
+        link, theirs = exit_link()
         try:
-            self._machine.create_vcpu(request.index, ours)
+            self._machine.create_vcpu(request.index, link)
         except SealiftError:
-            ours.close()
+            link.close()
             theirs.close()
             raise
         self._handed_over.append(theirs)
-        return wire.Done(), (theirs.fileno(),)
+        return wire.Done(), (theirs.sock.fileno(), theirs.area)
 
     def _get_registers(self, request: wire.GetRegisters) -> _Answer:
         return wire.VcpuRegisters(self._machine.require_stopped(request.index).vcpu.registers()), ()

@@ -1,8 +1,7 @@
-"""One thread for each vCPU: takes Run from the VMM, answers exits."""
+"""One thread for each vCPU: takes Run from the VMM, answers exits (see `sealift.wire.exits`)."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,24 +12,24 @@ from sealift.silicon.engines.interface import Hypercall, Vcpu
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.hypercalls import carry_out
-from sealift.wire.channel import Channel
+from sealift.wire.exits import PlatformEnd
 from sealift.wire.failure import to_failed
 from sealift.wire.platform import Exit, Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Run
 
 
 class VcpuService:
-    """Serves one vCPU socket until the other end closes it.
+    """Serves one vCPU until the other end of its link closes it.
 
     Attributes:
         vcpu: replaced by a fresh one when migration state is loaded.
         inside: whether a Run is being served now.
     """
 
-    def __init__(self, vcpu: Vcpu, sock: socket.socket, memory: GuestMemory, gate: RunGate) -> None:
+    def __init__(self, vcpu: Vcpu, link: PlatformEnd, memory: GuestMemory, gate: RunGate) -> None:
         self.vcpu = vcpu
         self._memory = memory
         self._gate = gate
-        self._channel: Channel[Run, Exit] = Channel(sock, Run)
+        self._link = link
         self.inside = False
 
     def start(self, name: str) -> None:
@@ -45,9 +44,9 @@ class VcpuService:
                     answer: Exit = self._run(request)
                 except SealiftError as error:
                     answer = to_failed(error)
-                self._channel.send(answer)
+                self._link.send(answer)
         except LostError:
-            self._channel.close()
+            self._link.close()
 
     def _run(self, request: Run) -> Exit:
         if request.immediate_exit:
@@ -79,7 +78,7 @@ class VcpuService:
 
     def _device_io(self, access: PortIn | PortOut | MmioRead | MmioWrite) -> int:
         """Exit for a device access; the VMM's next Run brings its data and goes on from inside the instruction."""
-        self._channel.send(access)
+        self._link.send(access)
         request = self._next_run()
         if request.immediate_exit:
             self.vcpu.kick()
@@ -89,6 +88,6 @@ class VcpuService:
         """The VMM's next Run; what is none is answered with Failed and changes nothing."""
         while True:
             try:
-                return self._channel.receive_alone()
+                return self._link.receive()
             except StreamError as error:
-                self._channel.send(to_failed(error))
+                self._link.send(to_failed(error))

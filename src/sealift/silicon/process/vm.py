@@ -23,6 +23,7 @@ from sealift.silicon.process.guest_access import GuestMachine, MonotonicClock, g
 from sealift.silicon.process.handler_service import HandlerService
 from sealift.silicon.process.ring import Ring, incoming_ring, outgoing_ring
 from sealift.silicon.process.vcpu_service import VcpuService
+from sealift.wire.exits import PlatformEnd
 from sealift.wire.platform import Phase
 
 _PHASES = {
@@ -83,15 +84,15 @@ class VirtualMachine:
 
     # --- vCPUs ---------------------------------------------------------------------------------------------------
 
-    def create_vcpu(self, index: int, sock: socket.socket) -> None:
-        """Make vCPU `index` and serve it on `sock`.
+    def create_vcpu(self, index: int, link: PlatformEnd) -> None:
+        """Make vCPU `index` and serve it on `link`.
 
         Raises:
             RefusedError: no such index, or it exists.
         """
         if not 0 <= index < self.vcpu_count or index in self.vcpus:
             raise RefusedError(f"vCPU {index} exists already or is not one of the {self.vcpu_count} of this VM")
-        service = VcpuService(self.engine.create_vcpu(index), sock, self.memory, self.gate)
+        service = VcpuService(self.engine.create_vcpu(index), link, self.memory, self.gate)
         self.vcpus[index] = service
         service.start(f"vcpu-{index}")
 

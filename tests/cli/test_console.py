@@ -1,0 +1,279 @@
+"""A guest's console: what it prints is seen at once, and a terminal that is attached to it comes back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import PATIENCE_S
+from sealift.cli.rundir import CONSOLE_SOCKET, RunDirectory
+from sealift.vmm.console import PROMPT_S, Console
+
+# --- what listeners get ---------------------------------------------------------------------------------------------
+
+
+class Timer:
+    """Time that tests let pass."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """See `sealift.vmm.console.Later`."""
+        self.calls.append((seconds, call))
+
+    def expire(self) -> None:
+        """Its time has come."""
+        (_, call) = self.calls.pop()
+        call()
+
+
+@pytest.fixture
+def timer() -> Timer:
+    return Timer()
+
+
+@pytest.fixture
+def console(timer: Timer) -> Console:
+    made = Console()
+    made.flush_by(timer.later)
+    return made
+
+
+@pytest.fixture
+def heard(console: Console) -> list[bytes]:
+    pieces: list[bytes] = []
+    console.listen(pieces.append)
+    return pieces
+
+
+def write(console: Console, data: bytes) -> None:
+    for byte in data:
+        console.transmit(byte)
+
+
+def test_a_prompt_is_shown_after_a_moment(console: Console, timer: Timer, heard: list[bytes]) -> None:
+    write(console, b"login: ")
+    assert heard == []
+    assert [seconds for seconds, _ in timer.calls] == [PROMPT_S]
+    timer.expire()
+    assert heard == [b"login: "]
+
+
+def test_a_line_is_shown_at_once_and_whole(console: Console, heard: list[bytes]) -> None:
+    write(console, b"one\ntwo\n")
+    assert heard == [b"one\n", b"two\n"]
+
+
+def test_a_busy_console_has_one_timer_at_a_time_and_a_silent_one_none(
+    console: Console, timer: Timer, heard: list[bytes]
+) -> None:
+    assert not timer.calls
+    write(console, b"line\n" * 1000)
+    assert len(timer.calls) == 1
+    timer.expire()
+    assert heard == [b"line\n"] * 1000
+    assert not timer.calls
+
+
+def test_the_start_of_a_line_at_a_stop_is_shown_here_and_the_rest_where_it_is_printed(
+    console: Console, timer: Timer, heard: list[bytes]
+) -> None:
+    write(console, b"half a ")
+    console.flush()
+    assert heard == [b"half a "]
+    timer.expire()
+    assert heard == [b"half a "]
+
+
+def test_a_line_that_was_begun_before_there_was_a_timer_is_shown(timer: Timer) -> None:
+    console, pieces = Console(), list[bytes]()
+    console.listen(pieces.append)
+    write(console, b"# ")
+    console.flush_by(timer.later)
+    timer.expire()
+    assert pieces == [b"# "]
+
+
+# --- a terminal on it -----------------------------------------------------------------------------------------------
+
+_READ_SIZE = 4096
+_SEALIFT = "from sealift.cli.main import main; main()"
+_IN_ITS_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {_SEALIFT}"
+
+
+class Guest:
+    """The console socket of a guest that tests play."""
+
+    def __init__(self, host: Path) -> None:
+        self.host = host
+        self._ending = contextlib.ExitStack()
+        directory = RunDirectory(host / "run", "g")
+        self._ending.callback(directory.close)
+        self._listening = self._ending.enter_context(directory.listen(CONSOLE_SOCKET))
+        self.sock: socket.socket | None = None
+
+    def accept(self) -> None:
+        """Somebody attaches."""
+        self._listening.settimeout(PATIENCE_S)
+        self.sock, _ = self._listening.accept()
+        self._ending.enter_context(self.sock)
+        self.sock.settimeout(PATIENCE_S)
+
+    def prints(self, data: bytes) -> None:
+        """It prints."""
+        assert self.sock is not None
+        self.sock.sendall(data)
+
+    def hears(self, expected: bytes) -> None:
+        """Somebody types exactly this."""
+        assert self.sock is not None
+        typed = b""
+        while len(typed) < len(expected):
+            data = self.sock.recv(_READ_SIZE)
+            assert data, f"only {typed!r} was typed"
+            typed += data
+        assert typed == expected
+
+    def end(self) -> None:
+        """It ends; does nothing the second time."""
+        self._ending.close()
+
+
+class Terminal:
+    """``sealift console g`` on a pseudo-terminal of its own."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.keys, self._tty = pty.openpty()
+        self.before = self.modes()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _IN_ITS_TERMINAL, "console", "g", "--host", str(guest.host)],
+            stdin=self._tty,
+            stdout=self._tty,
+            stderr=self._tty,
+            start_new_session=True,
+        )
+        self.text = b""
+
+    def modes(self) -> list[object]:
+        """The terminal's modes."""
+        return list(termios.tcgetattr(self._tty))
+
+    def sees(self, part: bytes) -> None:
+        """Wait until this was shown."""
+        deadline = time.monotonic() + PATIENCE_S
+        while part not in self.text:
+            ready, _, _ = select.select([self.keys], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{part!r} was not shown; this was: {self.text!r}"
+            self.text += os.read(self.keys, _READ_SIZE)
+
+    def types(self, data: bytes) -> None:
+        """Keys are pressed."""
+        os.write(self.keys, data)
+
+    def close(self) -> None:
+        """End it, if a test did not get to it."""
+        self.process.kill()
+        self.process.wait()
+        for descriptor in (self.keys, self._tty):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    made = Guest(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def terminal(guest: Guest) -> Iterator[Terminal]:
+    """A terminal that is attached."""
+    made = Terminal(guest)
+    guest.accept()
+    guest.prints(b"# ")
+    made.sees(b"# ")
+    yield made
+    made.close()
+
+
+def test_how_to_leave_is_said_first(terminal: Terminal) -> None:
+    assert terminal.text.startswith(b"sealift: attached to g; Ctrl-] detaches\r\n")
+
+
+def test_every_key_goes_to_the_guest_as_it_is_typed(guest: Guest, terminal: Terminal) -> None:
+    keys = b"a\x03\x1a\x1c\x04\x11\x13\r\x7f\xff"
+    terminal.types(keys)
+    guest.hears(keys)
+    guest.prints(b"echo")
+    terminal.sees(b"echo")
+
+
+def test_a_window_that_changes_its_size_disturbs_nothing(guest: Guest, terminal: Terminal) -> None:
+    terminal.process.send_signal(signal.SIGWINCH)
+    terminal.types(b"x")
+    guest.hears(b"x")
+    guest.prints(b"shown")
+    terminal.sees(b"shown")
+
+
+def test_leaving_restores_the_terminal_and_lets_the_guest_run(guest: Guest, terminal: Terminal) -> None:
+    assert terminal.modes() != terminal.before
+    terminal.types(b"bye\x1dnot for the guest")
+    terminal.sees(b"detached from g, which runs on")
+    assert terminal.process.wait(PATIENCE_S) == 0
+    assert terminal.modes() == terminal.before
+    guest.hears(b"bye")
+
+
+def test_a_guest_that_ends_while_a_terminal_is_attached_says_so_and_restores_it(
+    guest: Guest, terminal: Terminal
+) -> None:
+    guest.end()
+    terminal.sees(b"guest g ended")
+    assert terminal.process.wait(PATIENCE_S) == 0
+    assert terminal.modes() == terminal.before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_restores_the_terminal(terminal: Terminal, number: signal.Signals) -> None:
+    terminal.process.send_signal(number)
+    assert terminal.process.wait(PATIENCE_S) == 128 + number
+    assert terminal.modes() == terminal.before
+
+
+def test_a_terminal_that_hangs_up_leaves_no_process_behind(terminal: Terminal) -> None:
+    os.close(terminal.keys)
+    terminal.process.wait(PATIENCE_S)
+
+
+def test_what_is_piped_in_is_typed_and_output_goes_on_until_the_guest_ends(guest: Guest) -> None:
+    command = [sys.executable, "-c", _SEALIFT, "console", "g"]
+    with subprocess.Popen(
+        [*command, "--host", str(guest.host)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"cmd\n")
+        process.stdin.close()
+        guest.accept()
+        guest.hears(b"cmd\n")
+        guest.prints(b"answer\n# ")
+        guest.end()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read() == b"answer\n# "
+        assert process.stderr.read() == b""
+        assert process.wait(PATIENCE_S) == 0
