@@ -170,6 +170,10 @@ class PageSet:
         bits: npt.NDArray[np.uint64] = self.words[numbers >> 6] >> (numbers & np.uint64(63))
         return np.asarray(bits & np.uint64(1), np.bool_)
 
+    def has_range(self, first: int, count: int) -> bool:
+        """Whether all of pages first .. first+count-1 are in the set."""
+        return all(bool(np.all(self.words[word] & mask == mask)) for word, mask in self._range_masks(first, count))
+
     def add_range(self, first: int, count: int) -> None:
         """Add pages first .. first+count-1."""
         for word, mask in self._range_masks(first, count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -68,7 +69,28 @@ class Clock:
 
     def __init__(self, now: datetime) -> None:
         self.now = now.timestamp()
-        self.rtc = RealTimeClock(lambda: self.now)
+        self.line = Line()
+        self.waiting: list[tuple[float, Callable[[], None]]] = []
+        self.rtc = RealTimeClock(lambda: self.now, self.line, self._schedule)
+
+    def _schedule(self, delay_s: float, call: Callable[[], None]) -> Callable[[], None]:
+        entry = (self.now + delay_s, call)
+        self.waiting.append(entry)
+        return lambda: self.waiting.remove(entry) if entry in self.waiting else None
+
+    def pass_by(self, seconds: float) -> None:
+        """Time goes on, and what is due is called."""
+        self.now += seconds
+        for entry in [entry for entry in self.waiting if entry[0] <= self.now]:
+            self.waiting.remove(entry)
+            entry[1]()
+
+    def set_alarm(self, hours: int, minutes: int, seconds: int) -> None:
+        """As Linux does it."""
+        self.write(0x0B, self.read(0x0B) & ~0x20)
+        for index, value in zip((5, 3, 1), (hours, minutes, seconds), strict=True):
+            self.write(index, value)
+        self.write(0x0B, self.read(0x0B) | 0x20)
 
     def read(self, index: int) -> int:
         """A cell."""
@@ -153,6 +175,77 @@ def test_a_clock_state_that_no_clock_has_is_refused(clock: Clock) -> None:
     for state in (clock.rtc.save(), b""):
         with pytest.raises(StreamError):
             RealTimeClock(lambda: 0).restore(state)
+
+
+def test_an_alarm_rings_once_at_its_time_and_names_itself(clock: Clock) -> None:
+    clock.set_alarm(0x00, 0x00, 0x00)
+    clock.pass_by(1.5)
+    assert clock.line.pulses == 0
+    clock.pass_by(0.5)
+    assert clock.line.pulses == 1
+    assert [clock.read(0x0C), clock.read(0x0C)] == [0xA0, 0]
+    clock.pass_by(86_399)
+    assert clock.line.pulses == 1
+    clock.pass_by(1)
+    assert clock.line.pulses == 2
+
+
+def test_an_alarm_may_leave_parts_open(clock: Clock) -> None:
+    clock.set_alarm(0xFF, 0xFF, 0x05)
+    clock.pass_by(6)
+    assert clock.line.pulses == 0
+    clock.pass_by(1)
+    clock.pass_by(60)
+    assert clock.line.pulses == 2
+
+
+def test_an_alarm_that_is_disabled_or_at_no_time_never_rings(clock: Clock) -> None:
+    clock.set_alarm(0x00, 0x00, 0x00)
+    ringing = clock.waiting[0][1]
+    clock.write(0x0B, 0x02)
+    assert not clock.waiting
+    clock.now += 10
+    ringing()
+    clock.set_alarm(0x99, 0x99, 0x99)
+    assert not clock.waiting
+    assert clock.line.pulses == 0
+
+
+def test_an_alarm_follows_the_guests_own_time(clock: Clock) -> None:
+    clock.set_alarm(0x12, 0x00, 0x10)
+    clock.set(0x30, 0x02, 0x28, 0x12, 0x00, 0x00)
+    clock.pass_by(10)
+    assert clock.line.pulses == 1
+
+
+def test_an_alarm_whose_time_comes_on_the_way_rings_at_the_target(clock: Clock) -> None:
+    clock.set_alarm(0x00, 0x00, 0x00)
+    clock.rtc.quiesce()
+    clock.pass_by(5)
+    assert clock.line.pulses == 0
+    moved = Clock(datetime(2027, 1, 1, 0, 0, 3, tzinfo=UTC))
+    moved.rtc.restore(clock.rtc.save())
+    assert not moved.waiting
+    moved.rtc.resume()
+    moved.pass_by(0)
+    assert moved.line.pulses == 1
+    unnoticed = Clock(datetime(2027, 1, 1, 0, 0, 4, tzinfo=UTC))
+    unnoticed.rtc.restore(moved.rtc.save())
+    unnoticed.rtc.resume()
+    assert unnoticed.line.pulses == 1
+
+
+def test_in_real_time_an_alarm_rings_by_itself(clock: Clock) -> None:
+    rtc = RealTimeClock(lambda: clock.now, clock.line)
+    for index, value in ((5, 0xFF), (3, 0xFF), (1, 0xFF), (0x0B, 0x22)):
+        rtc.write(0x70, 1, index)
+        rtc.write(0x71, 1, value)
+        clock.now += 0.9 if index == 1 else 0
+    rtc.quiesce()
+    clock.now += 1
+    rtc.resume()
+    clock.line.wait(1)
+    rtc.quiesce()
 
 
 # --- power -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from sealift.owner.owner import Owner
 from sealift.sev.secret import SecretEntry
 from sealift.vmm.console import Console
 from sealift.vmm.launch import Launched, launch
-from sealift.vmm.machine import Machine
+from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.parameters import Parameters
@@ -146,7 +146,7 @@ class World:
         """Launch the guest on host A and run it."""
         screen = Screen()
         platform = self.platform("a")
-        machine = Machine(platform, self.recipe.layout, self.recipe.vcpus, screen.console, lambda _: None)
+        machine = Machine(platform, MachineSpec(self.recipe.layout, self.recipe.vcpus), screen.console, lambda _: None)
         launched = launch(platform, machine.memory, self.recipe, self.owner)
         machine.resume()
         guest = Guest(machine, launched, screen)

@@ -223,7 +223,7 @@ def test_qemus_analyser_can_walk_the_stream(world: rig.World) -> None:
             walker.at += sum(sizes[key])
         assert (walker.take(">B"), walker.take(">I")) == (0x7E, number)
     assert walker.take(">B") == 0x06
-    assert {"ram", "sealift/sealed", "serial", "pause-port", "sealift/vcpus"} == {*seen}
+    assert {"ram", "sealift/sealed", "serial", "pause-port", "ready-port", "sealift/vcpus"} == {*seen}
 
 
 # --- what fails leaves the guest running, and nothing else ------------------------------------------------------------

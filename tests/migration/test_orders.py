@@ -162,9 +162,9 @@ def test_what_is_typed_during_a_handover_reaches_the_guest_that_stays(world: rig
     guest.work(4)
     guest.machine.pause()
     guest.machine.begin_handover()
-    before = guest.machine.serial.save()
+    before = guest.machine.devices.serial.save()
     guest.machine.type_in(b"hello")
-    assert guest.machine.serial.save() == before
+    assert guest.machine.devices.serial.save() == before
     guest.machine.take_back()
     assert guest.machine.state is RunState.PAUSED
-    assert b"hello" in guest.machine.serial.save()
+    assert b"hello" in guest.machine.devices.serial.save()

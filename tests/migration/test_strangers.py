@@ -22,6 +22,7 @@ from sealift.wire.handover import (
     RAM_LIMIT,
     VCPUS_LIMIT,
     FrameKind,
+    Hardware,
     Hello,
     Refusal,
     SealedKind,
@@ -34,7 +35,7 @@ from sealift.wire.platform import Block
 from . import rig
 
 LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 1 << 30),))
-HELLO = Hello(bytes(48), "stranger", 1, Transfer.RING, 1, blocks_of(LAYOUT), b"offer")
+HELLO = Hello(bytes(48), "stranger", 1, Transfer.RING, 1, blocks_of(LAYOUT), Hardware("bare", 47, b""), b"offer")
 
 
 @contextlib.contextmanager
@@ -87,9 +88,9 @@ def test_a_guest_that_the_owner_does_not_know_gets_no_machine_and_the_target_wai
     attempt = rig.attempt(world, guest)
     make = attempt.incoming._make_machine
 
-    def counted(recipe: GuestRecipe) -> Machine:
+    def counted(recipe: GuestRecipe, hardware: Hardware) -> Machine:
         made.append(recipe.vcpus)
-        return make(recipe)
+        return make(recipe, hardware)
 
     monkeypatch.setattr(attempt.incoming, "_make_machine", counted)
     server = threading.Thread(target=lambda: serve(attempt))

@@ -103,7 +103,16 @@ def test_an_unknown_branch_is_a_refusal() -> None:
 
 
 def test_another_version_of_the_protocol_is_refused_by_name() -> None:
-    hello = Hello(bytes(48), "guest", 1, Transfer.RING, 1, handover.blocks_of(LAYOUT), b"offer").encode()
+    hello = Hello(
+        bytes(48),
+        "guest",
+        1,
+        Transfer.RING,
+        1,
+        handover.blocks_of(LAYOUT),
+        handover.Hardware("bare", 47, b""),
+        b"offer",
+    ).encode()
     assert Hello.decode(hello).guest == "guest"
     with pytest.raises(StreamError, match="version 2 of the migration protocol, this target 1"):
         Hello.decode(b"\0\2" + hello[2:])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
-from sealift.silicon.engines.interface import Engine, Outcome, Vcpu, VmShape
+from sealift.silicon.engines.interface import EngineFactory, Outcome, Vcpu, VmShape
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.wire.platform import MmioRead, MmioWrite, PortIn, PortOut, Registers
 
@@ -31,14 +31,14 @@ _GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """An engine to test: how to make one for a memory and a shape of VM.
+    """An engine to test: what makes its factory.
 
     An `exact` engine is our own emulation: it says where and why a guest faulted, tells fetches from other accesses,
     and shows every hypercall. Hardware under KVM ends in a triple fault, which on AMD's processors leaves no registers.
     """
 
     name: str
-    make: Callable[[GuestMemory, VmShape], Engine]
+    factory: Callable[[], EngineFactory]
     exact: bool
 
 
@@ -66,7 +66,7 @@ class Board:
     def __init__(self, kind: EngineKind, vcpus: int = 1) -> None:
         self.kind = kind
         self.memory = GuestMemory(LAYOUT, KEY)
-        self.engine = kind.make(self.memory, VmShape(vcpus))
+        self.engine = kind.factory().make(self.memory, VmShape(vcpus))
         self.vcpus: list[Vcpu] = [self.engine.create_vcpu(index) for index in range(vcpus)]
         self.c = 1 << self.engine.cbit
         for table, below in ((PML4, PDPT), (PDPT, PD), (PD, PT)):

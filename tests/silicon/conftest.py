@@ -4,14 +4,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from sealift.silicon.engines.interface import Engine, VmShape
 from sealift.silicon.engines.kvm.engine import KvmFactory
 from sealift.silicon.engines.kvm.vcpu import catch_kicks
-from sealift.silicon.engines.unicorn.engine import UnicornEngine
+from sealift.silicon.engines.unicorn.engine import UnicornFactory
 from sealift.silicon.memory.guest_memory import GuestMemory
 
 from .board import Board, EngineKind
@@ -19,14 +19,15 @@ from .hosts import Hosts, hosts_in
 from .windows import KEY, LAYOUT, ScriptedGuest
 
 
-def _kvm(memory: GuestMemory, shape: VmShape) -> Engine:
+@cache
+def _kvm() -> KvmFactory:
     catch_kicks()
-    return KvmFactory().make(memory, shape)
+    return KvmFactory()
 
 
 def _engines() -> list[EngineKind]:
     """Every engine of the platform that this machine can run; each must pass the whole contract."""
-    kinds = [EngineKind("unicorn", UnicornEngine, exact=True)]
+    kinds = [EngineKind("unicorn", UnicornFactory, exact=True)]
     if os.environ.get("SEALIFT_TEST_KVM"):
         kinds.append(EngineKind("kvm", _kvm, exact=False))
     return kinds

@@ -149,7 +149,7 @@ class Migration:
     target: Side | None = None
 
     def __post_init__(self) -> None:
-        self._facts = facts(Board(self.kind).engine.cbit)
+        self._facts = facts(self.kind.factory().cbit)
         self.source = Side(self.kind, Role.SOURCE, self._facts, MigrationSecret(self.instance, self.key))
         self.source.boot()
         self._slot = memoryview(bytearray(MAX_RECORD))

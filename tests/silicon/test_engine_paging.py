@@ -101,10 +101,13 @@ def test_a_non_canonical_address_is_a_fault(board: Board, address: int) -> None:
 @pytest.mark.parametrize("where", [LAYOUT.size, 1 << 40, (1 << 46) - 0x1000])
 def test_a_table_outside_ram_is_a_fault(board: Board, where: int) -> None:
     board.poke(PDPT + 8, where | board.c | PRESENT | WRITABLE)
-    outcome = board.execute(READ + HLT, rbx=1 << 30)
-    assert isinstance(outcome, Fault)
+    ports = Ports()
+    outcome = board.execute(READ + HLT, ports, rbx=1 << 30)
     if board.kind.exact:
+        assert isinstance(outcome, Fault)
         assert "outside RAM" in outcome.reason
+    else:  # KVM may take the table for a device's registers, which are outside too
+        assert isinstance(outcome, Fault) or all(isinstance(access, MmioRead) for access in ports.asked)
 
 
 def test_a_page_outside_ram_is_a_devices_or_a_fault(board: Board) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sealift.wire.platform import Halt, Interrupted
 
-from .board import DATA, OPEN_DATA, OPEN_OTHER, OTHER, PT, Board, Ports
+from .board import DATA, OPEN_DATA, OPEN_OTHER, OTHER, PD, PDPT, PML4, PT, Board, Ports
 from .code import HLT, INC_AT_RBX, UD2, forever, inc, jump_to, load, mov, port_out, store, store_value
 from .dram import encrypted
 
@@ -120,7 +120,8 @@ def test_reads_and_fetches_are_not_logged(board: Board) -> None:
     board.execute(load("rax", "rbx") + HLT, rbx=DATA)  # sets accessed bits
     board.logged()
     board.execute(load("rax", "rbx") + load("rax", "rsi") + HLT, rbx=DATA, rsi=OPEN_OTHER)
-    assert board.logged()[0] <= {PT}
+    # Nested paging takes every step of a page walk for a write.
+    assert board.logged()[0] <= ({PT} if board.kind.exact else {PML4, PDPT, PD, PT})
 
 
 @pytest.mark.parametrize("address", [DATA, OPEN_DATA])

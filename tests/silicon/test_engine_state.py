@@ -79,6 +79,14 @@ def results(board: Board) -> bytes:
     return bytes(board.memory.private.data[OTHER : OTHER + 0x300])
 
 
+def timeless(state: bytes) -> object:
+    """A state without the clocks of real processors, which never stand still."""
+    decoded = msgspec.msgpack.decode(state)
+    if isinstance(decoded["msrs"], list):
+        decoded["msrs"] = [msr for msr in decoded["msrs"] if msr[0] not in {0x10, 0x3B}]  # TSC, TSC adjust
+    return decoded
+
+
 def test_work_that_moves_to_fresh_vcpus_ends_as_if_it_had_stayed(
     make_board: Callable[[int], Board], threads: ThreadPoolExecutor, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -98,7 +106,7 @@ def test_work_that_moves_to_fresh_vcpus_ends_as_if_it_had_stayed(
         state = moving.vcpus[0].save()
         moving.vcpus[0] = moving.engine.create_vcpu(0)
         moving.vcpus[0].restore(state)
-        assert moving.vcpus[0].save() == state
+        assert timeless(moving.vcpus[0].save()) == timeless(state)
     assert moving.private(OTHER) < ROUNDS, "all was over before the last move"
     assert moving.run() == Halt()
     assert results(moving) == expected

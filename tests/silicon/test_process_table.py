@@ -27,6 +27,9 @@ LaunchSecret         -      -        x        -        -       -       -     -
 GetRegisters         -      x        x        x        -       x       -     -
 SetRegisters         -      x        x        x        -       -       -     -
 Kick                 -      x        x        x        x       x       x     x
+ConnectInterrupt     -      x        -        -        -       -       -     -
+GetChips             -      -        -        x        -       x       -     -
+SetChips             -      -        -        -        x       -       -     -
 GetSharedDirtyLog    -      x        x        x        x       x       x     x
 GetPageStates        -      x        x        x        x       x       x     x
 ReadHostView         -      x        x        x        x       x       x     x
@@ -54,6 +57,9 @@ SAMPLES: dict[str, wire.Message] = {
         wire.GetRegisters(0),
         wire.SetRegisters(0, _SOME_REGISTERS),
         wire.Kick(0),
+        wire.ConnectInterrupt(0),
+        wire.GetChips(),
+        wire.SetChips(b""),
         wire.GetSharedDirtyLog(),
         wire.GetPageStates(),
         wire.ReadHostView(0, 0),

@@ -6,14 +6,14 @@ import msgspec
 import pytest
 
 from sealift.errors import StreamError
-from sealift.silicon.engines.unicorn.engine import UnicornEngine
+from sealift.silicon.engines.unicorn.engine import UnicornFactory
 
 from .board import Board, EngineKind
 
 
 @pytest.fixture
 def board() -> Board:
-    return Board(EngineKind("unicorn", UnicornEngine, exact=True))
+    return Board(EngineKind("unicorn", UnicornFactory, exact=True))
 
 
 def too_wide(value: object) -> object:

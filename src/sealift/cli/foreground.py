@@ -22,6 +22,7 @@ from sealift.vmm.console_server import ConsoleServer
 from sealift.vmm.control import ControlThread, process_end
 from sealift.vmm.events import Direction, Ending, GuestEvent, MigrationChanged, RunStateChanged, ShutdownCause
 from sealift.vmm.guest import Guest
+from sealift.vmm.machine import GuestEnd
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.qmp.server import QmpServer
 from sealift.vmm.runstate import RunState
@@ -176,6 +177,11 @@ class _Foreground:
                 panicked = state is RunState.GUEST_PANICKED
                 guest.end(ShutdownCause.GUEST_PANIC if panicked else ShutdownCause.HOST_ERROR)
                 return FAILED
+            case RunState.SHUTDOWN if guest.machine.ended_by is not None:
+                self._say(f"guest {guest.name} has ended: {guest.machine.report}")
+                reset = guest.machine.ended_by is GuestEnd.RESET
+                guest.end(ShutdownCause.GUEST_RESET if reset else ShutdownCause.GUEST_SHUTDOWN)
+                return DONE
         return None
 
     async def _await_platform(self, pid: int) -> None:

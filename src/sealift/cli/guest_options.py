@@ -5,10 +5,11 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
+from sealift.cli.engines import DEFAULT_ENGINE
 from sealift.cli.options import parse_size
 from sealift.errors import UserError
 
@@ -21,6 +22,22 @@ DEFAULT_DOWNTIME_LIMIT_MS: Final = 300
 
 _CONFIG_LIMIT: Final = 1 << 20
 """Bytes of a configuration: a page of text at most; a guest's image given by mistake is not read."""
+
+
+_READ_ONLY: Final = ",ro"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPath:
+    """A disk image to be opened."""
+
+    path: Path
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> DiskPath:
+        """From ``PATH`` or ``PATH,ro``."""
+        return cls(Path(text.removesuffix(_READ_ONLY)), text.endswith(_READ_ONLY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +56,9 @@ class GuestOptions:
         secret: file whose content the owner plants for the guest's own use.
         downtime_limit_ms: for migrations away from here.
         prealloc: of a guest that is to arrive, get its memory from the machine before its pages come.
+        disks: images for Linux's /dev/vda and on.
+        engine: what runs vCPUs: auto, kvm or unicorn.
+        verbose: tell why the engine is which it is.
     """
 
     name: str = DEFAULT_NAME
@@ -52,6 +72,9 @@ class GuestOptions:
     secret: Path | None = None
     downtime_limit_ms: int = DEFAULT_DOWNTIME_LIMIT_MS
     prealloc: bool = False
+    disks: tuple[DiskPath, ...] = ()
+    engine: str = DEFAULT_ENGINE
+    verbose: bool = False
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -71,6 +94,9 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     incoming: str | None = None
     downtime_limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
     prealloc: bool | None = None
+    disk: list[str] | None = None
+    engine: Literal["auto", "kvm", "unicorn"] | None = None
+    verbose: bool | None = None
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -102,6 +128,8 @@ def _resolved(found: dict[str, object], base: Path) -> dict[str, object]:
     for key in ("initrd", "payload", "secret", "host", "owner"):
         if key in found:
             found[key] = base / str(found[key])
+    if isinstance(disks := found.get("disk"), list):
+        found["disk"] = [str(base / str(disk)) for disk in disks]
     if "kernel" in found and "/" in str(found["kernel"]):
         found["kernel"] = str(base / str(found["kernel"]))
     if isinstance(memory := found.get("memory"), str):

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
     "owner": "What a guest's owner does without a VMM.",
+    "check": "Look whether KVM can be used here.",
     "bench": "Measure this machine: sealed memory in motion, idle guests.",
 }
 """Subcommands in the order of their use: NAME is `sealift.cli.commands.NAME.command`, imported when it is needed."""

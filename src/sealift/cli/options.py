@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from sealift.cli.engines import DEFAULT_ENGINE, ENGINES
 from sealift.cli.places import Host, default_host
 from sealift.errors import UserError
 
@@ -63,6 +64,17 @@ class HostType(click.ParamType[Host]):
 def file_option(name: str, text: str) -> Callable[[F], F]:
     """An option that names a file."""
     return click.option(name, type=click.Path(path_type=Path), help=text)
+
+
+def engine_option(function: F) -> F:
+    """``--engine``: what runs the vCPUs."""
+    return click.option(
+        "--engine",
+        type=click.Choice(ENGINES),
+        default=DEFAULT_ENGINE,
+        show_default=True,
+        help="What runs the vCPUs: auto takes KVM if it passes its self-test here (see `sealift check kvm`).",
+    )(function)
 
 
 def host_option(function: F) -> F:

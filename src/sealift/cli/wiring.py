@@ -18,16 +18,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, TypeAlias
 
-from sealift.cli.guest_options import GuestOptions
+from sealift.cli.guest_options import DiskPath, GuestOptions
 from sealift.cli.owner_link import Assignment, OwnerClient
 from sealift.cli.places import Host, Places
 from sealift.cli.recipes import make_recipe
 from sealift.errors import SealiftError, UserError, sentence
 from sealift.guest import programs
+from sealift.launch.image import GuestRecipe
+from sealift.launch.machine import MachineType
 from sealift.sev.policy import parse_policy
+from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.guest import Guest
 from sealift.vmm.launch import launch
-from sealift.vmm.machine import Machine
+from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.target import Incoming, TargetHost
@@ -79,19 +82,51 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         notify(f"the kernel is Linux {version}")
     guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
     with ExitStack() as undo:
+        disks = open_disks(options.disks)
+        for disk in disks:
+            undo.callback(disk.close)
+            disk.lock()
+        spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks)
         owner = OwnerClient.start(assignment)
         undo.callback(owner.close)
-        platform = Platform.start(places.host.identity, places.manufacturer)
+        platform = Platform.start(places.host.identity, places.manufacturer, engine=options.engine)
         undo.callback(platform.close)
         for note in owner.prepare():
             notify(note)
-        machine = Machine(platform, recipe.layout, options.vcpus, guest.console, guest.events.run_state_changed)
+        _tell_engine(platform, options, recipe, notify)
+        machine = Machine(platform, spec, guest.console, guest.events.run_state_changed)
         undo.callback(machine.close)
         guest.attach(machine, launch(platform, machine.memory, recipe, owner))
         undo.callback(guest.close)  # before the machine's end: a migration is given up first
         owner.close()
         machine.resume()
         return HostedGuest(guest, undo.pop_all())
+
+
+def _tell_engine(platform: Platform, options: GuestOptions, recipe: GuestRecipe, notify: Notify) -> None:
+    """Say which engine runs the guest, to a user who wants to know; and refuse one that cannot run Linux."""
+    info = platform.info()
+    if options.verbose:
+        notify(f"the engine is {info.engine}: {info.engine_reason}")
+    if recipe.machine is MachineType.MICROVM and info.engine != "kvm":
+        raise UserError(
+            f"Linux needs the engine kvm, and this platform runs guests on {info.engine}: {info.engine_reason}"
+        )
+
+
+def open_disks(paths: tuple[DiskPath, ...]) -> tuple[DiskImage, ...]:
+    """Open disk images; the caller closes them.
+
+    Raises:
+        UserError: one cannot be used; none is left open.
+    """
+    with ExitStack() as undo:
+        disks = []
+        for disk in paths:
+            disks.append(DiskImage(disk.path, read_only=disk.read_only))
+            undo.callback(disks[-1].close)
+        undo.pop_all()
+    return tuple(disks)
 
 
 class AwaitedGuest(HostedGuest):
@@ -180,7 +215,10 @@ def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Noti
         owner = OwnerClient.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
         undo.callback(owner.close)
         host = TargetHost(
-            platform=lambda: Platform.start(places.host.identity, places.manufacturer, prealloc=options.prealloc),
+            platform=lambda: Platform.start(
+                places.host.identity, places.manufacturer, engine=options.engine, prealloc=options.prealloc
+            ),
+            disks=lambda: open_disks(options.disks),
             owner=owner,
             startup=programs.startup_blob(),
             console=lambda: guest.console,

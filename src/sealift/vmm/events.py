@@ -18,7 +18,14 @@ class ShutdownCause(enum.Enum):
     HOST_QMP_QUIT = "host-qmp-quit"
     HOST_SIGNAL = "host-signal"
     HOST_ERROR = "host-error"
+    GUEST_SHUTDOWN = "guest-shutdown"
+    GUEST_RESET = "guest-reset"
     GUEST_PANIC = "guest-panic"
+
+    @property
+    def by_guest(self) -> bool:
+        """Whether the guest itself asked for it."""
+        return self in {ShutdownCause.GUEST_SHUTDOWN, ShutdownCause.GUEST_RESET}
 
 
 @dataclass(frozen=True, slots=True)

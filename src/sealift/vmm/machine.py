@@ -2,8 +2,8 @@
 
 ::
 
-    vCPU threads ──exits──► Machine ──► port bus ──► serial, pause port
-                               │                     ready port
+    vCPU threads ──exits──► Machine ──► port and MMIO buses ──► devices (`sealift.vmm.devices.sets`)
+                               │
                                ├── run state (prelaunch, running, paused, …) ──► listeners
                                └── page encryption bitmap, as the guest's hypercalls told it
 """
@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
 
 from sealift.address import PAGE_SHIFT, RamLayout
 from sealift.errors import GuestError, SealiftError, sentence
+from sealift.launch.machine import MachineType
 from sealift.pageset import PageSet
 from sealift.vmm.console import Console
-from sealift.vmm.devices.bus import PortBus
-from sealift.vmm.devices.pause import PausePort
-from sealift.vmm.devices.ready import ReadyPort
-from sealift.vmm.devices.serial import INPUT_LIMIT, Serial
-from sealift.vmm.platform import Platform
+from sealift.vmm.devices.disk import DiskImage
+from sealift.vmm.devices.dma import SharedDma
+from sealift.vmm.devices.serial import INPUT_LIMIT
+from sealift.vmm.devices.sets import DeviceSet, bare_devices, check_disks, microvm_devices
+from sealift.vmm.platform import ANY_CPU, CpuShape, Platform
 from sealift.vmm.runstate import RunState, RunStateMachine
 from sealift.vmm.vcpu import VcpuSet
 from sealift.wire.platform import Fault, Kick
@@ -33,6 +36,35 @@ _MOVABLE = frozenset({RunState.RUNNING, RunState.PAUSED})
 _HANDED_OVER = frozenset({RunState.FINISH_MIGRATE})
 
 
+class GuestEnd(Enum):
+    """How a guest ends its run of its own will."""
+
+    POWER_OFF = auto()
+    RESET = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What a machine is made of.
+
+    Attributes:
+        disks: opened images, which become the machine's: it locks and closes them.
+        cpu: what the guest must see; by default the best that the host can give.
+
+    Raises:
+        UserError: the machine type has no room for so many disks.
+    """
+
+    layout: RamLayout
+    vcpus: int
+    type: MachineType = MachineType.BARE
+    disks: tuple[DiskImage, ...] = ()
+    cpu: CpuShape = ANY_CPU
+
+    def __post_init__(self) -> None:
+        check_disks(self.disks, self.type)
+
+
 class Machine:
     """One VM.
 
@@ -42,38 +74,52 @@ class Machine:
     `listener` is called with every new run state, from whatever thread changed it.
 
     Attributes:
+        spec: what it was made of.
         memory: the shared plane.
         shared_pages: the page encryption bitmap's complement: pages in shared state.
-        report: why the guest ended, when it ended by a fault.
+        devices: all of them.
+        report: why the guest ended, when it ended by itself.
         ready: set when a receiver has started up, or will not: its run state tells.
+        ended_by: what the guest did that ended it; None if it has not ended so.
     """
 
     def __init__(
-        self,
-        platform: Platform,
-        layout: RamLayout,
-        vcpus: int,
-        console: Console,
-        listener: Callable[[RunState], None],
+        self, platform: Platform, spec: MachineSpec, console: Console, listener: Callable[[RunState], None]
     ) -> None:
         self.platform = platform
-        self.layout = layout
-        self.vcpu_count = vcpus
+        self.spec = spec
+        self.layout = spec.layout
+        self.vcpu_count = spec.vcpus
         self.console = console
         self.report: str | None = None
+        self.ended_by: GuestEnd | None = None
         self.ready = threading.Event()
-        self.memory = platform.create_vm(layout, vcpus)
-        self.shared_pages = PageSet(layout.pages)
+        microvm = spec.type is MachineType.MICROVM
+        self.memory = platform.create_vm(spec.layout, spec.vcpus, spec.cpu, irqchip=microvm)
+        self.shared_pages = PageSet(spec.layout.pages)
         self._states_lock = threading.Lock()
         self._device_lock = threading.Lock()
         self._order_lock = threading.Lock()
         self._before_handover = RunState.RUNNING
         self._held_input = bytearray()
-        self.serial = Serial(console.transmit)
-        self.bus = PortBus((self.serial, PausePort(self._rest), ReadyPort(self.ready.set)))
+        self._awareness_due = microvm
+        self.devices = self._make_devices()
+        self._typed_at: Callable[[bytes], None] = self.devices.serial.receive
         self._run_state = RunStateMachine(RunState.PRELAUNCH, listener)
-        channels = [platform.create_vcpu(index) for index in range(vcpus)]
+        channels = [platform.create_vcpu(index) for index in range(spec.vcpus)]
         self.vcpus = VcpuSet(channels, lambda index: platform.do(Kick(index)), self)
+
+    def _make_devices(self) -> DeviceSet:
+        match self.spec.type:
+            case MachineType.BARE:
+                return bare_devices(self)
+            case MachineType.MICROVM:
+                memory = SharedDma(self.memory, self._all_shared)
+                return microvm_devices(self, self.platform, memory, self.spec.disks)
+
+    def _all_shared(self, first: int, count: int) -> bool:
+        with self._states_lock:
+            return self.shared_pages.has_range(first, count)
 
     # --- run state -----------------------------------------------------------------------------------------------
 
@@ -86,7 +132,7 @@ class Machine:
         """Run a guest that only waits for this; whether it runs now."""
         with self._order_lock:
             if self._run_state.move_from(_STARTABLE, RunState.RUNNING):
-                self.vcpus.resume()
+                self._start_vcpus()
             return self.state is RunState.RUNNING
 
     def pause(self, state: RunState = RunState.PAUSED) -> None:
@@ -120,22 +166,33 @@ class Machine:
             return self._before_handover
 
     def take_back(self) -> None:
-        """The guest stays: let it go on as it was, if it was stopped to leave."""
+        """The guest stays: let it go on as it was, if it was stopped to leave.
+
+        Raises:
+            UserError: somebody took one of its disks meanwhile.
+        """
         with self._order_lock:
+            self.devices.take_disks()
             with self._device_lock:
                 stays = self._run_state.move_from(_HANDED_OVER, self._before_handover)
-                self.serial.receive(bytes(self._held_input))
+                self._typed_at(bytes(self._held_input))
                 self._held_input.clear()
             if stays and self._before_handover is RunState.RUNNING:
-                self.vcpus.resume()
+                self._start_vcpus()
 
     def handed_over(self) -> None:
         """The guest runs elsewhere, whatever has become of what is left here."""
         with self._order_lock:
             self._run_state.move_from(_HANDED_OVER, RunState.POSTMIGRATE)
 
+    def _start_vcpus(self) -> None:
+        self.devices.resume()
+        self.vcpus.resume()
+
     def _stop_vcpus(self) -> None:
+        """Nothing writes to guest memory any more when this returns: neither vCPUs nor devices."""
         self.vcpus.pause()
+        self.devices.quiesce()
         self.console.flush()
 
     def close(self) -> None:
@@ -144,6 +201,7 @@ class Machine:
         self.ready.set()
         self.platform.close()
         self.vcpus.end()
+        self.devices.close()
         self.console.flush()
 
     def type_in(self, data: bytes) -> None:
@@ -152,19 +210,95 @@ class Machine:
             if self.state is RunState.FINISH_MIGRATE:
                 self._held_input += data[: INPUT_LIMIT - len(self._held_input)]
             else:
-                self.serial.receive(data)
+                self._typed_at(data)
 
     # --- exits (see sealift.vmm.vcpu.ExitHandler) ------------------------------------------------------------------
 
     def port_in(self, port: int, size: int) -> int:
         """Data for a port input."""
         with self._device_lock:
-            return self.bus.read(port, size)
+            return self.devices.ports.read(port, size)
 
     def port_out(self, port: int, size: int, value: int) -> None:
         """A port output."""
+        if self._awareness_due and port in self.devices.serial.ports:
+            self._check_awareness()
         with self._device_lock:
-            self.bus.write(port, size, value)
+            self.devices.ports.write(port, size, value)
+
+    def mmio_read(self, address: int, size: int) -> int:
+        """Data for a memory-mapped read."""
+        if self._awareness_due:
+            self._check_awareness()
+        with self._device_lock:
+            return self.devices.mmio.read(address, size)
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        """A memory-mapped write."""
+        with self._device_lock:
+            self.devices.mmio.write(address, size, value)
+
+    def _check_awareness(self) -> None:
+        """A kernel that reaches for its first device has long found out that its memory is encrypted, or never will.
+
+        One that does not know would run, but share nothing with any device.
+        """
+        self._awareness_due = False
+        if not self.platform.status().aware:
+            self._end_by_guest(
+                RunState.GUEST_PANICKED,
+                None,
+                "its kernel takes no notice of memory encryption (it never read MSR SEV_STATUS), so it cannot run as a "
+                "confidential guest; use one with CONFIG_AMD_MEM_ENCRYPT",
+            )
+
+    # --- what devices ask for (see sealift.vmm.devices.sets.Surroundings) ------------------------------------------
+
+    def transmit(self, byte: int) -> None:
+        """The serial port sends a byte; what is typed goes to where the guest printed last."""
+        self._typed_at = self.devices.serial.receive
+        self.console.transmit(byte)
+
+    def transmit_all(self, data: bytes) -> None:
+        """The virtio console sends bytes."""
+        if self.devices.console is not None:
+            self._typed_at = self.devices.console.receive
+        for byte in data:
+            self.console.transmit(byte)
+
+    def rest(self, seconds: float) -> None:
+        """Keep the calling vCPU idle, which holds the device lock: it must not keep the others from it."""
+        self._device_lock.release()
+        try:
+            self.vcpus.rest(seconds)
+        finally:
+            self._device_lock.acquire()
+
+    def started_up(self) -> None:
+        """A receiver's start-up code is done."""
+        self.ready.set()
+
+    def reset(self) -> None:
+        """The guest resets the machine."""
+        self._end_by_guest(
+            RunState.SHUTDOWN,
+            GuestEnd.RESET,
+            "it asked for a reboot, which would be another launch; launch it again, and its owner attests it anew",
+        )
+
+    def power_off(self) -> None:
+        """The guest switches the machine off."""
+        self._end_by_guest(RunState.SHUTDOWN, GuestEnd.POWER_OFF, "it switched itself off")
+
+    def _end_by_guest(self, state: RunState, end: GuestEnd | None, report: str) -> None:
+        """The guest comes to its end by what one of its vCPUs does; that vCPU's thread is here."""
+        self.console.flush()
+        self.report, self.ended_by = report, end
+        self.vcpus.pause()
+        self._run_state.move_from(_MOVABLE, state)
+        self.ready.set()
+
+    # --- other exits ---------------------------------------------------------------------------------------------
 
     def page_state_changed(self, gpa: int, pages: int, *, encrypted: bool) -> None:
         """The guest declared pages private or shared, and the platform acted on it."""
@@ -208,11 +342,3 @@ class Machine:
         self.vcpus.pause()
         self._run_state.move(RunState.INTERNAL_ERROR)
         self.ready.set()
-
-    def _rest(self, seconds: float) -> None:
-        # Called by the pause port under the device lock, which a resting vCPU must not keep from the others.
-        self._device_lock.release()
-        try:
-            self.vcpus.rest(seconds)
-        finally:
-            self._device_lock.acquire()

@@ -22,6 +22,12 @@ class ExitHandler(Protocol):
     def port_out(self, port: int, size: int, value: int) -> None:
         """A port output."""
 
+    def mmio_read(self, address: int, size: int) -> int:
+        """Data for a memory-mapped read."""
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        """A memory-mapped write."""
+
     def page_state_changed(self, gpa: int, pages: int, *, encrypted: bool) -> None:
         """The guest declared pages private or shared."""
 
@@ -151,6 +157,12 @@ class VcpuSet:
                     continue
                 case wire.PortOut():
                     self._handler.port_out(left.port, left.size, left.value)
+                    continue
+                case wire.MmioRead():
+                    data = self._handler.mmio_read(left.address, left.size)
+                    continue
+                case wire.MmioWrite():
+                    self._handler.mmio_write(left.address, left.size, left.value)
                     continue
                 case _:
                     self._left(index, left)

@@ -34,10 +34,10 @@ from sealift.errors import StreamError
 from sealift.wire import handshake
 from sealift.wire.failure import from_failed
 from sealift.wire.packed import UNDECODABLE
-from sealift.wire.platform import Block, Failed
+from sealift.wire.platform import CPU_LIMIT, Block, Failed
 from sealift.wire.token import TOKEN_SIZE
 
-VERSION = 1
+VERSION = 2
 
 HELLO_LIMIT = 64 * 1024
 """Bytes of a HELLO: an offer at its longest, the RAMBlock table and a name fit several times."""
@@ -50,6 +50,9 @@ REFUSAL_LIMIT = 16 * 1024
 
 BLOCKS_LIMIT = 16
 """RAMBlocks of a guest; QEMU's machines have a handful."""
+
+DISKS_LIMIT = 16
+"""Disks of a guest: more than a machine here has slots for."""
 
 RAM_LIMIT = 16 << 40
 """Bytes of a guest's memory: more than any host has today, and few enough for every count of pages."""
@@ -170,12 +173,35 @@ class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return from_failed(Failed(self.reason, self.branch))
 
 
+class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A disk of the guest, whose content does not travel: the target has the same image. Sectors of 512 bytes."""
+
+    sectors: int
+    read_only: bool
+
+
+class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The machine that the guest is used to.
+
+    Attributes:
+        machine: its type by name (`sealift.launch.machine`).
+        cbit: position of the C-bit.
+        cpu: the source platform's description of the CPU; opaque here, empty for engines that have but one.
+    """
+
+    machine: str
+    cbit: int
+    cpu: bytes
+    disks: tuple[Disk, ...] = ()
+
+
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The source's introduction.
 
     Attributes:
         measure: LAUNCH_MEASURE output of the source's launch, 48 bytes: names the guest to its owner.
         guest: the guest's name, for people.
+        hardware: the machine.
         blocks: the RAMBlock table with the addresses that QEMU's block list does not hold.
         offer: the source handler's OFFER; opaque here.
     """
@@ -186,6 +212,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transfer: Transfer
     channels: int
     blocks: tuple[Block, ...]
+    hardware: Hardware
     offer: bytes
 
     def encode(self) -> bytes:
@@ -213,6 +240,9 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sizes = [block.size for block in hello.blocks]
         if not 0 < len(sizes) <= BLOCKS_LIMIT or min(sizes) <= 0 or sum(sizes) > RAM_LIMIT:
             raise StreamError(f"the source's guest has more than {BLOCKS_LIMIT} RAMBlocks, {RAM_LIMIT} bytes, or none")
+        hardware = hello.hardware
+        if not 0 < hardware.cbit < 64 or len(hardware.cpu) > CPU_LIMIT or len(hardware.disks) > DISKS_LIMIT:
+            raise StreamError("the source's guest has hardware that makes no sense")
         if not 0 < hello.vcpus <= VCPUS_LIMIT:
             raise StreamError(f"the source's guest has {hello.vcpus} vCPUs; this target takes 1 to {VCPUS_LIMIT}")
         return hello

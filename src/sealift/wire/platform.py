@@ -451,7 +451,7 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetRegisters: _SETUP | _ALIVE,
     SetRegisters: _SETUP | _RUNNING,
     Kick: _MADE,
-    ConnectInterrupt: _MADE - {Phase.GONE},
+    ConnectInterrupt: frozenset({Phase.CREATED}),
     GetChips: _ALIVE,
     SetChips: frozenset({Phase.INCOMING}),
     GetSharedDirtyLog: _MADE,

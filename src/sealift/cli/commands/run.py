@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from sealift.cli import guest_options as defaults
 from sealift.cli.image_options import image_options
-from sealift.cli.options import examples, file_option, host_option
+from sealift.cli.options import engine_option, examples, file_option, host_option
 from sealift.cli.places import Host, Places, default_manufacturer, default_owner
 
 _LAUNCH_ONLY: Final = ("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret")
@@ -39,6 +39,14 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--name", default=defaults.DEFAULT_NAME, show_default=True, help="What to call the guest on this host.")
 @image_options
 @file_option("--secret", "File whose content the owner plants for the guest.")
+@click.option(
+    "--disk",
+    "disks",
+    metavar="PATH[,ro]",
+    multiple=True,
+    help="Disk image for Linux's /dev/vda, then /dev/vdb; with --incoming the same images as the guest has.",
+)
+@engine_option
 @click.option("--incoming", metavar="URI", help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH.")
 @click.option(
     "--downtime-limit",
@@ -52,6 +60,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     "--prealloc", is_flag=True, help="With --incoming: touch all guest memory first, so that the transfer is faster."
 )
 @click.option("--quiet", is_flag=True, help="Do not show the guest's console.")
+@click.option("-v", "--verbose", is_flag=True, help="Say which engine runs the guest, and why.")
 @click.option(
     "--owner",
     type=click.Path(path_type=Path),
@@ -60,7 +69,15 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     help="Directory of the guest owner.",
 )
 @host_option
-def command(host: Host, owner: Path, incoming: str | None, *, quiet: bool, **settings: Any) -> int:  # noqa: ANN401  # GuestOptions says
+def command(
+    host: Host,
+    owner: Path,
+    incoming: str | None,
+    disks: tuple[str, ...],
+    *,
+    quiet: bool,
+    **settings: Any,  # noqa: ANN401  # GuestOptions says
+) -> int:
     """Run one confidential guest in the foreground, its console on standard output.
 
     CONFIG is a TOML file with the options' long names as keys; options given here win. Ctrl-C ends the guest.
@@ -69,7 +86,11 @@ def command(host: Host, owner: Path, incoming: str | None, *, quiet: bool, **set
     from sealift.cli.rundir import check_name
     from sealift.cli.wiring import HostedGuest, start_guest, start_incoming
 
-    options = defaults.GuestOptions(downtime_limit_ms=settings.pop("downtime_limit"), **settings)
+    options = defaults.GuestOptions(
+        downtime_limit_ms=settings.pop("downtime_limit"),
+        disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
+        **settings,
+    )
     check_name(options.name)
     places = Places(host, owner.absolute(), default_manufacturer())
 

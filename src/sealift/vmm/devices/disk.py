@@ -99,10 +99,12 @@ class DiskImage:
             raise UserError(f"the disk image {self.path} is {how}; stop that guest first") from None
 
     def close(self) -> None:
-        """Let go of the file, and with it of the lock."""
+        """Let go of the file, and with it of the lock; again does nothing."""
         with self._io:
             self._locked = False
-            os.close(self._fd)
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
     # --- I/O -------------------------------------------------------------------------------------------------------
 

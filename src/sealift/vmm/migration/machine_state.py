@@ -36,7 +36,7 @@ class _Vcpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def save(machine: Machine, before: RunState) -> tuple[SavedState, ...]:
     """Everything of a stopped machine, which was in run state `before`."""
-    devices = tuple(SavedState(device.name, device.version, device.save()) for device in machine.bus.devices)
+    devices = tuple(SavedState(device.name, device.version, device.save()) for device in machine.devices.every)
     vcpus = _Vcpus(tuple(sorted(machine.vcpus.halted)), before is not RunState.RUNNING)
     return (*devices, SavedState(VCPUS, VCPUS_VERSION, msgspec.msgpack.encode(vcpus)))
 
@@ -50,7 +50,7 @@ class Restorer:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._devices = {device.name: device for device in machine.bus.devices}
+        self._devices = {device.name: device for device in machine.devices.every}
         self._due = {*self._devices, VCPUS}
         self.paused = False
 

@@ -23,7 +23,18 @@ from sealift.vmm.migration.streamio import EndedError, StreamReader, readable_no
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import TAKEN, Frame, FrameKind, Hello, Refusal, SealedKind, blocks_of, read_frame
+from sealift.wire.handover import (
+    TAKEN,
+    Disk,
+    Frame,
+    FrameKind,
+    Hardware,
+    Hello,
+    Refusal,
+    SealedKind,
+    blocks_of,
+    read_frame,
+)
 
 _PAGE_COST = PAGE_SIZE + 8
 """Bytes of the stream for one page, of whatever kind: content and number (or header)."""
@@ -179,6 +190,7 @@ class Sender:
             transfer=self._parameters.transfer,
             channels=self._parameters.channels,
             blocks=blocks_of(self._machine.layout),
+            hardware=_hardware(self._machine),
             offer=offer,
         )
         self._out.begin(self._machine.layout)
@@ -255,12 +267,20 @@ class Sender:
         prepared = self._returns.expect(FrameKind.PREPARED, self._returns.patience.prepared_s)
         self._watch.fencing()
         self._stats.downtime_part(DowntimePart.START)
+        # Before the target can have the right to start: it finds the images complete and free.
+        self._machine.devices.leave_disks()
         self._out.frame(Frame(FrameKind.FINAL, self._method.fence(prepared)))
         started = self._returns.expect(FrameKind.STARTED, self._returns.patience.reply_s)
         if not self._method.release(started):
             raise StreamError("the target's word that it runs the guest says something else")
         with contextlib.suppress(EndedError):  # it is told so that it need not keep the token
             self._out.frame(TAKEN)
+
+
+def _hardware(machine: Machine) -> Hardware:
+    disks = tuple(Disk(disk.sectors, disk.read_only) for disk in machine.spec.disks)
+    cpu = machine.platform.cpu
+    return Hardware(machine.spec.type.value, cpu.cbit, cpu.description, disks)
 
 
 def mailbox_pages(machine: Machine, handler: HandlerClient) -> PageSet:

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from sealift.errors import (
     sentence,
 )
 from sealift.launch.image import GuestRecipe
+from sealift.launch.machine import MachineType
 from sealift.vmm.console import Console
+from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.launch import Begun, Launched, begin, complete
-from sealift.vmm.machine import Machine
+from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.migration.machine_state import Restorer
 from sealift.vmm.migration.method import TargetMethod
 from sealift.vmm.migration.mh import HandlerTarget, target_transfer
@@ -38,9 +41,9 @@ from sealift.vmm.migration.shared_ram import RamLoader
 from sealift.vmm.migration.streamio import EndedError, StreamReader, bulk_work, shut_down
 from sealift.vmm.migration.token_file import keep_token
 from sealift.vmm.migration.transport import Address, Listener
-from sealift.vmm.platform import Platform
+from sealift.vmm.platform import CpuShape, Platform
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Frame, FrameKind, Refusal, read_frame
+from sealift.wire.handover import Disk, Frame, FrameKind, Hardware, Refusal, read_frame
 from sealift.wire.owner import OwnerService
 
 _START_UP_LIMIT_S = 30.0
@@ -58,6 +61,7 @@ class TargetHost:
         platform: starts a platform process.
         owner: approves the receiver and releases its secret.
         startup: the start-up code of the receiver image.
+        disks: opens the images that a guest which comes here finds; the machine closes them.
         console: makes the guest's console.
         run_state: is called with every new run state of the guest.
         token_path: where to keep a token that the source did not take; None: nowhere.
@@ -69,6 +73,7 @@ class TargetHost:
     startup: bytes
     console: Callable[[], Console]
     run_state: Callable[[RunState], None]
+    disks: Callable[[], tuple[DiskImage, ...]] = tuple
     token_path: Path | None = None
     notify: Callable[[str], None] = lambda _: None
 
@@ -218,24 +223,35 @@ class Incoming:
     def _make(self, introduction: Introduction, begun: Begun) -> _Guest:
         """The machine with a receiver in it that waits for its guest."""
         hello, layout = introduction.hello, introduction.layout
-        recipe = GuestRecipe(self._host.startup, layout, hello.vcpus, _UNKNOWN_DIGEST).receiver()
-        machine = self._machine = self._make_machine(recipe)
+        kind = _machine_type(hello.hardware.machine)
+        recipe = GuestRecipe(self._host.startup, layout, hello.vcpus, _UNKNOWN_DIGEST, machine=kind)
+        machine = self._machine = self._make_machine(recipe, hello.hardware)
         launched = complete(machine.platform, machine.memory, recipe, self._host.owner, begun)
         _run_start_up(machine)
         handler = machine.platform.open_handler()
         method = self._method = HandlerTarget(handler, target_transfer(hello.transfer, handler, machine.memory))
         return _Guest(machine, launched, method)
 
-    def _make_machine(self, recipe: GuestRecipe) -> Machine:
+    def _make_machine(self, recipe: GuestRecipe, hardware: Hardware) -> Machine:
         if self._platform is None:
             raise InternalError("a machine is to be made before the owner was asked")
-        return Machine(self._platform, recipe.layout, recipe.vcpus, self._host.console(), self._host.run_state)
+        with ExitStack() as undo:
+            disks = self._host.disks()
+            for disk in disks:
+                undo.callback(disk.close)
+            _check_same_disks(disks, hardware.disks)
+            cpu = CpuShape(hardware.cbit, hardware.cpu)
+            spec = MachineSpec(recipe.layout, recipe.vcpus, recipe.machine, disks, cpu)
+            machine = Machine(self._platform, spec, self._host.console(), self._host.run_state)
+            undo.pop_all()
+        return machine
 
     def _start(self, guest: _Guest, restorer: Restorer) -> bytes:
         """The guest is ours: run it. From here on nothing is given up any more."""
         with self._lock:
             if self._cancelled:
                 raise LostError("the target was told to give up")
+            guest.machine.devices.take_disks()
             started = guest.method.started()
         if restorer.paused:
             guest.machine.arrive_paused()
@@ -287,6 +303,32 @@ class Incoming:
             self._machine.close()
         elif self._platform is not None:
             self._platform.close()
+
+
+def _machine_type(name: str) -> MachineType:
+    try:
+        return MachineType(name)
+    except ValueError:
+        raise StreamError(f"the source's guest needs a machine {name!r:.40}, which is not known here") from None
+
+
+def _check_same_disks(here: tuple[DiskImage, ...], there: tuple[Disk, ...]) -> None:
+    """Every disk of the guest needs an image here that looks the same to it."""
+    if len(here) != len(there):
+        raise UserError(
+            f"the guest has {len(there)} disk(s), and this target was given {len(here)}; give it the same images "
+            "with --disk"
+        )
+    for image, disk in zip(here, there, strict=True):
+        if (image.sectors, image.read_only) != (disk.sectors, disk.read_only):
+            raise UserError(
+                f"the disk image {image.path} has {image.sectors} sectors and is {_access(image.read_only)}; the "
+                f"guest's disk has {disk.sectors} and is {_access(disk.read_only)}"
+            )
+
+
+def _access(read_only: bool) -> str:  # noqa: FBT001  # what is said of it
+    return "read-only" if read_only else "writable"
 
 
 def _run_start_up(machine: Machine) -> None:

@@ -18,8 +18,7 @@ def qmp_events(event: GuestEvent) -> Iterator[Event]:
         case MigrationChanged(_, status):
             yield Event("MIGRATION", {"status": status.value})
         case Ending(cause):
-            # `guest`: whether the guest itself asked for it, for which ours have no means.
-            yield Event("SHUTDOWN", {"guest": False, "reason": cause.value})
+            yield Event("SHUTDOWN", {"guest": cause.by_guest, "reason": cause.value})
         case _:
             assert_never(event)
 

@@ -42,7 +42,8 @@ _MAX_EXTENDED: Final = 0x8000_001F
 
 _EDITS: Final[dict[tuple[int, int], dict[str, tuple[int, int]]]] = {
     # MONITOR; the TSC deadline timer, of which hosts know by another way; and a guest knows that it is one.
-    (0x1, 0): {"ecx": (~(1 << 3 | 1 << 24), 1 << 31)},
+    # EBX tells of the processor that was asked.
+    (0x1, 0): {"ebx": (0xFF00, 0), "ecx": (~(1 << 3 | 1 << 24), 1 << 31)},
     (0x7, 0): {"edx": (~_AMX, 0)},
     (0xD, 0): {"eax": (_XSAVE_FEATURES, 0), "edx": (0, 0)},
     # XSAVES and XFD have state of their own.

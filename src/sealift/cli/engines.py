@@ -1,0 +1,8 @@
+"""The names of engines on the command line; `sealift.silicon.engines.choice`, slow to import, has their meaning."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DEFAULT_ENGINE: Final = "auto"
+ENGINES: Final = (DEFAULT_ENGINE, "kvm", "unicorn")
