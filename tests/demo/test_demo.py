@@ -107,3 +107,9 @@ def test_a_vmm_that_cannot_launch_is_quoted(scratch: Path, tmp_path: Path, seali
     assert demo.wait() == 1
     assert "do not fit" in demo.stderr.text
     assert_nothing_is_left(scratch)
+
+
+def test_linux_takes_no_payload(sealift: Callable[..., Sealift]) -> None:
+    demo = sealift("demo", "--linux", "--payload", "README.md")
+    assert demo.wait() == 2
+    assert "--payload is for the built-in guest" in demo.stderr.text

@@ -15,7 +15,7 @@ fail() {
 }
 
 mkdir -p /below /above /root
-mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=1048576,cache=loose host /below || fail "no file system over 9p"
+mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=512000,cache=loose host /below || fail "no file system over 9p"
 mount -t tmpfs tmpfs /above
 mkdir /above/changes /above/work
 mount -t overlay -o lowerdir=/below,upperdir=/above/changes,workdir=/above/work overlay /root || fail "no overlay"
