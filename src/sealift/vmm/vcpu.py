@@ -105,6 +105,11 @@ class VcpuSet:
             self._halted = set(halted)
             self._changed.notify_all()
 
+    def wait_all_halted(self, timeout_s: float) -> bool:
+        """Wait until every vCPU executed HLT; False when that takes too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._halted) == len(self._threads), timeout_s)
+
     def end(self) -> None:
         """End the threads; the links must be closed (by ending the platform) for those inside a Run."""
         with self._changed:

@@ -116,6 +116,8 @@ class VcpuState:
 
     def _load(self, parts: tuple[_Part, ...], state: _State) -> None:
         for name, of, _, put in self._parts(parts):
+            if name == "xcrs" and not any(state.xcrs):
+                continue  # a CPU without XSAVE has none, and KVM refuses to be told so
             load(self._fd, put, of, getattr(state, name), f"the vCPU's {name}")
 
     def _read_msrs(self) -> list[_Msr]:
