@@ -76,7 +76,7 @@ class KvmVcpu:
             # Looked at after entering: a kick that comes later finds this vCPU inside.
             self._run.immediate_exit = self._interrupt.is_set()
             ask(self._fd, abi.RUN)
-        except InterruptedError:
+        except (InterruptedError, BlockingIOError):  # EAGAIN: another vCPU's start-up message has come
             self._incomplete = False
             return False
         except OSError as error:
