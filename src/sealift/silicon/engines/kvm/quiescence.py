@@ -15,10 +15,13 @@ from typing import Protocol
 
 
 class Enterer(Protocol):
-    """Somebody who can be in guest mode."""
+    """Somebody who can be in guest mode. Both are called with the quiescence locked, so no order to leave is lost."""
+
+    def about_to_enter(self) -> None:
+        """It counts as inside from now on."""
 
     def leave_soon(self) -> None:
-        """Leave guest mode as soon as possible; called while it is inside, or about to be."""
+        """Leave guest mode as soon as possible, or turn round on the way into it."""
 
 
 class Quiescence:
@@ -35,6 +38,7 @@ class Quiescence:
         with self._changed:
             while self._holder is not None:
                 self._changed.wait()
+            vcpu.about_to_enter()
             self._inside.add(vcpu)
 
     def left(self, vcpu: Enterer) -> None:

@@ -73,8 +73,6 @@ class KvmVcpu:
         """Be in guest mode until an exit (True) or an interruption (False), with whatever was underway completed."""
         self._quiescence.enter(self)
         try:
-            # Looked at after entering: a kick that comes later finds this vCPU inside.
-            self._run.immediate_exit = self._interrupt.is_set()
             ask(self._fd, abi.RUN)
         except (InterruptedError, BlockingIOError):  # EAGAIN: another vCPU's start-up message has come
             self._incomplete = False
@@ -85,6 +83,10 @@ class KvmVcpu:
             self._quiescence.left(self)
         self._incomplete = False
         return True
+
+    def about_to_enter(self) -> None:
+        """For the quiescence: a kick that comes later finds this vCPU inside."""
+        self._run.immediate_exit = self._interrupt.is_set()
 
     def leave_soon(self) -> None:
         """For the quiescence: make KVM_RUN return, now or at its next beginning."""
