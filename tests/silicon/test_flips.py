@@ -58,6 +58,36 @@ def test_one_byte_written_through_the_c_bit_is_enough_for_ciphertext(guest: Scri
     assert content(memory.shared, PAGE) == encrypted(PAGE, plain)
 
 
+def test_a_page_of_zeros_that_was_written_anew_without_the_c_bit_is_kept(
+    guest: ScriptedGuest, memory: GuestMemory
+) -> None:
+    """Linux cleared its per-CPU data with C-bit long ago, and copies it in place before it declares it shared."""
+    guest.write(PAGE, ZEROS, cbit=True)
+    memory.take_unsent()
+    guest.write(PAGE, ZEROS, cbit=False)
+    share(memory)
+    assert content(memory.shared, PAGE) == ZEROS
+
+
+def test_a_page_of_zeros_that_was_written_with_the_c_bit_alone_is_ciphertext(
+    guest: ScriptedGuest, memory: GuestMemory
+) -> None:
+    guest.write(PAGE, ZEROS, cbit=True)
+    share(memory)
+    assert content(memory.shared, PAGE) == encrypted(PAGE, ZEROS)
+
+
+def test_writes_without_the_c_bit_before_a_flip_do_not_count_after_it(
+    guest: ScriptedGuest, memory: GuestMemory
+) -> None:
+    guest.write(PAGE, ZEROS, cbit=False)
+    share(memory)
+    hide(memory)
+    guest.write(PAGE, ZEROS, cbit=True)
+    share(memory)
+    assert content(memory.shared, PAGE) == encrypted(PAGE, ZEROS)
+
+
 def test_a_write_through_the_c_bit_counts_even_when_its_log_was_read_long_ago(
     guest: ScriptedGuest, memory: GuestMemory
 ) -> None:

@@ -81,6 +81,7 @@ class GuestMemory:
         pages = layout.pages
         self.states = PageSet(pages)
         self._sealed = PageSet(pages)  # content counts as written through the C-bit since launch or the last flip
+        self._opened = PageSet(pages)  # private pages written without C-bit since launch or the last flip
         self._unsent = PageSet(pages)
         self._shared_dirty = PageSet(pages)
         self._cipher = PageCipher(memory_key)
@@ -99,7 +100,9 @@ class GuestMemory:
 
         Private to shared leaves ciphertext on the shared plane, shared to private leaves decrypted garbage on the
         private one. What the guest wrote through the *other* view since launch or the last flip is kept, as in DRAM,
-        which holds whatever was written last.
+        which holds whatever was written last. A page that it wrote through both counts as written with C-bit, but for
+        one of nothing but zeros: Linux writes those anew without C-bit before it shares them, and takes an interrupt
+        for acknowledged if it finds anything else.
 
         Raises:
             GuestError: the engine cannot show so scattered a mix of page states; nothing has changed.
@@ -138,9 +141,15 @@ class GuestMemory:
             raise GuestError(f"guest memory would consist of more than {limit} separate shared ranges")
 
     def _to_shared(self, span: Span, changed: PageSet, populated: PageSet) -> None:
-        sealed = self._sealed.part(span)
+        sealed, opened = self._sealed.part(span), self._opened.part(span)
         written = changed.copy()
         written &= sealed
+        both = written.copy()
+        both &= opened
+        for pages in _chunks(both, span.base):
+            zeros = pages[~self.private.words[pages].any(axis=1)]
+            self.shared.words[zeros] = 0
+            written.remove(zeros - np.uint64(span.base))
         for pages in _chunks(written, span.base):
             self.shared.words[pages] = self._cipher.encrypt(self.private.words[pages], self._addresses.of(pages))
         plain = changed.copy()
@@ -149,6 +158,7 @@ class GuestMemory:
         for pages in _chunks(plain, span.base):
             self.shared.words[pages] = self.private.words[pages]
         sealed -= changed
+        opened -= changed
 
     def _to_private(self, span: Span, changed: PageSet, populated: PageSet) -> None:
         sealed = self._sealed.part(span)
@@ -177,6 +187,7 @@ class GuestMemory:
                 hidden = logs.plain.copy()
                 hidden -= states
                 unsent |= hidden
+                self._opened.add_part(part, hidden)
                 visible = logs.plain.copy()
                 visible &= states
                 shared_dirty |= visible
