@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import click
 
-from sealift.cli.options import SizeType, examples
+from sealift.cli.options import SizeType, engine_option, examples
 
 
 @click.group("bench", short_help="Measure this machine: sealed memory in motion, exits, idle guests.")
@@ -43,12 +43,13 @@ def migrate(size: int, runs: int, *, as_json: bool) -> None:
 @command.command(
     "exits",
     short_help="A guest's exits, beside a bare ping-pong.",
-    epilog=examples("sealift bench exits", "sealift bench exits --runs 9 --json | jq .ratio"),
+    epilog=examples("sealift bench exits --engine kvm", "sealift bench exits --runs 9 --json | jq .ratio"),
 )
+@engine_option
 @click.option("--exits", type=click.IntRange(min=1), default=20_000, show_default=True, help="Round trips in a run.")
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Of each; medians count.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
-def exits(exits: int, runs: int, *, as_json: bool) -> None:
+def exits(engine: str, exits: int, runs: int, *, as_json: bool) -> None:
     """Have a guest write to a port, and compare what each exit to the VMM takes with a bare ping-pong.
 
     The ping-pong is the least that two processes can do over a socket. Between the two: a vCPU's exchange without a
@@ -61,7 +62,7 @@ def exits(exits: int, runs: int, *, as_json: bool) -> None:
     from sealift.cli.scratch import scratch
 
     with _saying() as say, scratch("bench") as place:
-        result = measure_exits(place, exits, runs, say)
+        result = measure_exits(place, engine, exits, runs, say)
     click.echo(msgspec.json.encode(result).decode() if as_json else show_exits(result))
 
 
