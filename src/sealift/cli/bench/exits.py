@@ -73,7 +73,7 @@ def measure_exits(scratch: Scratch, engine: str, exits: int, runs: int, say: Say
         say(f"run {run} of {runs}: a vCPU's exchange")
         link.append(link_round_trip(exits))
         say(f"run {run} of {runs}: exits of a guest")
-        with _guest(scratch, engine) as machine:
+        with port_guest(scratch, engine) as machine:
             found = machine.engine
             guest.append(timed(machine.access, exits))
     medians = [statistics.median(times) for times in (bare, link, guest)]
@@ -91,7 +91,7 @@ def measure_exits(scratch: Scratch, engine: str, exits: int, runs: int, say: Say
     )
 
 
-class _PortGuest:
+class PortGuest:
     """A guest that writes to a port as often as its rcx says, then halts (see `sealift.vmm.vcpu.ExitHandler`)."""
 
     def __init__(self, platform: Platform) -> None:
@@ -160,11 +160,12 @@ class _PortGuest:
 
 
 @contextmanager
-def _guest(scratch: Scratch, engine: str) -> Iterator[_PortGuest]:
+def port_guest(scratch: Scratch, engine: str) -> Iterator[PortGuest]:
+    """A guest on `engine` that has been launched."""
     host = Host(scratch.path / "host")
     platform = Platform.start(host.identity, scratch.path / "manufacturer", engine=engine)
     try:
-        guest = _PortGuest(platform)
+        guest = PortGuest(platform)
         try:
             yield guest
         finally:
