@@ -1,8 +1,8 @@
 """The guest's console: what it printed last, and who is listening.
 
 A guest prints byte by byte; listeners get whole lines, and what is no line yet (a prompt, the echo of a key) a moment
-later: one timer is under way at a time, so that a busy console costs a few hundred wake-ups a second at most and a
-silent one none.
+later: one timer a port is under way at a time, so that a busy console costs a few hundred wake-ups a second at most
+and a silent one none.
 
 Several devices print here, each at a port of its own, and nothing of one appears within a line of another's::
 

@@ -125,7 +125,7 @@ def measure_boot(scratch: Scratch, shape: Shape, against: Against | None, runs: 
         engine, boot = _boot(scratch, shape, image)
         boots.append(boot)
         if against is not None:
-            say(f"run {run} of {runs}: {against.command}")
+            say(f"run {run} of {runs}: {boot.seconds:.2f} s, {boot.count:,} exits; now the other command")
             others.append(seconds_until(_filled_in(against.command, image), against.until))
     boot = sorted(boots, key=lambda boot: boot.seconds)[len(boots) // 2]
     socket_s, link_s = statistics.median(bare), statistics.median(link)
