@@ -19,7 +19,7 @@ import pytest
 
 from harness import PATIENCE_S
 from sealift.cli.rundir import CONSOLE_SOCKET, RunDirectory
-from sealift.vmm.console import PROMPT_S, Console
+from sealift.vmm.console import HISTORY_LIMIT, HOLD_S, PROMPT_S, Console, Port
 
 # --- what listeners get ---------------------------------------------------------------------------------------------
 
@@ -59,29 +59,39 @@ def heard(console: Console) -> list[bytes]:
     return pieces
 
 
-def write(console: Console, data: bytes) -> None:
+@pytest.fixture
+def serial(console: Console) -> Port:
+    return console.port()
+
+
+@pytest.fixture
+def virtio(console: Console) -> Port:
+    return console.port()
+
+
+def write(port: Port, data: bytes) -> None:
     for byte in data:
-        console.transmit(byte)
+        port.transmit(byte)
 
 
-def test_a_prompt_is_shown_after_a_moment(console: Console, timer: Timer, heard: list[bytes]) -> None:
-    write(console, b"login: ")
+def test_a_prompt_is_shown_after_a_moment(serial: Port, timer: Timer, heard: list[bytes]) -> None:
+    write(serial, b"login: ")
     assert heard == []
     assert [seconds for seconds, _ in timer.calls] == [PROMPT_S]
     timer.expire()
     assert heard == [b"login: "]
 
 
-def test_a_line_is_shown_at_once_and_whole(console: Console, heard: list[bytes]) -> None:
-    write(console, b"one\ntwo\n")
+def test_a_line_is_shown_at_once_and_whole(serial: Port, heard: list[bytes]) -> None:
+    write(serial, b"one\ntwo\n")
     assert heard == [b"one\n", b"two\n"]
 
 
 def test_a_busy_console_has_one_timer_at_a_time_and_a_silent_one_none(
-    console: Console, timer: Timer, heard: list[bytes]
+    serial: Port, timer: Timer, heard: list[bytes]
 ) -> None:
     assert not timer.calls
-    write(console, b"line\n" * 1000)
+    write(serial, b"line\n" * 1000)
     assert len(timer.calls) == 1
     timer.expire()
     assert heard == [b"line\n"] * 1000
@@ -89,9 +99,9 @@ def test_a_busy_console_has_one_timer_at_a_time_and_a_silent_one_none(
 
 
 def test_the_start_of_a_line_at_a_stop_is_shown_here_and_the_rest_where_it_is_printed(
-    console: Console, timer: Timer, heard: list[bytes]
+    console: Console, serial: Port, timer: Timer, heard: list[bytes]
 ) -> None:
-    write(console, b"half a ")
+    write(serial, b"half a ")
     console.flush()
     assert heard == [b"half a "]
     timer.expire()
@@ -101,10 +111,81 @@ def test_the_start_of_a_line_at_a_stop_is_shown_here_and_the_rest_where_it_is_pr
 def test_a_line_that_was_begun_before_there_was_a_timer_is_shown(timer: Timer) -> None:
     console, pieces = Console(), list[bytes]()
     console.listen(pieces.append)
-    write(console, b"# ")
+    write(console.port(), b"# ")
     console.flush_by(timer.later)
     timer.expire()
     assert pieces == [b"# "]
+
+
+# --- two devices on it ----------------------------------------------------------------------------------------------
+
+
+def test_lines_of_two_devices_are_shown_whole_however_their_bytes_mix(
+    serial: Port, virtio: Port, heard: list[bytes]
+) -> None:
+    write(serial, b"counter 220352 f")
+    virtio.write(b"hello-marker\n")
+    write(serial, b"aults 0\n")
+    assert heard == [b"hello-marker\n", b"counter 220352 faults 0\n"]
+
+
+def test_what_another_device_prints_waits_for_the_line_on_the_screen(
+    serial: Port, virtio: Port, timer: Timer, heard: list[bytes]
+) -> None:
+    write(serial, b"counter 220352 f")
+    timer.expire()
+    virtio.write(b"one\ntwo\nthr")
+    assert heard == [b"counter 220352 f"]
+    write(serial, b"aults 0\n")
+    assert heard == [b"counter 220352 f", b"aults 0\n", b"one\ntwo\n"]
+    virtio.write(b"ee\n")
+    assert heard[3:] == [b"three\n"]
+
+
+def test_a_line_that_nobody_finishes_is_ended_for_what_waits_for_it(
+    serial: Port, virtio: Port, timer: Timer, heard: list[bytes]
+) -> None:
+    virtio.write(b"# ")
+    timer.expire()
+    write(serial, b"oops: ")
+    timer.expire()
+    write(serial, b"disk\n")
+    assert heard == [b"# "]
+    assert [seconds for seconds, _ in timer.calls] == [HOLD_S]
+    timer.expire()
+    assert heard == [b"# ", b"\r\n", b"oops: disk\n"]
+    virtio.write(b"ls\n")
+    assert heard[3:] == [b"ls\n"]
+
+
+def test_a_prompt_waits_like_a_line_and_leaves_the_screen_to_nobody(
+    serial: Port, virtio: Port, timer: Timer, heard: list[bytes]
+) -> None:
+    for port in (serial, virtio):
+        port.write(b"> ")
+        timer.expire()
+    assert heard == [b"> "]
+    timer.expire()
+    assert heard == [b"> ", b"\r\n", b"> "]
+
+
+def test_more_than_is_kept_does_not_wait(serial: Port, virtio: Port, timer: Timer, heard: list[bytes]) -> None:
+    serial.write(b"# ")
+    timer.expire()
+    virtio.write(b"y\n" * (HISTORY_LIMIT // 2))
+    assert heard[1:] == [b"\r\n", b"y\n" * (HISTORY_LIMIT // 2)]
+
+
+def test_at_a_stop_everything_is_shown_and_nothing_mixes(
+    console: Console, serial: Port, virtio: Port, timer: Timer, heard: list[bytes]
+) -> None:
+    serial.write(b"half")
+    timer.expire()
+    virtio.write(b"whole\nother ")
+    serial.write(b" a ")
+    assert console.tail(3) == ["half a ", "whole", "other "]
+    console.flush()
+    assert b"".join(heard) == b"half a \r\nwhole\nother "
 
 
 # --- a terminal on it -----------------------------------------------------------------------------------------------

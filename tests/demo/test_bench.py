@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from harness import Sealift
-from sealift.cli.bench.exits import ExitsResult
+from sealift.cli.bench.boot import Boot, BootResult, seconds_until
+from sealift.cli.bench.exits import ExitsResult, port_guest
 from sealift.cli.bench.idle import cpu_s, peak_bytes
 from sealift.cli.bench.migrate import MigrateResult
 from sealift.cli.bench.pipe import RECORD_PAGES, raw_pipe, whole_records
-from sealift.cli.bench.show import show_exits, show_migration
+from sealift.cli.bench.show import show_boot, show_exits, show_migration
+from sealift.cli.scratch import scratch
+from sealift.errors import UserError
+from sealift.wire import platform as wire
 
 
 def test_the_raw_pipe_moves_whole_records() -> None:
@@ -50,6 +56,43 @@ def test_where_the_time_of_an_exit_goes_is_shown() -> None:
     assert len({len(line) for line in lines[2:6]}) == 1
     assert "0.50 of the bare ping-pong" in shown
     assert "20.0 us are the engine's" in lines[-1]
+
+
+def booted(**compared: object) -> BootResult:
+    boot = Boot(2.0, "6.1.0", {"port reads": 10_000, "page-state changes": 643})
+    result = BootResult("kvm", 1, 256 << 20, boot, 20e-6, 10e-6, 0.05, [2.0, 1.5, 3.0])
+    return msgspec.structs.replace(result, **compared)
+
+
+def test_a_boot_is_shown_with_its_exits() -> None:
+    shown = show_boot(booted())
+    lines = shown.splitlines()
+    assert lines[0] == "Linux 6.1.0 with 1 vCPU and 256 MiB boots on engine kvm"
+    assert lines[3].split() == ["to", "its", "init", "2.00", "s", "1.50", "s", "3.00", "s", "2.00", "s"]
+    assert ["all", "exits", "10,643"] in [line.split() for line in lines]
+    assert lines[-1] == "At an exchange each, the exits are 5.0% of the boot."
+
+
+@pytest.mark.parametrize(("bound_s", "words"), [(2.5, "keeps within 2.50 s"), (1.9, "is over 1.90 s")])
+def test_a_boot_is_compared_with_that_of_another_vmm(bound_s: float, words: str) -> None:
+    shown = show_boot(booted(against_s=1.0, against_runs=[1.0, 1.0, 1.0], bound_s=bound_s))
+    assert f"The boot {words}" in shown.splitlines()[-1]
+
+
+def test_another_vmm_is_timed_until_it_prints_what_is_waited_for_and_then_ended() -> None:
+    wait = "import time; print('up', flush=True); time.sleep(1000)"
+    assert 0 < seconds_until([sys.executable, "-c", wait], "up") < 100
+
+
+def test_another_vmm_that_ends_without_a_word_is_no_measure() -> None:
+    with pytest.raises(UserError, match="without printing 'up'; the last it printed is: down"):
+        seconds_until([sys.executable, "-c", "print('down')"], "up")
+
+
+def test_the_exits_of_a_guest_are_counted() -> None:
+    with scratch("test") as place, port_guest(place, "auto") as guest:
+        guest.access(100)
+        assert guest.vcpus.exits == {wire.PortOut: 100, wire.Halt: 1}
 
 
 def test_exits_are_measured_three_ways(sealift: Callable[..., Sealift]) -> None:

@@ -43,6 +43,7 @@ class FakeGuest:
         self.present = PageSet(pages)
         self.dirty = PageSet(pages)
         self.halted = False
+        self.willing = True
         self.registers = b"registers at reset"
         self.taken: list[int] = []
 
@@ -86,6 +87,9 @@ class FakeGuest:
 
     def stopped(self) -> bool:
         return self.halted
+
+    def ready(self) -> bool:
+        return self.willing
 
     def save(self) -> bytes:
         return self.registers

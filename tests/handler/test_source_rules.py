@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from sealift.errors import SealError, UserError
+from sealift.errors import RefusedError, SealError, UserError
 from sealift.guest.handler.commit import State
-from sealift.guest.handler.handler import EXCHANGE_LIMIT_S
+from sealift.guest.handler.handler import EXCHANGE_LIMIT_S, NOT_READY
 from sealift.guest.handler.sealer import Pull
 from sealift.wire.record import HEADER_SIZE, RecordHeader, page_record_size
 from sealift.wire.token import TokenKind
@@ -218,3 +218,26 @@ def test_a_pull_under_way_while_the_session_ends_seals_nothing() -> None:
     assert outgoing is not None
     hosts.source.cancel()
     assert outgoing.sealer.pull(Pull(0, 1, 4), memoryview(vmm.slot)).length == 0
+
+
+def test_no_offer_is_made_for_a_guest_that_does_not_say_that_it_can_be_migrated() -> None:
+    hosts = Hosts()
+    assert hosts.source.blocked() == ()
+    hosts.guest.willing = False
+    assert hosts.source.blocked() == (NOT_READY,)
+    with pytest.raises(RefusedError, match="MSR_KVM_MIGRATION_CONTROL"):
+        hosts.source.offer()
+    assert hosts.source.state is State.RUNNING
+    hosts.guest.willing = True
+    assert hosts.source.offer()
+
+
+def test_a_guest_that_takes_its_readiness_back_before_the_stop_is_not_stopped_and_runs_on_after_a_cancel() -> None:
+    hosts, vmm = sending()
+    vmm.round()
+    hosts.guest.willing = False
+    with pytest.raises(RefusedError, match="MSR_KVM_MIGRATION_CONTROL"):
+        vmm.halt()
+    assert hosts.source.may_run
+    hosts.source.cancel()
+    assert hosts.source.state is State.RUNNING

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
@@ -147,6 +148,21 @@ def test_a_migration_to_nowhere_fails_with_the_reason_and_the_guest_runs_on(serv
     assert statuses == ["setup", "failed"]
     assert "nobody listens" in info["error-desc"]
     assert status["running"]
+
+
+def test_what_blocks_every_migration_is_told_as_qemu_does_and_refuses_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = ("it has no handler", "it does not say that it can be migrated")
+    before = ask(served, "query-migrate")
+    assert "blocked-reasons" not in before
+    status = served.guest.machine.platform.status()
+    blocked = msgspec.structs.replace(status, blocked=reasons)
+    monkeypatch.setattr(served.guest.machine.platform, "status", lambda: blocked)
+    assert ask(served, "query-migrate") == before | {"blocked-reasons": list(reasons)}
+    with pytest.raises(ExecuteError, match=f"^guest served cannot be migrated: {'; and '.join(reasons)}$"):
+        ask(served, "migrate", uri="unix:/nobody/is/asked")
+    assert ask(served, "query-status")["running"]
 
 
 def test_quit_is_answered_before_the_shutdown_is_announced(served: Served) -> None:

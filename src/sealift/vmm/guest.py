@@ -10,7 +10,7 @@ import contextlib
 import threading
 from typing import Final
 
-from sealift.errors import UserError
+from sealift.errors import LostError, UserError
 from sealift.vmm.console import Console
 from sealift.vmm.events import Direction, Ending, Events, MigrationChanged, ShutdownCause
 from sealift.vmm.launch import Launched
@@ -23,6 +23,7 @@ from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.transport import parse_uri
 from sealift.vmm.runstate import RunState
 
+_MOVABLE: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
 _LOST: Final = frozenset({RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR, RunState.SHUTDOWN})
 
 _HANDOVER_LIMIT_S: Final = 10.0
@@ -145,8 +146,10 @@ class Guest:
         with self._lock:
             if self._migrating is not None and self._migrating.is_alive():
                 raise UserError("There's a migration process in progress")
-            if self._launched is None or self.state not in {RunState.RUNNING, RunState.PAUSED}:
+            if self._launched is None or self.state not in _MOVABLE:
                 raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
+            if reasons := self.blocked_reasons():
+                raise UserError(f"guest {self.name} cannot be migrated: {'; and '.join(reasons)}")
             self._migration = Migration(
                 self.machine,
                 self._launched,
@@ -157,6 +160,14 @@ class Guest:
             )
             self._migrating = threading.Thread(target=self._migration.run, args=(uri,), name="migration", daemon=True)
             self._migrating.start()
+
+    def blocked_reasons(self) -> tuple[str, ...]:
+        """Why no migration can begin, whatever the target; sentences. Only a guest that is here has any."""
+        if self.state not in _MOVABLE:
+            return ()
+        with contextlib.suppress(LostError):  # that ends the guest, as somebody else is told
+            return self.machine.platform.status().blocked
+        return ()
 
     def settle_migration(self, token: bytes) -> None:
         """Take the token of a target that was lost, for a guest that is fenced since.

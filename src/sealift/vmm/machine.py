@@ -91,6 +91,8 @@ class Machine:
         self.layout = spec.layout
         self.vcpu_count = spec.vcpus
         self.console = console
+        self._serial_port = console.port()
+        self._virtio_port = console.port()
         self.report: str | None = None
         self.ended_by: GuestEnd | None = None
         self.ready = threading.Event()
@@ -257,14 +259,13 @@ class Machine:
     def transmit(self, byte: int) -> None:
         """The serial port sends a byte; what is typed goes to where the guest printed last."""
         self._typed_at = self.devices.serial.receive
-        self.console.transmit(byte)
+        self._serial_port.transmit(byte)
 
     def transmit_all(self, data: bytes) -> None:
         """The virtio console sends bytes."""
         if self.devices.console is not None:
             self._typed_at = self.devices.console.receive
-        for byte in data:
-            self.console.transmit(byte)
+        self._virtio_port.write(data)
 
     def rest(self, seconds: float) -> None:
         """Keep the calling vCPU idle, which holds the device lock: it must not keep the others from it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
@@ -57,6 +58,8 @@ class VcpuSet:
         self._ended = False
         self._active: set[int] = set()
         self._halted: set[int] = set()
+        # One for each, so that no two threads count in the same.
+        self._exits: list[Counter[type[wire.Message]]] = [Counter() for _ in links]
         self._threads = [
             threading.Thread(target=self._serve, args=(index, link), name=f"vcpu-{index}", daemon=True)
             for index, link in enumerate(links)
@@ -87,6 +90,11 @@ class VcpuSet:
         """Keep the calling vCPU idle, until `pause` or `end` at the latest."""
         with self._changed:
             self._changed.wait_for(lambda: not self._permitted or self._ended, seconds)
+
+    @property
+    def exits(self) -> Counter[type[wire.Message]]:
+        """How often the vCPUs have left the guest so far, by the message that came of it."""
+        return sum((Counter(counted) for counted in self._exits), Counter())
 
     @property
     def thread_ids(self) -> list[int]:
@@ -149,12 +157,14 @@ class VcpuSet:
 
     def _run_until_parked(self, index: int, link: VmmEnd) -> None:
         data = 0
+        exits = self._exits[index]
         while True:
             with self._changed:
                 stop = not self._permitted
             # Even when the VM is to stop, Run is due: it completes a port access that is underway.
             link.send(wire.Run(data, immediate_exit=stop))
             left = link.receive()
+            exits[type(left)] += 1
             data = 0
             match left:
                 case wire.PortIn():

@@ -162,9 +162,9 @@ class PageList(Message, frozen=True):
 
 
 class HandlerStatus(Message, frozen=True):
-    """`ready`: it has a migration key, or is a receiver that has not served yet; `state` as the commit table names it.
+    """`ready`: nothing keeps it from an offer, or it is a receiver that has a migration key and has not served yet.
 
-    `migration` is the id of the current migration (16 bytes), empty before one.
+    `state` is as the commit table names it, `migration` the id of the current migration (16 bytes), empty before one.
     """
 
     ready: bool

@@ -269,7 +269,8 @@ class GetGuestStatus(Message, frozen=True):
 class GuestStatus(Message, frozen=True):
     """State by the SEV API's number, policy, handle; where the VM is in its life, and what the guest lets be known.
 
-    An `aware` guest has asked whether its memory is encrypted; a `ready` one says that it can be migrated.
+    An `aware` guest has asked whether its memory is encrypted; a `ready` one says that it can be migrated. `blocked`
+    are the reasons, in sentences, for which the platform makes no offer to migrate it.
     """
 
     phase: Phase
@@ -278,6 +279,7 @@ class GuestStatus(Message, frozen=True):
     handle: int
     aware: bool
     ready: bool
+    blocked: tuple[str, ...] = ()
 
 
 # --- handler ----------------------------------------------------------------------------------------------------

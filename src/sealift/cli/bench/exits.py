@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -60,26 +60,26 @@ class ExitsResult(msgspec.Struct, frozen=True):
     guest_runs: list[float]
 
 
-def measure_exits(scratch: Scratch, exits: int, runs: int, say: Say) -> ExitsResult:
-    """Make `exits` round trips of each kind, `runs` times.
+def measure_exits(scratch: Scratch, engine: str, exits: int, runs: int, say: Say) -> ExitsResult:
+    """Make `exits` round trips of each kind, `runs` times; those of a guest on `engine`.
 
     Raises:
         SealiftError: the guest could not be started, or came to an end it did not ask for.
     """
-    bare, link, guest, engine = [], [], [], ""
+    bare, link, guest, found = [], [], [], ""
     for run in range(1, runs + 1):
         say(f"run {run} of {runs}: bare ping-pong")
         bare.append(socket_round_trip(exits))
         say(f"run {run} of {runs}: a vCPU's exchange")
         link.append(link_round_trip(exits))
         say(f"run {run} of {runs}: exits of a guest")
-        with _guest(scratch) as machine:
-            engine = machine.engine
+        with port_guest(scratch, engine) as machine:
+            found = machine.engine
             guest.append(timed(machine.access, exits))
     medians = [statistics.median(times) for times in (bare, link, guest)]
     return ExitsResult(
         exits=exits,
-        engine=engine,
+        engine=found,
         socket_s=medians[0],
         link_s=medians[1],
         guest_s=medians[2],
@@ -91,7 +91,7 @@ def measure_exits(scratch: Scratch, exits: int, runs: int, say: Say) -> ExitsRes
     )
 
 
-class _PortGuest:
+class PortGuest:
     """A guest that writes to a port as often as its rcx says, then halts (see `sealift.vmm.vcpu.ExitHandler`)."""
 
     def __init__(self, platform: Platform) -> None:
@@ -160,11 +160,12 @@ class _PortGuest:
 
 
 @contextmanager
-def _guest(scratch: Scratch, start: Callable[..., Platform] = Platform.start) -> Iterator[_PortGuest]:
+def port_guest(scratch: Scratch, engine: str) -> Iterator[PortGuest]:
+    """A guest on `engine` that has been launched."""
     host = Host(scratch.path / "host")
-    platform = start(host.identity, scratch.path / "manufacturer")
+    platform = Platform.start(host.identity, scratch.path / "manufacturer", engine=engine)
     try:
-        guest = _PortGuest(platform)
+        guest = PortGuest(platform)
         try:
             yield guest
         finally:

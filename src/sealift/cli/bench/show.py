@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sealift.cli.bench.boot import MARGIN, BootResult
 from sealift.cli.bench.exits import ExitsResult
 from sealift.cli.bench.idle import IdleResult
 from sealift.cli.bench.migrate import MigrateResult
@@ -51,6 +52,40 @@ def show_exits(result: ExitsResult) -> str:
     )
 
 
+def show_boot(result: BootResult) -> str:
+    """The boots, the exits of the median one, and what they come to."""
+    boot, vcpus = result.boot, f"{result.vcpus} vCPU{'s' if result.vcpus != 1 else ''}"
+    rows = [
+        ("", *(f"run {run}" for run in range(1, len(result.boot_runs) + 1)), "median"),
+        ("to its init", *map(_seconds, result.boot_runs), _seconds(boot.seconds)),
+    ]
+    if result.against_s is not None:
+        rows.append(("the other command", *map(_seconds, result.against_runs), _seconds(result.against_s)))
+    exits = [(kind, f"{count:,}") for kind, count in boot.exits.items()] + [("all exits", f"{boot.count:,}")]
+    return "\n".join(
+        (
+            f"Linux {boot.kernel} with {vcpus} and {result.memory >> 20:,} MiB boots on engine {result.engine}",
+            "",
+            *_aligned(rows),
+            "",
+            *_aligned(exits),
+            "",
+            f"A vCPU's exchange takes {_micros(result.link_s)}, a bare ping-pong {_micros(result.socket_s)}.",
+            f"At an exchange each, the exits are {result.exits_share:.1%} of the boot.",
+            *_bound(result),
+        )
+    )
+
+
+def _bound(result: BootResult) -> list[str]:
+    """How it stands beside the other command."""
+    if result.bound_s is None:
+        return []
+    held = "keeps within" if result.boot.seconds <= result.bound_s else "is over"
+    parts = f"the other command's time, a ping-pong for each exit, and {MARGIN:.0%}"
+    return [f"The boot {held} {_seconds(result.bound_s)}: {parts}."]
+
+
 def show_idle(result: IdleResult) -> str:
     """A line a guest."""
     span = result.guests[0].span_s
@@ -79,6 +114,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s"
 
 
 def _micros(seconds: float) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
-from sealift.cli.options import SizeType, examples
+from sealift.cli.options import SizeType, engine_option, examples
 
 
-@click.group("bench", short_help="Measure this machine: sealed memory in motion, exits, idle guests.")
+@click.group("bench", short_help="Measure this machine: sealed memory in motion, exits, boots, idle guests.")
 def command() -> None:
     """Measure what Sealift costs on this machine, with real processes and in one run with what it is compared to."""
 
@@ -43,12 +44,13 @@ def migrate(size: int, runs: int, *, as_json: bool) -> None:
 @command.command(
     "exits",
     short_help="A guest's exits, beside a bare ping-pong.",
-    epilog=examples("sealift bench exits", "sealift bench exits --runs 9 --json | jq .ratio"),
+    epilog=examples("sealift bench exits --engine kvm", "sealift bench exits --runs 9 --json | jq .ratio"),
 )
+@engine_option
 @click.option("--exits", type=click.IntRange(min=1), default=20_000, show_default=True, help="Round trips in a run.")
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Of each; medians count.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
-def exits(exits: int, runs: int, *, as_json: bool) -> None:
+def exits(engine: str, exits: int, runs: int, *, as_json: bool) -> None:
     """Have a guest write to a port, and compare what each exit to the VMM takes with a bare ping-pong.
 
     The ping-pong is the least that two processes can do over a socket. Between the two: a vCPU's exchange without a
@@ -61,8 +63,41 @@ def exits(exits: int, runs: int, *, as_json: bool) -> None:
     from sealift.cli.scratch import scratch
 
     with _saying() as say, scratch("bench") as place:
-        result = measure_exits(place, exits, runs, say)
+        result = measure_exits(place, engine, exits, runs, say)
     click.echo(msgspec.json.encode(result).decode() if as_json else show_exits(result))
+
+
+@command.command(
+    "boot",
+    short_help="A Linux guest's way to its init, and its exits.",
+    epilog=examples(
+        "sealift bench boot --runs 1",
+        "sealift bench boot --against 'python3 -u one_process.py {kernel} {initrd}' --until 'linux '",
+    ),
+)
+@engine_option
+@click.option("--vcpus", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--memory", type=SizeType(), default="256M", show_default=True, help="Guest RAM.")
+@click.option("--against", metavar="COMMAND", help="Another VMM that boots {kernel} with {initrd}, to compare with.")
+@click.option("--until", metavar="TEXT", default="linux ", show_default=True, help="What it prints then.")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Of each; medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
+def boot(runs: int, against: str | None, until: str, *, as_json: bool, **shape: Any) -> None:  # noqa: ANN401  # Shape says
+    """Boot the guest of `sealift demo --linux` to its init, and count its exits to the VMM on the way.
+
+    Every exit is a round trip between two processes, which a VMM that is one process does not make. With another one
+    to compare with, the boot may take as long as that one, a bare ping-pong for each exit, and a fifth more.
+    """
+    import msgspec
+
+    from sealift.cli.bench.boot import Against, Shape, measure_boot
+    from sealift.cli.bench.show import show_boot
+    from sealift.cli.scratch import scratch
+
+    other = None if against is None else Against(against, until)
+    with _saying() as say, scratch("bench") as place:
+        result = measure_boot(place, Shape(**shape), other, runs, say)
+    click.echo(msgspec.json.encode(result).decode() if as_json else show_boot(result))
 
 
 @command.command(

@@ -14,7 +14,7 @@ from sealift.cli.demo.console import FAULT, ConsoleWatcher
 from sealift.cli.demo.report import LinuxGuestReport
 from sealift.cli.demo.screen import Screen
 from sealift.cli.demo.stage import VCPUS, Stage
-from sealift.cli.linux.image import LinuxImage
+from sealift.cli.linux.image import QUIET, LinuxImage
 from sealift.cli.recipes import make_recipe
 from sealift.launch.image import GuestRecipe
 from sealift.wire.handover import Transfer
@@ -164,5 +164,4 @@ def _walked(since: LinuxPrinted) -> Callable[[LinuxPrinted], bool]:
 
 
 def _command_line(marker: str) -> str:
-    kernels = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check random.trust_cpu=on"
-    return f"{kernels} ws={_WORKING_SET} burst=32 pause=5000 blocks={_DISK_BLOCKS} marker={marker}"
+    return f"{QUIET} ws={_WORKING_SET} burst=32 pause=5000 blocks={_DISK_BLOCKS} marker={marker}"

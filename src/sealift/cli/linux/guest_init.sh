@@ -4,6 +4,7 @@
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+echo "linux $(uname -r)"
 for module in /modules/*.ko; do
   insmod "$module" || echo "FAULT $module does not load"
 done
@@ -15,7 +16,6 @@ while [ ! -b /dev/vda ] && [ "$tries" -lt 20 ]; do
   usleep 50000
 done
 
-echo "linux $(uname -r)"
 echo "vcpus $(nproc)"
 dmesg | sed -n 's/^\[[^]]*] *\(.*Memory Encryption Features active.*\)/encryption \1/p' | head -n 1
 set --

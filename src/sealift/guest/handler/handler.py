@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sealift.errors import InternalError, SealError, UserError
+from sealift.errors import InternalError, RefusedError, SealError, UserError
 from sealift.guest.handler.channels import Sealed
 from sealift.guest.handler.commit import Commit, Event, Role, State
 from sealift.guest.handler.exchange import NO_KEY, Initiator, respond
@@ -40,6 +40,12 @@ from sealift.wire.token import TokenKind
 
 EXCHANGE_LIMIT_S = 60.0
 """How long ephemeral keys wait for the peer's next message; Intel's MigTD allows each phase as much."""
+
+NOT_READY = (
+    "the guest does not say that it can be migrated (MSR_KVM_MIGRATION_CONTROL); Linux says so while it boots, and "
+    "takes it back before it restarts"
+)
+"""A kernel that says nothing does not tell which of its pages are shared, and would lose them."""
 
 _TAKES = {
     TokenKind.PREPARED: Event.TAKE_PREPARED,
@@ -103,6 +109,15 @@ class MigrationHandler:
         session = self._outgoing or self._incoming
         return b"" if session is None else session.migration
 
+    def blocked(self) -> tuple[str, ...]:
+        """What stands in the way of every migration from here, whatever the state; sentences."""
+        reasons = []
+        if self._secret is None:
+            reasons.append(NO_KEY)
+        if not self._guest.machine.ready():
+            reasons.append(NOT_READY)
+        return tuple(reasons)
+
     def allows(self, event: Event) -> bool:
         """Whether `event` is possible in this state."""
         return self._commit.allows(event)
@@ -162,9 +177,11 @@ class MigrationHandler:
 
         Raises:
             UserError: the owner gave no migration key, `channels` is out of range, or the state forbids it.
+            RefusedError: the guest does not say that it can be migrated.
         """
         with self._lock:
             self._commit.require(Event.OFFER)
+            self._require_ready()
             if not 1 <= channels <= MAX_CHANNELS:
                 raise UserError(f"{channels} channels are not possible; ask for 1 to {MAX_CHANNELS}")
             initiator = Initiator(self.facts, self._owners_secret(), channels)
@@ -250,9 +267,11 @@ class MigrationHandler:
 
         Raises:
             UserError: a vCPU is not stopped, or the state forbids it.
+            RefusedError: the guest said meanwhile that it cannot be migrated any more.
         """
         with self._lock:
             self._sending(Event.STOP).check_stopped()
+            self._require_ready()  # now that it can take nothing back any more
             self._commit.step(Event.STOP)
 
     def seal_state(self, out: memoryview) -> Sealed:
@@ -338,6 +357,10 @@ class MigrationHandler:
         if self._secret is None:
             raise UserError(NO_KEY)
         return self._secret
+
+    def _require_ready(self) -> None:
+        if not self._guest.machine.ready():
+            raise RefusedError(NOT_READY)
 
     def _sending(self, event: Event = Event.SEND) -> Outgoing:
         with self._lock:

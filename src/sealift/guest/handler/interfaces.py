@@ -50,6 +50,9 @@ class Machine(Protocol):
     def stopped(self) -> bool:
         """Whether every vCPU is out of guest mode and barred from entering, with no access pending."""
 
+    def ready(self) -> bool:
+        """Whether the guest says that it can be migrated now."""
+
     def save(self) -> bytes:
         """Page states, vCPU registers and the like; opaque here."""
 

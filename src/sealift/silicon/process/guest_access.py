@@ -102,6 +102,10 @@ class GuestMachine:
         """Whether every vCPU is out of guest mode and barred from entering, with no access pending."""
         return self._gate.barred
 
+    def ready(self) -> bool:
+        """Whether the guest says that it can be migrated now."""
+        return self._engine.says.ready
+
     def save(self) -> bytes:
         """Page states and vCPU registers."""
         shared, sealed = self._memory.save_states()

@@ -185,8 +185,9 @@ class HandlerService:
 
 def handler_status(handler: MigrationHandler) -> wire.HandlerStatus:
     """State and readiness, for people and preflights."""
-    ready = handler.has_key and (handler.allows(Event.OFFER) or handler.allows(Event.ANSWER))
-    return wire.HandlerStatus(ready, handler.state.name, handler.migration)
+    offers = handler.allows(Event.OFFER) and not handler.blocked()
+    answers = handler.allows(Event.ANSWER) and handler.has_key
+    return wire.HandlerStatus(offers or answers, handler.state.name, handler.migration)
 
 
 def _sealed(record: SealedRecord) -> wire.Sealed:

@@ -256,7 +256,13 @@ class Server:
             return wire.GuestStatus(self._phase(), GuestState.UNINIT, 0, 0, aware=False, ready=False), ()
         status, says = self._processor.guest_status(self._handle), self._machine.engine.says
         answer = wire.GuestStatus(
-            self._phase(), status.state, status.policy, self._handle, aware=says.aware, ready=says.ready
+            phase=self._phase(),
+            state=status.state,
+            policy=status.policy,
+            handle=self._handle,
+            aware=says.aware,
+            ready=says.ready,
+            blocked=self._machine.blocked(),
         )
         return answer, ()
 

@@ -82,6 +82,10 @@ class VirtualMachine:
             return launched
         return _PHASES[self._handler.state]
 
+    def blocked(self) -> tuple[str, ...]:
+        """What stands in the way of every migration from here; sentences."""
+        return (self._no_handler,) if self._handler is None else self._handler.blocked()
+
     # --- vCPUs ---------------------------------------------------------------------------------------------------
 
     def create_vcpu(self, index: int, link: PlatformEnd) -> None:

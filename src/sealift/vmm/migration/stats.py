@@ -59,14 +59,16 @@ class PageInfo(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=True):
-    """A migration at one moment; times in ms."""
+    """A migration at one moment; times in ms. As with QEMU there is no status before the first one."""
 
-    status: str
+    status: str = MigrationStatus.NONE.value
     total_time: int = 0
     setup_time: int | None = None
     downtime: int | None = None
     expected_downtime: int | None = None
     error_desc: str | None = None
+    blocked_reasons: tuple[str, ...] = ()
+    """Why no migration of this guest can begin, in sentences."""
     ram: RamInfo | None = None
     pages: PageInfo | None = None
     downtime_parts: dict[str, float] | None = None

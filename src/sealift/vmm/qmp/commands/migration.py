@@ -8,6 +8,7 @@ import msgspec
 
 from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.wire.handover import Transfer
 
@@ -67,9 +68,10 @@ def settle(guest: Guest, arguments: SettleArguments) -> None:
     guest.settle_migration(arguments.token)
 
 
-def query_migrate(guest: Guest, _: NoArguments) -> object:
-    """MigrationInfo, empty before the first migration."""
-    return guest.migration()
+def query_migrate(guest: Guest, _: NoArguments) -> MigrationInfo:
+    """The last migration, if there was any, and what stands in the way of another one."""
+    info = guest.migration() or MigrationInfo()
+    return msgspec.structs.replace(info, blocked_reasons=guest.blocked_reasons())
 
 
 def query_parameters(guest: Guest, _: NoArguments) -> MigrationParameters:
@@ -90,7 +92,7 @@ COMMANDS = (
     Command("migrate", MigrateArguments, migrate, Runs.IN_THREAD),
     Command("migrate_cancel", NoArguments, migrate_cancel, Runs.IN_THREAD),
     Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
-    Command("query-migrate", NoArguments, query_migrate),
+    Command("query-migrate", NoArguments, query_migrate, Runs.IN_THREAD),
     Command("query-migrate-parameters", NoArguments, query_parameters),
     Command("migrate-set-parameters", MigrationParameters, set_parameters),
 )
