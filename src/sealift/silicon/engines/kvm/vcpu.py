@@ -56,14 +56,14 @@ class KvmVcpu:
     def run(self, device_io: DeviceIo) -> Outcome:
         """Enter the guest until something but a device access needs the outside."""
         self._thread = threading.get_ident()
-        if not self._started and not self._irqchip:
-            return Halt()
         self._tell_of_pause()
         while True:
             if self._interrupt.is_set() and not self._incomplete:
                 self._interrupt.clear()
                 self._paused = True
                 return Interrupted()
+            if not self._started and not self._irqchip:
+                return Halt()
             if self._enter():
                 outcome = self._exit(device_io)
                 if outcome is not None:

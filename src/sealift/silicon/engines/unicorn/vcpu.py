@@ -96,14 +96,14 @@ class UnicornVcpu:
 
     def run(self, device_io: DeviceIo) -> Outcome:
         """Enter the guest; port accesses go to `device_io` on the way."""
-        if not self.started:
-            return Halt()
         while True:
             with self._board.turn.held():
                 # Looked at with the turn held: a kick, which takes the turn, comes either before or after a slice.
                 if self._interrupt.is_set():
                     self._interrupt.clear()
                     return Interrupted()
+                if not self.started:
+                    return Halt()
                 stopped_by = self._slice()
             match stopped_by:
                 case None:
