@@ -1,7 +1,7 @@
 """The part of KVM's interface that this engine uses: structures, request numbers, constants.
 
-Source: ``linux/kvm.h`` and ``asm/kvm.h`` (x86) of the Linux UAPI; `tests/silicon/test_kvm_abi.py` compiles a probe against
-those headers and compares every size, offset and number. Names are the kernel's, without their KVM_ prefix.
+Source: ``linux/kvm.h`` and ``asm/kvm.h`` (x86) of the Linux UAPI; `tests/silicon/test_kvm_abi.py` compiles a probe
+against those headers and compares every size, offset and number. Names are the kernel's, without their KVM_ prefix.
 """
 
 from __future__ import annotations
