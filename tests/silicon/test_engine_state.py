@@ -79,11 +79,15 @@ def results(board: Board) -> bytes:
     return bytes(board.memory.private.data[OTHER : OTHER + 0x300])
 
 
+CLOCKS = {0x10, 0x3B, 0x4000_0010, 0x4000_0020}
+"""TSC, TSC adjust; and Hyper-V's clocks of the vCPU and of the machine, which KVM keeps for every guest."""
+
+
 def timeless(state: bytes) -> object:
     """A state without the clocks of real processors, which never stand still."""
     decoded = msgspec.msgpack.decode(state)
     if isinstance(decoded["msrs"], list):
-        decoded["msrs"] = [msr for msr in decoded["msrs"] if msr[0] not in {0x10, 0x3B}]  # TSC, TSC adjust
+        decoded["msrs"] = [msr for msr in decoded["msrs"] if msr[0] not in CLOCKS]
     return decoded
 
 
