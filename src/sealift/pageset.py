@@ -201,12 +201,6 @@ class PageSet:
             (tail, np.uint64(tail_mask)),
         ]
 
-    def covers(self, first: int, count: int) -> bool:
-        """Whether all of the pages first .. first+count-1 are in the set."""
-        if count == 1:
-            return first in self
-        return all(bool((self.words[word] & mask == mask).all()) for word, mask in self._range_masks(first, count))
-
     def numbers(self, limit: int | None = None) -> PageNumbers:
         """The pages in ascending order; only the first `limit` (and only the words needed) when given."""
         nonzero = np.flatnonzero(self.words)

@@ -50,6 +50,8 @@ def assert_nothing_is_left(state_dir: Path) -> None:
         (["migrate", "nobody", "tcp:a:1", "--settle", "token"], 2, "either"),
         (["migrate", "nobody", "--settle", "token"], 1, "no guest named nobody"),
         (["run", "--payload", "/dev/zero"], 1, "is no regular file"),
+        (["demo", "--series", "6.1"], 2, "--linux"),
+        (["demo", "--linux", "--series", "2.4"], 1, "there is no Linux guest of series '2.4'; there are 6.1, 6.12"),
         (["dance"], 2, "dance"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",

@@ -1,24 +1,17 @@
-"""These tests need a /dev/kvm that works; ``make test-kvm`` runs them in the rig where the machine has none."""
+"""These tests need a /dev/kvm that works; ``make test-kvm`` runs them in the rig where the machine has none.
+
+Others that need it, such as the engine contract on the KVM engine, are marked ``kvm`` and exist only where it works.
+"""
 
 from __future__ import annotations
 
-import functools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from usable_kvm import why_not
+
 HERE = Path(__file__).parent
-
-
-@functools.cache
-def why_not() -> str:
-    """Why KVM is of no use here; empty if it is."""
-    check = [sys.executable, "-m", "sealift.cli", "check", "kvm"]
-    done = subprocess.run(check, capture_output=True, text=True, check=False)
-    words = (done.stderr or done.stdout).strip().splitlines()
-    return "" if done.returncode == 0 else words[-1] if words else f"exit status {done.returncode}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,8 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what cannot run, loudly: the reason is in the summary of every run."""
+    reason = why_not()
+    if reason and config.getoption("--needs-kvm", default=False):
+        raise pytest.UsageError(f"NOTHING TESTED, KVM is not usable here: {reason}")
     for item in items:
-        if HERE in item.path.parents and (reason := why_not()):
-            if config.getoption("--needs-kvm", default=False):
-                raise pytest.UsageError(f"NOTHING TESTED, KVM is not usable here: {reason}")
-            item.add_marker(pytest.mark.skip(reason=f"NOT TESTED, needs KVM (make test-kvm has it): {reason}"))
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.kvm)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=f"NOT TESTED, needs KVM (make test-kvm has it): {reason}"))

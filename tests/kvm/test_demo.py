@@ -8,20 +8,23 @@ from collections.abc import Callable
 import pytest
 
 from harness import Sealift
+from sealift.cli.linux.image import SERIES
 
 LIMIT_S = 850
 """In the rig everything takes about 20 times as long."""
 
 
 @pytest.mark.timeout(LIMIT_S + 40)
-def test_linux_moves_alive_and_loses_nothing(sealift: Callable[..., Sealift]) -> None:
-    demo = sealift("demo", "--linux", "--json")
+@pytest.mark.parametrize("series", SERIES)
+def test_linux_moves_alive_and_loses_nothing(sealift: Callable[..., Sealift], series: str) -> None:
+    demo = sealift("demo", "--linux", "--series", series, "--json")
     assert demo.process.wait(LIMIT_S) == 0
     report = json.loads(demo.stdout.finish().splitlines()[-1])
     assert report["ok"] is True
     assert report["engine"] == "kvm"
     assert report["launch"]["measurement_verified"] is True
     assert report["migration"]["status"] == "completed"
+    assert report["guest"]["kernel"].startswith(f"{series}.")
     assert "AMD SEV" in report["guest"]["memory_encryption_line"]
     assert report["guest"]["vcpus"] == 2
     assert report["guest"]["counter_after"] > report["guest"]["counter_before"] > 0

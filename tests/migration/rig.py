@@ -137,10 +137,11 @@ class World:
     guests: list[Guest] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     token_path: Path | None = None
+    engine: str = "auto"
 
     def platform(self, host: str) -> Platform:
         """A platform process on a host."""
-        return Platform.start(self.path / host, self.path / "manufacturer")
+        return Platform.start(self.path / host, self.path / "manufacturer", engine=self.engine)
 
     def start(self) -> Guest:
         """Launch the guest on host A and run it."""

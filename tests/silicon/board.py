@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
-from sealift.silicon.engines.interface import EngineFactory, Outcome, Vcpu, VmShape
+from sealift.silicon.engines.interface import Engine, EngineFactory, Outcome, Vcpu, VmShape
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.wire.platform import MmioRead, MmioWrite, PortIn, PortOut, Registers
 
@@ -26,6 +28,9 @@ OPEN_DATA, OPEN_OTHER = 0x40_000, 0x41_000
 
 PRESENT, WRITABLE, ACCESSED, DIRTY, NO_EXECUTE = 1, 2, 1 << 5, 1 << 6, 1 << 63
 
+CLOCKS = {0x10, 0x3B, 0x4000_0010, 0x4000_0020}
+"""TSC, TSC adjust; and Hyper-V's clocks of the vCPU and of the machine, which KVM keeps for every guest."""
+
 _GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)))
 
 
@@ -35,11 +40,13 @@ class EngineKind:
 
     An `exact` engine is our own emulation: it says where and why a guest faulted, tells fetches from other accesses,
     and shows every hypercall. Hardware under KVM ends in a triple fault, which on AMD's processors leaves no registers.
+    `release` lets go of what an engine holds outside of Python.
     """
 
     name: str
     factory: Callable[[], EngineFactory]
     exact: bool
+    release: Callable[[Engine], None] = lambda _: None
 
 
 @dataclass
@@ -61,21 +68,25 @@ class Ports:
 
 
 class Board:
-    """A guest on an engine."""
+    """A guest on an engine, whose addresses are offsets into its RAM."""
 
-    def __init__(self, kind: EngineKind, vcpus: int = 1) -> None:
+    def __init__(self, kind: EngineKind, vcpus: int = 1, layout: RamLayout = LAYOUT) -> None:
         self.kind = kind
-        self.memory = GuestMemory(LAYOUT, KEY)
+        self.memory = GuestMemory(layout, KEY)
         self.engine = kind.factory().make(self.memory, VmShape(vcpus))
         self.vcpus: list[Vcpu] = [self.engine.create_vcpu(index) for index in range(vcpus)]
         self.c = 1 << self.engine.cbit
         for table, below in ((PML4, PDPT), (PDPT, PD), (PD, PT)):
             self.poke(table, below | self.c | PRESENT | WRITABLE)
-        for address in range(0, LAYOUT.size, PAGE_SIZE):
-            self.map(address, address)
+        for address in range(0, layout.size, PAGE_SIZE):
+            self.map(address, layout.gpa(address))
         self.map(OPEN_DATA, DATA, encrypted=False)
         self.map(OPEN_OTHER, OTHER, encrypted=False)
         self.memory.take_unsent()
+
+    def close(self) -> None:
+        """End it; nothing of it may be used any more."""
+        self.kind.release(self.engine)
 
     # --- memory as a test sees it --------------------------------------------------------------------------------
 
@@ -147,3 +158,11 @@ class Board:
     def value(self, name: str, index: int = 0) -> int:
         """A general register."""
         return self.vcpus[index].registers().general[_GENERAL.index(name)]
+
+
+def timeless(state: bytes) -> object:
+    """A state without the clocks of real processors, which never stand still."""
+    decoded = msgspec.msgpack.decode(state)
+    if isinstance(decoded["msrs"], list):
+        decoded["msrs"] = [msr for msr in decoded["msrs"] if msr[0] not in CLOCKS]
+    return decoded

@@ -98,7 +98,8 @@ class Side:
             self.gate.bar()
 
     def close(self) -> None:
-        """Let go of the links."""
+        """Let go of links and engine."""
+        self.board.close()
         for ours, theirs in self._links:
             ours.close()
             theirs.close()

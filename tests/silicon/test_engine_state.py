@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sealift.errors import StreamError
 from sealift.wire.platform import Halt, Interrupted, Registers
 
-from .board import CODE, DATA, OTHER, Board
+from .board import CODE, DATA, OTHER, Board, timeless
 from .code import HLT, INC_AT_RBX, RDMSR, WRMSR, forever, inc, load, mov, times
 
 FS_BASE, GS_BASE = 0xC000_0100, 0xC000_0101
@@ -77,14 +77,6 @@ def prepare(board: Board, index: int = 0) -> None:
 
 def results(board: Board) -> bytes:
     return bytes(board.memory.private.data[OTHER : OTHER + 0x300])
-
-
-def timeless(state: bytes) -> object:
-    """A state without the clocks of real processors, which never stand still."""
-    decoded = msgspec.msgpack.decode(state)
-    if isinstance(decoded["msrs"], list):
-        decoded["msrs"] = [msr for msr in decoded["msrs"] if msr[0] not in {0x10, 0x3B}]  # TSC, TSC adjust
-    return decoded
 
 
 def test_work_that_moves_to_fresh_vcpus_ends_as_if_it_had_stayed(

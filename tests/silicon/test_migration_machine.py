@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from sealift.address import PAGE_SIZE
 from sealift.guest.handler.commit import State
+from sealift.silicon.engines.interface import Vcpu
+from usable_kvm import why_not
 
-from .conftest import ENGINES
+from .board import EngineKind, timeless
+from .conftest import KVM, UNICORN
 from .sides import CHANNELS, MAILBOX, VCPUS, WINDOWS, Migration, Side
 from .windows import content
 
@@ -26,6 +30,8 @@ words = st.integers(0, 511).map(lambda word: word * 8)
 class Moving(RuleBasedStateMachine):
     """A guest that is moved, in the end."""
 
+    kind: EngineKind = UNICORN
+
     @initialize(steady=st.booleans())
     def begin(self, *, steady: bool) -> None:
         """Every word the guest writes is another number, and through the C-bit it is a secret.
@@ -33,7 +39,7 @@ class Moving(RuleBasedStateMachine):
         A steady migration has all of the guest behind it after one round, and is never given up: what any later step
         forgets to mark is lost.
         """
-        self.migration = Migration(ENGINES[-1])
+        self.migration = Migration(self.kind)
         self.source: Side = self.migration.source
         self.numbers = itertools.count(0x5EC2E7_0000_0001, 0x1_0000_0001)
         self.secrets: list[int] = []
@@ -168,7 +174,7 @@ def assert_same(source: Side, target: Side) -> None:
         if page in source.memory.states:
             assert content(target.memory.shared, page) == content(source.memory.shared, page), f"shared {page:#x}"
     for index in range(VCPUS):
-        assert target.board.vcpus[index].save() == source.board.vcpus[index].save()
+        assert standing_still(target.board.vcpus[index]) == standing_still(source.board.vcpus[index])
 
 
 def assert_hidden(secrets: list[int], migration: Migration) -> None:
@@ -180,5 +186,19 @@ def assert_hidden(secrets: list[int], migration: Migration) -> None:
         assert secret.to_bytes(8, "little") not in everything
 
 
+def standing_still(vcpu: Vcpu) -> object:
+    """Its state but for clocks."""
+    return timeless(vcpu.save())
+
+
+class MovingOnKvm(Moving):
+    """The same on hardware."""
+
+    kind = KVM
+
+
 TestMoving = Moving.TestCase
 TestMoving.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
+if not why_not():
+    TestMovingOnKvm = pytest.mark.kvm(MovingOnKvm.TestCase)
+    TestMovingOnKvm.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

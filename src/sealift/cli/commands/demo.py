@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     help="How pages leave the guest's migration handler; the mailbox is the RFC's, one page at a time.",
 )
 @click.option("--linux", is_flag=True, help="With an unmodified Linux as guest; this needs a usable /dev/kvm.")
+@click.option("--series", help="Of Linux: 6.1, which is the default, or 6.12.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on the last line.")
-def command(memory: int, payload: Path | None, transfer: str, *, linux: bool, as_json: bool) -> int:
+def command(memory: int, payload: Path | None, transfer: str, series: str | None, *, linux: bool, as_json: bool) -> int:
     """Show the main job with real processes: two hosts, an owner, and a guest with a secret.
 
     The guest is launched, proved to its owner and moved while it runs; then everything that a VMM or the network
@@ -51,10 +52,14 @@ def command(memory: int, payload: Path | None, transfer: str, *, linux: bool, as
 
     if linux and payload is not None:
         raise click.UsageError("--payload is for the built-in guest; Linux has a program of its own")
+    if series is not None and not linux:
+        raise click.UsageError("--series is for --linux")
     screen = Screen(sys.stderr if as_json else sys.stdout)
     try:
         report = (
-            _demonstrate_linux(screen, memory, transfer) if linux else _demonstrate(screen, memory, payload, transfer)
+            _demonstrate_linux(screen, memory, transfer, series)
+            if linux
+            else _demonstrate(screen, memory, payload, transfer)
         )
     except SealiftError as error:
         if as_json:
@@ -77,15 +82,16 @@ def _demonstrate(screen: Screen, memory: int, payload: Path | None, transfer: st
         return Story(stage, LedgerPart(stage, memory, payload, Transfer(transfer)), screen).tell()
 
 
-def _demonstrate_linux(screen: Screen, memory: int, transfer: str) -> Report:
+def _demonstrate_linux(screen: Screen, memory: int, transfer: str, series: str | None) -> Report:
     from sealift.cli.demo.linux import LinuxPart
     from sealift.cli.demo.stage import Stage
     from sealift.cli.demo.story import Story
-    from sealift.cli.linux.image import linux_image
+    from sealift.cli.linux.image import DEFAULT_SERIES, linux_image
     from sealift.cli.scratch import scratch
     from sealift.wire.handover import Transfer
 
     with scratch("demo") as place:
         stage = Stage(place)
-        part = LinuxPart(stage, memory, linux_image(place.path), Transfer(transfer))
+        image = linux_image(place.path, series or DEFAULT_SERIES)
+        part = LinuxPart(stage, memory, image, Transfer(transfer))
         return Story(stage, part, screen).tell()

@@ -1,7 +1,7 @@
 """The part of KVM's interface that this engine uses: structures, request numbers, constants.
 
-Source: ``linux/kvm.h`` and ``asm/kvm.h`` (x86) of the Linux UAPI; `tests/kvm/test_abi.py` compiles a probe against
-those headers and compares every size, offset and number. Names are the kernel's, without their KVM_ prefix.
+Source: ``linux/kvm.h`` and ``asm/kvm.h`` (x86) of the Linux UAPI; `tests/silicon/test_kvm_abi.py` compiles a probe
+against those headers and compares every size, offset and number. Names are the kernel's, without their KVM_ prefix.
 """
 
 from __future__ import annotations
@@ -275,9 +275,9 @@ class RunMmio(_Structure):
 
 
 class RunHypercall(_Structure):
-    """VMMCALL."""
+    """VMMCALL, up to its result."""
 
-    _fields_ = (("nr", _u64), ("args", _u64 * 6), ("ret", _u64), ("flags", _u64))
+    _fields_ = (("nr", _u64), ("args", _u64 * 6), ("ret", _u64))
 
 
 class RunMsr(_Structure):

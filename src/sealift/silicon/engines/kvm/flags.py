@@ -59,9 +59,9 @@ FEATURE_WORDS: Final = (
         0x7,
         0,
         "edx",
-        "- - avx512-4vnniw avx512-4fmaps fsrm uintr - - avx512-vp2intersect srbds-ctrl md-clear rtm-always- "
-        "abort - tsx-force-abort serialize hybrid tsx-ldtrk - pconfig arch-lbr cet-ibt - amx-bf16 avx512-fp16 "
-        "amx-tile amx-int8 spec-ctrl stibp flush-l1d arch-capabilities core-capability ssbd",
+        "- - avx512-4vnniw avx512-4fmaps fsrm uintr - - avx512-vp2intersect srbds-ctrl md-clear "
+        "rtm-always-abort - tsx-force-abort serialize hybrid tsx-ldtrk - pconfig arch-lbr cet-ibt - amx-bf16 "
+        "avx512-fp16 amx-tile amx-int8 spec-ctrl stibp flush-l1d arch-capabilities core-capability ssbd",
     ),
     _word(
         0x7,
@@ -86,9 +86,9 @@ FEATURE_WORDS: Final = (
         0x4000_0001,
         0,
         "eax",
-        "kvmclock kvm-nopiodelay kvm-mmu kvmclock2 kvm-asyncpf kvm-steal-time kvm-pv-eoi kvm-pv-unhalt - kvm- "
-        "pv-tlb-flush kvm-asyncpf-vmexit kvm-pv-ipi kvm-poll-control kvm-pv-sched-yield kvm-asyncpf-int kvm- "
-        "msi-ext-dest-id kvm-hc-map-gpa-range kvm-migration-control - - - - - - kvmclock-stable-bit",
+        "kvmclock kvm-nopiodelay kvm-mmu kvmclock2 kvm-asyncpf kvm-steal-time kvm-pv-eoi kvm-pv-unhalt - "
+        "kvm-pv-tlb-flush kvm-asyncpf-vmexit kvm-pv-ipi kvm-poll-control kvm-pv-sched-yield kvm-asyncpf-int "
+        "kvm-msi-ext-dest-id kvm-hc-map-gpa-range kvm-migration-control - - - - - - kvmclock-stable-bit",
     ),
     _word(
         0x8000_0001,

@@ -16,6 +16,8 @@ from sealift.silicon.engines.kvm.kernel import DEVICE
 _LIMIT_S: Final = 60.0
 """The self-test ends by itself; this is for one whose process cannot even be ended from within."""
 
+_SELF_TEST: Final = (sys.executable, "-m", "sealift.silicon.engines.kvm.selftest")
+
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _FILE_LIMIT: Final = 4096
 
@@ -45,10 +47,9 @@ def check(*, anew: bool = False) -> None:
 
 def _test() -> str:
     """Why KVM is unfit; empty if it is not."""
-    command = [sys.executable, "-m", "sealift.silicon.engines.kvm.selftest"]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+            _SELF_TEST, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return f"it has not ended after {_LIMIT_S:.0f} s"
