@@ -114,8 +114,8 @@ def test_another_version_of_the_protocol_is_refused_by_name() -> None:
         b"offer",
     ).encode()
     assert Hello.decode(hello).guest == "guest"
-    with pytest.raises(StreamError, match="version 2 of the migration protocol, this target 1"):
-        Hello.decode(b"\0\2" + hello[2:])
+    with pytest.raises(StreamError, match="version 3 of the migration protocol, this target 2"):
+        Hello.decode(b"\0\3" + hello[2:])
 
 
 def test_frames_are_read_back() -> None:
