@@ -16,7 +16,7 @@ from sealift.pageset import PageSet, Span
 from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.engines.kvm.engine import KvmEngine
 from sealift.silicon.engines.kvm.slots import RUNS_LIMIT
-from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.memory.guest_memory import GuestMemory, PageStates
 from sealift.wire.platform import Halt
 from silicon.board import CODE, PD, PDPT, PML4, PT, Board
 from silicon.code import HLT, store_value
@@ -147,7 +147,7 @@ def test_memory_as_scattered_as_the_limit_allows_is_shown_and_beyond_it_refused(
     assert isinstance(engine, KvmEngine)
     states = PageSet.of(layout.pages, numbers[: 2 * RUNS_LIMIT : 2])
     assert states.count_runs() == RUNS_LIMIT
-    memory.load_states(states, PageSet(layout.pages))
+    memory.load_states(PageStates(states, PageSet(layout.pages), PageSet(layout.pages)))
     mosaic = (ctypes.c_uint64 * (layout.size // 8)).from_address(engine._slots.mosaic.address)
     first_words = np.ctypeslib.as_array(mosaic).reshape(layout.pages, -1)[:, 0]
     assert np.array_equal(first_words, numbers + np.where(states.holds(numbers), np.uint64(layout.pages), np.uint64(0)))

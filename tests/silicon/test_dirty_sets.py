@@ -6,7 +6,7 @@ import pytest
 
 from sealift.address import PAGE_SIZE
 from sealift.pageset import PageSet
-from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.memory.guest_memory import GuestMemory, PageStates
 
 from .windows import LAYOUT, ScriptedGuest
 
@@ -108,20 +108,29 @@ def test_loaded_page_states_convert_nothing(guest: ScriptedGuest, memory: GuestM
     """A target's planes came from the source as they were."""
     guest.write(2, b"private", cbit=True)
     memory.shared.window(3, 1)[:4] = b"open"
-    states, sealed = PageSet(LAYOUT.pages), PageSet(LAYOUT.pages)
+    states, sealed, opened = (PageSet(LAYOUT.pages) for _ in range(3))
     states.mark(3)
     sealed.mark(2)
+    opened.mark(4)
     before = bytes(memory.private.data), bytes(memory.shared.data)
-    memory.load_states(states.copy(), sealed.copy())
+    memory.load_states(PageStates(states.copy(), sealed.copy(), opened.copy()))
     assert (bytes(memory.private.data), bytes(memory.shared.data)) == before
-    assert memory.save_states() == (states, sealed)
+    assert memory.save_states() == PageStates(states, sealed, opened)
     assert guest.read(3, cbit=False)[:4] == b"open"
     assert guest.remapped[-1] == PageSet.full(LAYOUT.pages)
+
+
+def test_what_a_receiver_wrote_does_not_count_as_its_guests(guest: ScriptedGuest, memory: GuestMemory) -> None:
+    """Its start-up code wrote through the C-bit where the guest wrote without it alone."""
+    guest.write(2, b"start-up", cbit=True)
+    memory.load_states(PageStates(*(PageSet(LAYOUT.pages) for _ in range(3))))
+    memory.private.window(2, 1)[:4] = b"open"
+    memory.convert(2, 1, to_shared=True)
+    assert guest.read(2, cbit=False)[:4] == b"open"
 
 
 def test_saved_states_hold_what_the_logs_still_hid(guest: ScriptedGuest, memory: GuestMemory) -> None:
     """The write through the C-bit travels: on the target too a flip must leave ciphertext."""
     guest.write(2, b"x", cbit=True)
-    _, sealed = memory.save_states()
-    assert sealed.numbers().tolist() == [2]
+    assert memory.save_states().sealed.numbers().tolist() == [2]
     assert unsent(memory) == [2]

@@ -21,7 +21,7 @@ ENCRYPTED = 1 << 4
 def everything(memory: GuestMemory) -> tuple[object, ...]:
     """All that a flip could change."""
     planes = bytes(memory.private.data), bytes(memory.shared.data)
-    return *planes, *memory.save_states(), memory._unsent.copy(), memory._shared_dirty.copy()
+    return *planes, memory.save_states(), memory._unsent.copy(), memory._shared_dirty.copy()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from sealift.address import PAGE_SHIFT, RamLayout
-from sealift.errors import GuestError, SealiftError, sentence
+from sealift.errors import GuestError, SealiftError, UserError, sentence
 from sealift.launch.machine import MachineType
 from sealift.pageset import PageSet
 from sealift.vmm.console import Console
@@ -29,11 +29,18 @@ from sealift.vmm.runstate import RunState, RunStateMachine
 from sealift.vmm.vcpu import VcpuSet
 from sealift.wire.platform import Fault, Kick
 
-_CONSOLE_LINES_IN_REPORT = 10
+_CONSOLE_LINES_IN_REPORT = 30
+"""A screenful: with what Linux prints when it panics, registers included."""
+
+_PANIC = "Kernel panic - not syncing"
 
 _STARTABLE = frozenset({RunState.PRELAUNCH, RunState.INMIGRATE, RunState.PAUSED})
 _MOVABLE = frozenset({RunState.RUNNING, RunState.PAUSED})
 _HANDED_OVER = frozenset({RunState.FINISH_MIGRATE})
+
+
+def _quoted(lines: list[str]) -> str:
+    return "\n".join(f"  | {line}" for line in lines)
 
 
 class GuestEnd(Enum):
@@ -108,7 +115,11 @@ class Machine:
         self.devices = self._make_devices()
         self._typed_at: Callable[[bytes], None] = self.devices.serial.receive
         self._run_state = RunStateMachine(RunState.PRELAUNCH, listener)
-        links = [platform.create_vcpu(index) for index in range(spec.vcpus)]
+        try:
+            links = [platform.create_vcpu(index) for index in range(spec.vcpus)]
+        except BaseException:
+            self.devices.close()
+            raise
         self.vcpus = VcpuSet(links, lambda index: platform.do(Kick(index)), self)
 
     def _make_devices(self) -> DeviceSet:
@@ -131,8 +142,14 @@ class Machine:
         return self._run_state.state
 
     def resume(self) -> bool:
-        """Run a guest that only waits for this; whether it runs now."""
+        """Run a guest that only waits for this; whether it runs now.
+
+        Raises:
+            UserError: it waits for a disk image that somebody else has taken.
+        """
         with self._order_lock:
+            if self.state in _STARTABLE:
+                self.devices.take_disks()
             if self._run_state.move_from(_STARTABLE, RunState.RUNNING):
                 self._start_vcpus()
             return self.state is RunState.RUNNING
@@ -171,16 +188,26 @@ class Machine:
         """The guest stays: let it go on as it was, if it was stopped to leave.
 
         Raises:
-            UserError: somebody took one of its disks meanwhile.
+            UserError: somebody took one of its disks meanwhile; the guest is paused then, and can be resumed later.
         """
         with self._order_lock:
-            self.devices.take_disks()
-            with self._device_lock:
-                stays = self._run_state.move_from(_HANDED_OVER, self._before_handover)
-                self._typed_at(bytes(self._held_input))
-                self._held_input.clear()
-            if stays and self._before_handover is RunState.RUNNING:
-                self._start_vcpus()
+            back_to = self._before_handover
+            try:
+                self.devices.take_disks()
+            except UserError:
+                back_to = RunState.PAUSED
+                raise
+            finally:
+                self._return_to(back_to)
+
+    def _return_to(self, state: RunState) -> None:
+        """End a handover that did not take place."""
+        with self._device_lock:
+            stays = self._run_state.move_from(_HANDED_OVER, state)
+            self._typed_at(bytes(self._held_input))
+            self._held_input.clear()
+        if stays and state is RunState.RUNNING:
+            self._start_vcpus()
 
     def handed_over(self) -> None:
         """The guest runs elsewhere, whatever has become of what is left here."""
@@ -201,9 +228,12 @@ class Machine:
         """End the platform and the vCPU threads; the guest is gone."""
         self._run_state.move(RunState.SHUTDOWN)
         self.ready.set()
-        self.platform.close()
+        # Memory stays mapped for as long as anything here may still look at it.
+        self.platform.end()
         self.vcpus.end()
-        self.devices.close()
+        with self._device_lock:
+            self.devices.close()
+        self.platform.close()
         self.console.flush()
 
     def type_in(self, data: bytes) -> None:
@@ -211,8 +241,18 @@ class Machine:
         with self._device_lock:
             if self.state is RunState.FINISH_MIGRATE:
                 self._held_input += data[: INPUT_LIMIT - len(self._held_input)]
-            else:
+            elif self.state is not RunState.SHUTDOWN:
                 self._typed_at(data)
+
+    @property
+    def typed_at_virtio(self) -> bool:
+        """Whether typed input goes to the virtio console, where the guest printed last."""
+        return self._typed_at != self.devices.serial.receive
+
+    def type_at_virtio(self) -> None:
+        """Take over that it does (after a migration)."""
+        if self.devices.console is not None:
+            self._typed_at = self.devices.console.receive
 
     # --- exits (see sealift.vmm.vcpu.ExitHandler) ------------------------------------------------------------------
 
@@ -280,7 +320,11 @@ class Machine:
         self.ready.set()
 
     def reset(self) -> None:
-        """The guest resets the machine."""
+        """The guest resets the machine; Linux does so after a panic, too."""
+        lines = self.console.tail(_CONSOLE_LINES_IN_REPORT)
+        if any(_PANIC in line for line in lines):
+            self._end_by_guest(RunState.GUEST_PANICKED, None, f"its kernel panicked\n{_quoted(lines)}")
+            return
         self._end_by_guest(
             RunState.SHUTDOWN,
             GuestEnd.RESET,
@@ -293,6 +337,8 @@ class Machine:
 
     def _end_by_guest(self, state: RunState, end: GuestEnd | None, report: str) -> None:
         """The guest comes to its end by what one of its vCPUs does; that vCPU's thread is here."""
+        if end is not None:
+            self._serial_port.write(f"\r\nsealift: the guest has ended: {report}\r\n".encode())
         self.console.flush()
         self.report, self.ended_by = report, end
         self.vcpus.pause()
@@ -326,7 +372,7 @@ class Machine:
         """The guest cannot go on."""
         self.console.flush()
         registers = self.platform.registers(vcpu)
-        tail = "\n".join(f"  | {line}" for line in self.console.tail(_CONSOLE_LINES_IN_REPORT))
+        tail = _quoted(self.console.tail(_CONSOLE_LINES_IN_REPORT))
         self.report = (
             f"vCPU {vcpu} stopped: {fault.reason} (rip {fault.rip:#x}, address {fault.address:#x}, "
             f"cr3 {registers.cr3:#x}, rsp {registers.general[7]:#x})\nlast console lines:\n{tail}"

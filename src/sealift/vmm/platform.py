@@ -87,7 +87,12 @@ class Platform:
         return self._process.pid
 
     def close(self) -> None:
-        """End the platform process; the guest is gone. Does nothing the second time."""
+        """End the platform process and let go of the memory shared with it. Does nothing the second time."""
+        self.end()
+        self._release()
+
+    def end(self) -> None:
+        """End the platform process; the guest is gone. What was mapped here stays until `close`."""
         self._channel.shutdown()
         self._channel.close()
         try:
@@ -95,7 +100,6 @@ class Platform:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._release()
 
     def _release(self) -> None:
         """Give back what was mapped here: a guest that is gone leaves no descriptor behind."""

@@ -79,7 +79,11 @@ class VcpuSet:
             self._permitted = False
             self._changed.notify_all()
             if threading.current_thread() in self._threads:
-                return  # called from an exit: this vCPU is out, and must not wait for itself
+                # Called from an exit: this vCPU is out, and must wait neither for itself nor for others like it.
+                for index in self._active:
+                    if self._threads[index] is not threading.current_thread():
+                        self._kick(index)
+                return
             while self._active:
                 for index in self._active:
                     self._kick(index)

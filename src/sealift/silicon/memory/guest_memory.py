@@ -45,6 +45,21 @@ class WriteLogs:
     plain: PageSet
 
 
+@dataclass(frozen=True, slots=True)
+class PageStates:
+    """What travels of pages beside their content.
+
+    Attributes:
+        shared: pages in shared state.
+        sealed: pages whose content counts as written through the C-bit.
+        opened: private pages that were also written without it.
+    """
+
+    shared: PageSet
+    sealed: PageSet
+    opened: PageSet
+
+
 class Windows(Protocol):
     """What memory needs of an engine."""
 
@@ -315,18 +330,29 @@ class GuestMemory:
 
     # --- state that travels ----------------------------------------------------------------------------------
 
-    def save_states(self) -> tuple[PageSet, PageSet]:
-        """Shared pages, and pages whose content counts as written through the C-bit."""
+    def save_states(self) -> PageStates:
+        """Everything that is known of pages beside their content."""
         self.collect()
         with self._lock:
-            return self.states.copy(), self._sealed.copy()
+            return PageStates(self.states.copy(), self._sealed.copy(), self._opened.copy())
 
-    def load_states(self, states: PageSet, sealed: PageSet) -> None:
+    def load_states(self, states: PageStates) -> None:
         """Take over page states without converting anything: the planes came from the source as they were."""
-        with self._quiesced(), self._lock:
-            self.states, self._sealed = states, sealed
+        with self._quiesced():
+            self.collect()  # what the receiver wrote here must not count as the guest's
+            self._take_over(states)
+
+    def _take_over(self, found: PageStates) -> None:
+        with self._lock:
+            states = found.shared
+            self.states, self._sealed, self._opened = states, found.sealed, found.opened
             if self._windows is not None:
                 self._windows.remap(states.span, PageSet.full(self.layout.pages), self.states)
+
+    def close(self) -> None:
+        """Give both planes back; for memory that no guest has used."""
+        self.private.close()
+        self.shared.close()
 
     def forget(self) -> None:
         """Give the private plane back to the machine; the guest is not here any more."""

@@ -56,6 +56,10 @@ class Plane:
         self.words: npt.NDArray[np.uint64] = np.frombuffer(self._map, np.uint64).reshape(self.pages, PAGE_SIZE // 8)
         self.address: Final = self.words.ctypes.data
 
+    def close(self) -> None:
+        """Let go of the memfd; the mapping goes with the last view of it."""
+        os.close(self.fd)
+
     def window(self, first: int, count: int) -> memoryview:
         """A writable view of `count` contiguous pages."""
         return self.data[first << PAGE_SHIFT : (first + count) << PAGE_SHIFT]

@@ -11,7 +11,7 @@ from sealift.errors import StreamError
 from sealift.guest.handler.interfaces import Guest
 from sealift.pageset import PageNumbers, PageSet
 from sealift.silicon.engines.interface import Engine
-from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.memory.guest_memory import GuestMemory, PageStates
 from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.vcpu_service import VcpuService
 from sealift.wire.packed import unpack
@@ -75,10 +75,11 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     of_engine: bytes
     shared: bytes
     sealed: bytes
+    opened: bytes
     vcpus: list[bytes]
 
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 class GuestMachine:
@@ -108,10 +109,18 @@ class GuestMachine:
 
     def save(self) -> bytes:
         """Page states and vCPU registers."""
-        shared, sealed = self._memory.save_states()
+        pages = self._memory.save_states()
         vcpus = [self._vcpus[index].vcpu.save() for index in sorted(self._vcpus)]
         engine = self._engine
-        state = _State(_STATE_VERSION, engine.name, engine.save(), shared.to_bytes(), sealed.to_bytes(), vcpus)
+        state = _State(
+            _STATE_VERSION,
+            engine.name,
+            engine.save(),
+            pages.shared.to_bytes(),
+            pages.sealed.to_bytes(),
+            pages.opened.to_bytes(),
+            vcpus,
+        )
         return msgspec.msgpack.encode(state)
 
     def load(self, data: bytes) -> None:
@@ -123,7 +132,9 @@ class GuestMachine:
         state = unpack(data, _State, "the machine state")
         pages = self._memory.layout.pages
         try:
-            shared, sealed = PageSet.from_bytes(pages, state.shared), PageSet.from_bytes(pages, state.sealed)
+            found = PageStates(
+                *(PageSet.from_bytes(pages, part) for part in (state.shared, state.sealed, state.opened))
+            )
         except ValueError as error:
             raise StreamError("the machine state's page states are not of this machine") from error
         if state.version != _STATE_VERSION:
@@ -134,7 +145,7 @@ class GuestMachine:
             raise StreamError(f"the machine state has {len(state.vcpus)} vCPUs, this machine {len(self._vcpus)}")
         self._engine.restore(state.of_engine)
         # Page states before vCPUs: loading their clocks makes KVM write to pages that are shared.
-        self._memory.load_states(shared, sealed)
+        self._memory.load_states(found)
         for index, vcpu_state in enumerate(state.vcpus):
             self._fresh(index)
             self._vcpus[index].vcpu.restore(vcpu_state)

@@ -100,6 +100,10 @@ class Server:
             return self._handlers[type(request)](request)
         except SealiftError as error:
             return to_failed(error), ()
+        except OSError as error:
+            # The machine has no more of something, or its KVM refuses: no bug, and the VMM may have provoked it.
+            refused = RefusedError(f"this machine refuses {type(request).__name__} ({error.strerror})")
+            return to_failed(refused), ()
 
     def _phase(self) -> Phase:
         return Phase.EMPTY if self._vm is None else self._vm.phase()

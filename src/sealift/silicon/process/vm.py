@@ -64,7 +64,11 @@ class VirtualMachine:
         self.layout = layout
         self.vcpu_count = shape.vcpus
         self.memory = GuestMemory(layout, os.urandom(KEY_BYTES))
-        self.engine: Engine = factory.make(self.memory, shape)
+        try:
+            self.engine: Engine = factory.make(self.memory, shape)
+        except BaseException:
+            self.memory.close()
+            raise
         self.gate = RunGate(self.phase)
         self.vcpus: dict[int, VcpuService] = {}
         self._launch_phase = launch_phase

@@ -1,7 +1,7 @@
 """What a device is to the machine.
 
-The machine holds its device lock around every call from a vCPU and around `save` and `restore`. Work of a device's own
-(a thread that reads a disk) is stopped by `quiesce` before the state is saved and goes on after `resume`.
+The machine holds its device lock around every call from a vCPU; `save` and `restore` come when none runs. Work of a
+device's own (a thread that reads a disk) is stopped by `quiesce` before the state is saved and goes on after `resume`.
 """
 
 from __future__ import annotations

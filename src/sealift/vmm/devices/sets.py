@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Final, Protocol
 
 from sealift.errors import GuestError, UserError
 from sealift.launch.machine import MachineType
-from sealift.launch.microvm import PM_GSI, SERIAL_GSI, VIRTIO_FIRST_GSI, VIRTIO_SLOTS
+from sealift.launch.microvm import PM_GSI, RTC_GSI, SERIAL_GSI, VIRTIO_FIRST_GSI, VIRTIO_SLOTS
 from sealift.vmm.devices.acpi_pm import PowerManagement
 from sealift.vmm.devices.bus import MmioBus, PortBus
 from sealift.vmm.devices.chips import KernelChips
@@ -70,6 +71,8 @@ class InterruptLines:
     def __init__(self, connect: Callable[[int], int]) -> None:
         self._connect = connect
         self._events: list[int] = []
+        self._lock = threading.Lock()
+        self._closed = False
 
     def line(self, gsi: int) -> Interrupt:
         """The interrupt of a device on line `gsi`."""
@@ -77,14 +80,18 @@ class InterruptLines:
         self._events.append(event)
 
         def pulse() -> None:
-            os.write(event, _EDGE)
+            with self._lock:  # a closed number may be another file's by now
+                if not self._closed:
+                    os.write(event, _EDGE)
 
         return pulse
 
     def close(self) -> None:
         """Give the descriptors back; no device may raise anything any more."""
-        while self._events:
-            os.close(self._events.pop())
+        with self._lock:
+            self._closed = True
+            while self._events:
+                os.close(self._events.pop())
 
 
 class DeviceSet:
@@ -151,6 +158,8 @@ class DeviceSet:
 
     def close(self) -> None:
         """End what works by itself, and let go of files; no vCPU runs any more."""
+        for device in self.ports.devices:
+            device.quiesce()
         for block in self._blocks:
             block.close()
         for disk in self._disks:
@@ -197,7 +206,7 @@ def microvm_devices(
         (
             serial,
             KeyboardController(around.reset),
-            RealTimeClock(time.time),
+            RealTimeClock(time.time, lines.line(RTC_GSI)),
             PowerManagement(around.power_off, lines.line(PM_GSI)),
             ReadyPort(around.started_up),
         )

@@ -15,7 +15,7 @@ from sealift.vmm.runstate import RunState
 from sealift.wire.packed import UNDECODABLE
 
 VCPUS = "sealift/vcpus"
-VCPUS_VERSION = 1
+VCPUS_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +28,17 @@ class SavedState:
 
 
 class _Vcpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`halted` vCPUs wait for nothing; a `paused` guest stays so at the target."""
+    """`halted` vCPUs wait for nothing; a `paused` guest stays so at the target; input goes where it went."""
 
     halted: tuple[int, ...]
     paused: bool
+    typed_at_virtio: bool
 
 
 def save(machine: Machine, before: RunState) -> tuple[SavedState, ...]:
     """Everything of a stopped machine, which was in run state `before`."""
     devices = tuple(SavedState(device.name, device.version, device.save()) for device in machine.devices.every)
-    vcpus = _Vcpus(tuple(sorted(machine.vcpus.halted)), before is not RunState.RUNNING)
+    vcpus = _Vcpus(tuple(sorted(machine.vcpus.halted)), before is not RunState.RUNNING, machine.typed_at_virtio)
     return (*devices, SavedState(VCPUS, VCPUS_VERSION, msgspec.msgpack.encode(vcpus)))
 
 
@@ -98,3 +99,5 @@ class Restorer:
             raise StreamError("the vCPUs' state names a vCPU that this machine does not have")
         self._machine.vcpus.set_halted(frozenset(vcpus.halted))
         self.paused = vcpus.paused
+        if vcpus.typed_at_virtio:
+            self._machine.type_at_virtio()

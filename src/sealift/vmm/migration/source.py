@@ -129,7 +129,7 @@ class Migration:
                 self._complete()
             else:
                 self._stats.error = "the target gave up, and the guest runs on here"
-                self._machine.take_back()
+                self._machine.take_back()  # should a disk be in other hands, the guest is paused and can be resumed
 
     # --- the way there -------------------------------------------------------------------------------------------
 

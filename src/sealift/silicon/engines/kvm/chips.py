@@ -61,7 +61,7 @@ class Chips:
         return msgspec.msgpack.encode(_State(_STATE_VERSION, chips, bytes(pit), bytes(clock)))
 
     def restore(self, data: bytes) -> None:
-        """Load `save`'s state. The clock goes on from where it was, and by the time the move took, if KVM can tell.
+        """Load `save`'s state. The clock goes on from where it was: two hosts' real times may be hours apart.
 
         Raises:
             StreamError: it does not parse, or KVM refuses it.
@@ -77,6 +77,5 @@ class Chips:
         if len(state.clock) != len(bytes(abi.ClockData())):
             raise StreamError("the clock's state has another size")
         clock = abi.ClockData.from_buffer_copy(state.clock)
-        # Of the flags KVM_SET_CLOCK takes this one only: add the real time that has passed since.
-        clock.flags &= abi.CLOCK_REALTIME
+        clock.flags = 0
         load(self._vm, abi.SET_CLOCK, abi.ClockData, bytes(clock), "the clock's state")

@@ -68,6 +68,9 @@ _ADDRESS_SIZES: Final = 0x8000_0008
 _LEAST_WIDTH: Final = 36
 """Physical address bits of a CPU that does not say."""
 
+_NEEDED: Final = (0x0, 0x1, 0x4000_0000, 0x4000_0001, 0x8000_0000, 0x8000_0001, _ADDRESS_SIZES)
+"""Leaves without which a guest would not find that it is one, or that its memory is encrypted."""
+
 keep = msgspec.structs.replace
 
 _Word = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -163,8 +166,23 @@ def host_cpu(supported: Iterable[abi.CpuidEntry2], *, irqchip: bool, cbit: int |
     return with_cbit(Cpu(tuple(kept)), position)
 
 
+def brought(described: Cpu, host: Cpu) -> Cpu:
+    """The CPU of a guest that arrives, as a VMM describes it: nothing that would be hidden here can be brought along.
+
+    Raises:
+        StreamError: it lacks what tells a guest where it is.
+        UserError: this host cannot give it.
+    """
+    for leaf in _NEEDED:
+        if not any(entry.function == leaf for entry in described.entries):
+            raise StreamError(f"the description of the guest's CPU has no leaf {leaf:#x}")
+    kept = Cpu(tuple(_restricted(entry) for entry in described.entries if not _hidden(entry)))
+    check_offered(kept, host)
+    return with_cbit(kept, host.cbit)
+
+
 def with_cbit(described: Cpu, cbit: int) -> Cpu:
-    """A CPU, which may come from a VMM, with all that the platform alone says about memory encryption."""
+    """A CPU with all that the platform alone says about memory encryption."""
     # The C-bit must not be a reserved bit of page-table entries, so it counts as one of the address bits.
     entries = [
         keep(entry, eax=entry.eax & 0xFF00 | cbit + 1) if entry.function == _ADDRESS_SIZES else entry

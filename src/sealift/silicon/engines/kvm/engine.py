@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -11,7 +12,7 @@ from sealift.pageset import PageSet, Span
 from sealift.silicon.engines.interface import GuestSays, VmShape
 from sealift.silicon.engines.kvm import abi
 from sealift.silicon.engines.kvm.chips import GSIS, Chips
-from sealift.silicon.engines.kvm.cpu import Cpu, check_offered, host_cpu, with_cbit
+from sealift.silicon.engines.kvm.cpu import Cpu, brought, host_cpu
 from sealift.silicon.engines.kvm.kernel import Kvm, ask, enable, give
 from sealift.silicon.engines.kvm.msrs import GuestMsrs
 from sealift.silicon.engines.kvm.quiescence import Quiescence
@@ -50,10 +51,14 @@ class KvmEngine:
         self.cbit = self._cpu.cbit
         self.cpu = self._cpu.encode()
         self._vm = kvm.create_vm()
-        enable(self._vm, abi.CAP_EXIT_HYPERCALL, 1 << _MAP_GPA_RANGE)
-        enable(self._vm, abi.CAP_X86_USER_SPACE_MSR, abi.MSR_EXIT_REASON_ALL)
-        self._chips = Chips(self._vm) if shape.irqchip else None
-        self._slots = Slots(self._vm, memory, self.cbit)
+        try:
+            enable(self._vm, abi.CAP_EXIT_HYPERCALL, 1 << _MAP_GPA_RANGE)
+            enable(self._vm, abi.CAP_X86_USER_SPACE_MSR, abi.MSR_EXIT_REASON_ALL)
+            self._chips = Chips(self._vm) if shape.irqchip else None
+            self._slots = Slots(self._vm, memory, self.cbit)
+        except BaseException:
+            os.close(self._vm)
+            raise
         self._msrs = GuestMsrs()
         self._quiescence = Quiescence()
         self._vcpus: dict[int, KvmVcpu] = {}
@@ -69,8 +74,12 @@ class KvmEngine:
         irqchip = self._shape.irqchip
         try:
             fd = ask(self._vm, abi.CREATE_VCPU, index)
+        except OSError as error:
+            raise RefusedError(f"KVM makes no vCPU {index}") from error
+        try:
             give(fd, abi.SET_CPUID2, self._cpu.table(index, self._shape.vcpus))
         except OSError as error:
+            os.close(fd)
             raise RefusedError(f"KVM makes no vCPU {index}") from error
         state = VcpuState(fd, self.cpu, self._kvm.msrs, irqchip=irqchip)
         state.reset()
@@ -140,9 +149,7 @@ def _cpu_of(kvm: Kvm, shape: VmShape) -> Cpu:
     host = host_cpu(kvm.cpuid, irqchip=shape.irqchip, cbit=shape.cbit)
     if not shape.cpu:
         return host
-    wanted = with_cbit(Cpu.decode(shape.cpu), host.cbit)
-    check_offered(wanted, host)
-    return wanted
+    return brought(Cpu.decode(shape.cpu), host)
 
 
 class KvmFactory:

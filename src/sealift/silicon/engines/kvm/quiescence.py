@@ -62,12 +62,13 @@ class Quiescence:
                 while self._holder is not None:
                     self._changed.wait()
                 self._holder = me
+            self._depth += 1
+        try:
+            with self._changed:
                 for vcpu in self._inside:
                     vcpu.leave_soon()
                 while self._inside:
                     self._changed.wait()
-            self._depth += 1
-        try:
             yield
         finally:
             with self._changed:

@@ -91,7 +91,8 @@ class KvmVcpu:
     def leave_soon(self) -> None:
         """For the quiescence: make KVM_RUN return, now or at its next beginning."""
         self._run.immediate_exit = 1
-        signal.pthread_kill(self._thread, KICK_SIGNAL)
+        with contextlib.suppress(ProcessLookupError):  # its thread has ended, and with it whatever it did in there
+            signal.pthread_kill(self._thread, KICK_SIGNAL)
 
     def kick(self) -> None:
         """Make the current or else the next `run` return Interrupted soon."""
@@ -157,7 +158,7 @@ class KvmVcpu:
     def _why(self, reason: int) -> str:
         match reason:
             case abi.EXIT_SHUTDOWN:
-                return "a triple fault"
+                return "a triple fault (KVM on AMD's processors keeps no registers over one)"
             case abi.EXIT_INTERNAL_ERROR:
                 suberror = self._run.u.internal.suberror
                 return f"KVM cannot go on: {_SUBERRORS.get(suberror, f'internal error {suberror}')}"
