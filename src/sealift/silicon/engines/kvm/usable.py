@@ -46,8 +46,7 @@ def check(*, anew: bool = False) -> None:
         verdict = _Verdict(_boot(), _test())
         _remember(verdict)
     if verdict.reason:
-        again = "" if anew else " (`sealift check kvm` tries again)"
-        raise UserError(f"KVM failed its self-test: {verdict.reason}{again}")
+        raise UserError(f"KVM failed its self-test: {verdict.reason}")
 
 
 def _test() -> str:
