@@ -62,6 +62,21 @@ class EnableCap(_Structure):
     _fields_ = (("cap", _u32), ("flags", _u32), ("args", _u64 * 4), ("pad", _u8 * 64))
 
 
+class MsrFilterRange(_Structure):
+    """struct kvm_msr_filter_range; a bit of the bitmap allows what `flags` name, and a clear one sends it to us."""
+
+    _fields_ = (("flags", _u32), ("nmsrs", _u32), ("base", _u32), ("bitmap", _u64))
+
+
+MSR_FILTER_MAX_RANGES: Final = 16
+
+
+class MsrFilter(_Structure):
+    """struct kvm_msr_filter."""
+
+    _fields_ = (("flags", _u32), ("ranges", MsrFilterRange * MSR_FILTER_MAX_RANGES))
+
+
 class DirtyLog(_Structure):
     """struct kvm_dirty_log; the union with a pointer is the pointer."""
 
@@ -347,11 +362,14 @@ CAP_IRQFD: Final = 32
 
 CAP_MANUAL_DIRTY_LOG_PROTECT2: Final = 168
 CAP_X86_USER_SPACE_MSR: Final = 188
+CAP_X86_MSR_FILTER: Final = 189
 CAP_EXIT_HYPERCALL: Final = 201
 
 MEM_LOG_DIRTY_PAGES: Final = 1
 DIRTY_LOG_MANUAL_PROTECT_ENABLE: Final = 1
 PIT_SPEAKER_DUMMY: Final = 1
+MSR_FILTER_READ: Final = 1
+MSR_FILTER_WRITE: Final = 2
 MSR_EXIT_REASON_ALL: Final = 7
 """KVM_MSR_EXIT_REASON_INVAL | _UNKNOWN | _FILTER."""
 MP_STATE_RUNNABLE: Final = 0
@@ -378,6 +396,7 @@ GET_CLOCK: Final = _ior(0x7C, ClockData)
 GET_PIT2: Final = _ior(0x9F, PitState2)
 SET_PIT2: Final = _iow(0xA0, PitState2)
 ENABLE_CAP: Final = _iow(0xA3, EnableCap)
+X86_SET_MSR_FILTER: Final = _iow(0xC6, MsrFilter)
 CLEAR_DIRTY_LOG: Final = _iowr(0xC0, ClearDirtyLog)
 
 RUN: Final = _io(0x80)

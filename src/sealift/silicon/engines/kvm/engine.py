@@ -14,7 +14,7 @@ from sealift.silicon.engines.kvm import abi
 from sealift.silicon.engines.kvm.chips import GSIS, Chips
 from sealift.silicon.engines.kvm.cpu import Cpu, brought, host_cpu
 from sealift.silicon.engines.kvm.kernel import Kvm, ask, enable, give
-from sealift.silicon.engines.kvm.msrs import GuestMsrs
+from sealift.silicon.engines.kvm.msrs import GuestMsrs, claim
 from sealift.silicon.engines.kvm.quiescence import Quiescence
 from sealift.silicon.engines.kvm.slots import RUNS_LIMIT, Slots
 from sealift.silicon.engines.kvm.state import VcpuState
@@ -54,6 +54,7 @@ class KvmEngine:
         try:
             enable(self._vm, abi.CAP_EXIT_HYPERCALL, 1 << _MAP_GPA_RANGE)
             enable(self._vm, abi.CAP_X86_USER_SPACE_MSR, abi.MSR_EXIT_REASON_ALL)
+            claim(self._vm)
             self._chips = Chips(self._vm) if shape.irqchip else None
             self._slots = Slots(self._vm, memory, self.cbit)
         except BaseException:

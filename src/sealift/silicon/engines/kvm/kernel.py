@@ -16,6 +16,7 @@ _NEEDED: Final = {
     abi.CAP_IRQFD: "interrupts by eventfd (KVM_CAP_IRQFD)",
     abi.CAP_MANUAL_DIRTY_LOG_PROTECT2: "dirty logs that are cleared by hand (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)",
     abi.CAP_X86_USER_SPACE_MSR: "MSR exits (KVM_CAP_X86_USER_SPACE_MSR)",
+    abi.CAP_X86_MSR_FILTER: "MSR filters (KVM_CAP_X86_MSR_FILTER)",
     abi.CAP_EXIT_HYPERCALL: "hypercall exits (KVM_CAP_EXIT_HYPERCALL)",
 }
 

@@ -19,6 +19,7 @@ from sealift.address import PAGE_SHIFT, PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.errors import SealiftError, sentence
 from sealift.silicon.engines.interface import Hypercall, Outcome, VmShape
 from sealift.silicon.engines.kvm.engine import KvmFactory
+from sealift.silicon.engines.kvm.msrs import SEV_ENABLED
 from sealift.silicon.engines.kvm.vcpu import catch_kicks
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.memory.xts import KEY_BYTES
@@ -38,6 +39,11 @@ _PROGRAM: Final = b"".join(
     (
         bytes.fromhex("66480f6ec0"),  # movq xmm0, rax
         bytes.fromhex("f3480fb8f8"),  # popcnt rdi, rax
+        bytes.fromhex("b9310101c0"),  # mov ecx, SEV_STATUS
+        bytes.fromhex("4989c1"),  # mov r9, rax
+        bytes.fromhex("0f32"),  # rdmsr
+        bytes.fromhex("4989c2"),  # mov r10, rax
+        bytes.fromhex("4c89c8"),  # mov rax, r9
         bytes.fromhex("488903"),  # mov [rbx], rax
         bytes.fromhex("488906"),  # mov [rsi], rax
         bytes.fromhex("e680"),  # out 0x80, al
@@ -138,9 +144,10 @@ def _test() -> None:
     board = _Board()
     other = _OTHER >> PAGE_SHIFT
     asked: list[object] = []
-    with _stage("long mode, SSE and VMMCALL"):
+    with _stage("long mode, SSE, MSRs and VMMCALL"):
         outcome = board.run(asked)
     _expect("a hypercall after SSE and a port access", outcome, Hypercall(12, (_OTHER, 1, 0, 0)))
+    _expect("MSR SEV_STATUS", board.vcpu.registers().general[10], SEV_ENABLED)
     _expect("a port access", asked, [PortOut(_PORT, 1, _FIRST & 0xFF)])
     encrypted, plain = board.logged()
     _expect(
