@@ -23,7 +23,7 @@ from sealift.silicon.engines.kvm.msrs import SEV_ENABLED
 from sealift.silicon.engines.kvm.vcpu import catch_kicks
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.memory.xts import KEY_BYTES
-from sealift.wire.platform import Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
+from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
 
 STAGE_LIMIT_S: Final = 2.0
 """A stage takes some hundred microseconds, and under software emulation some hundred times as long."""
@@ -119,6 +119,8 @@ def _say(reason: str) -> None:
 
 
 def _expect(what: str, found: object, wanted: object) -> None:
+    if isinstance(found, Fault):
+        raise _Unfit(f"{what} ended otherwise: {found.reason}")
     if found != wanted:
         raise _Unfit(f"{what}: KVM gave {found!r} where {wanted!r} was due")
 
