@@ -1,0 +1,228 @@
+"""Linux's machine without KVM: vCPUs that follow a script, on a platform that is played here."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sealift.address import Gpa, RamBlock, RamLayout
+from sealift.errors import LostError, UserError
+from sealift.launch.machine import MachineType
+from sealift.launch.microvm import (
+    KEYBOARD_COMMAND_PORT,
+    PM_CONTROL_PORT,
+    RESET_VALUE,
+    SERIAL_PORT,
+    SLEEP_TYPE_OFF,
+    VIRTIO_BASE,
+)
+from sealift.vmm.console import Console
+from sealift.vmm.devices.disk import DiskImage
+from sealift.vmm.machine import GuestEnd, Machine, MachineSpec
+from sealift.vmm.memory import SharedMemory
+from sealift.vmm.platform import Platform
+from sealift.vmm.runstate import RunState
+from sealift.wire.platform import Interrupted, Kick, MmioRead, PortOut, Run
+
+LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 1 << 20),))
+PATIENCE_S = 20
+MAGIC = int.from_bytes(b"virt", "little")
+
+
+class ScriptedVcpu:
+    """Leaves guest mode as its script says, then runs until it is kicked. Calls in a script are waited for.
+
+    Attributes:
+        runs: what it was told.
+        inside: set once it has been in guest mode.
+    """
+
+    def __init__(self, script: list[Any]) -> None:
+        self.runs: list[Run] = []
+        self.inside = threading.Event()
+        self.kicked = threading.Event()
+        self._script = script
+        self._gone = False
+
+    def send(self, run: Run) -> None:
+        """Enter."""
+        self.runs.append(run)
+
+    def receive(self) -> object:
+        """Why it left."""
+        if self.runs[-1].immediate_exit:
+            return Interrupted()
+        self.inside.set()
+        while self._script:
+            step = self._script.pop(0)
+            if not callable(step):
+                return step
+            assert step()
+        assert self.kicked.wait(PATIENCE_S)
+        self.kicked.clear()
+        if self._gone:
+            raise LostError("the other process is gone")
+        return Interrupted()
+
+    def close(self) -> None:
+        """The link ends."""
+
+    def end(self) -> None:
+        """The platform ends."""
+        self._gone = True
+        self.kicked.set()
+
+
+@dataclass
+class PlayedPlatform:
+    """Just enough of a platform."""
+
+    vcpus: list[ScriptedVcpu]
+    aware: bool = True
+    cpu: object = None
+    lines: list[int] = field(default_factory=list)
+
+    def create_vm(self, layout: RamLayout, vcpus: int, _: object, *, irqchip: bool) -> SharedMemory:
+        """RAM that only this process has."""
+        assert irqchip
+        assert vcpus == len(self.vcpus)
+        fd = os.memfd_create("played")
+        os.ftruncate(fd, layout.size)
+        return SharedMemory(fd, layout)
+
+    def create_vcpu(self, index: int) -> ScriptedVcpu:
+        """One of those given."""
+        return self.vcpus[index]
+
+    def interrupt(self, gsi: int) -> int:
+        """Nobody listens to it."""
+        self.lines.append(gsi)
+        return os.eventfd(0, os.EFD_NONBLOCK)
+
+    def do(self, message: Kick) -> None:
+        """The only order that machines give here."""
+        self.vcpus[message.index].kicked.set()
+
+    def status(self) -> object:
+        """What the guest lets be known."""
+        return SimpleNamespace(aware=self.aware)
+
+    def end(self) -> None:
+        """All vCPUs find the other process gone."""
+        for vcpu in self.vcpus:
+            vcpu.end()
+
+    def close(self) -> None:
+        """Likewise."""
+        self.end()
+
+
+Start = Callable[..., Machine]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Makes a machine whose vCPUs follow scripts, and lets it run."""
+    machines: list[Machine] = []
+
+    def make(*scripts: list[Any], aware: bool = True, disks: tuple[DiskImage, ...] = ()) -> Machine:
+        platform = PlayedPlatform([ScriptedVcpu(script) for script in scripts], aware)
+        spec = MachineSpec(LAYOUT, len(scripts), MachineType.MICROVM, disks)
+        machines.append(Machine(cast("Platform", platform), spec, Console(), lambda _: None))
+        machines[-1].resume()
+        return machines[-1]
+
+    yield make
+    for machine in machines:
+        machine.close()
+
+
+def printing(text: str) -> list[PortOut]:
+    return [PortOut(SERIAL_PORT, 1, byte) for byte in text.encode()]
+
+
+RESET = PortOut(KEYBOARD_COMMAND_PORT, 1, RESET_VALUE)
+POWER_OFF = PortOut(PM_CONTROL_PORT, 2, 1 << 13 | SLEEP_TYPE_OFF << 10)
+
+
+def test_a_reboot_ends_the_run_and_the_console_says_why(start: Start) -> None:
+    machine = start([*printing("bye\n"), RESET])
+    assert machine.ready.wait(PATIENCE_S)
+    assert (machine.state, machine.ended_by) == (RunState.SHUTDOWN, GuestEnd.RESET)
+    assert "its owner attests it anew" in "\n".join(machine.console.tail(5))
+
+
+def test_a_guest_that_switches_itself_off_has_ended_well(start: Start) -> None:
+    machine = start([POWER_OFF])
+    assert machine.ready.wait(PATIENCE_S)
+    assert (machine.state, machine.ended_by) == (RunState.SHUTDOWN, GuestEnd.POWER_OFF)
+
+
+def test_a_panic_that_ends_in_a_reset_is_a_panic_with_its_last_lines(start: Start) -> None:
+    words = "Kernel panic - not syncing: Attempted to kill init!\nRIP: 0010:panic+0x1\n"
+    machine = start([*printing(words), RESET])
+    assert machine.ready.wait(PATIENCE_S)
+    assert (machine.state, machine.ended_by) == (RunState.GUEST_PANICKED, None)
+    assert machine.report is not None
+    assert "Attempted to kill init!" in machine.report
+    assert "RIP: 0010:panic+0x1" in machine.report
+
+
+@pytest.mark.parametrize("access", [MmioRead(VIRTIO_BASE, 4), PortOut(SERIAL_PORT, 1, 0x41)], ids=["virtio", "serial"])
+def test_a_kernel_without_memory_encryption_is_ended_at_its_first_device_with_a_sentence(
+    start: Start, access: Any
+) -> None:
+    machine = start([access], aware=False)
+    assert machine.ready.wait(PATIENCE_S)
+    assert machine.state is RunState.GUEST_PANICKED
+    assert machine.report is not None
+    assert "CONFIG_AMD_MEM_ENCRYPT" in machine.report
+
+
+def test_a_kernel_with_it_finds_its_devices(start: Start) -> None:
+    machine = start([MmioRead(VIRTIO_BASE, 4), POWER_OFF])
+    assert machine.ready.wait(PATIENCE_S)
+    assert machine.ended_by is GuestEnd.POWER_OFF
+    runs = cast("Any", machine.platform).vcpus[0].runs
+    assert MAGIC in [run.data for run in runs]
+
+
+def test_when_one_vcpu_ends_the_guest_the_others_leave_it_too(start: Start) -> None:
+    machine: list[Machine] = []
+    started = threading.Event()
+
+    def other_is_inside() -> bool:
+        started.wait(PATIENCE_S)
+        return bool(cast("Any", machine[0].platform).vcpus[1].inside.wait(PATIENCE_S))
+
+    machine.append(start([other_is_inside, RESET], []))
+    started.set()
+    assert machine[0].ready.wait(PATIENCE_S)
+    vcpus = machine[0].vcpus
+    with vcpus._changed:
+        assert vcpus._changed.wait_for(lambda: not vcpus._active, PATIENCE_S)
+
+
+def test_a_guest_whose_disk_is_in_other_hands_when_it_comes_back_waits_for_it(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    machine = start([], disks=(DiskImage(path, read_only=False),))
+    machine.begin_handover()
+    machine.devices.leave_disks()
+    thief = DiskImage(path, read_only=False)
+    thief.lock()
+    with pytest.raises(UserError, match="in use by another guest"):
+        machine.take_back()
+    assert machine.state is RunState.PAUSED
+    with pytest.raises(UserError, match="in use by another guest"):
+        machine.resume()
+    assert machine.state is RunState.PAUSED
+    thief.close()
+    assert machine.resume()
