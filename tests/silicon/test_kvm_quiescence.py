@@ -86,6 +86,19 @@ def test_who_wants_in_waits_until_the_holder_lets_go(
     assert vcpu.orders == 1, "an order that was meant for others does not follow it in"
 
 
+def test_who_waited_has_been_inside_before_the_next_holder_is_let_in(
+    quiescence: Quiescence, vcpu: FakeVcpu, threads: ThreadPoolExecutor, eventually: Eventually
+) -> None:
+    """Holding again at once, as a loop does that reads logs, must not keep a vCPU out for ever."""
+    for turn in range(1, 51):
+        with quiescence.held():
+            running = threads.submit(vcpu.run)
+            eventually(lambda: waiting(quiescence) == 1)
+        with quiescence.held():
+            assert vcpu.entered == turn
+        running.result()
+
+
 def test_no_order_is_lost_between_counting_as_inside_and_running(
     quiescence: Quiescence, threads: ThreadPoolExecutor
 ) -> None:

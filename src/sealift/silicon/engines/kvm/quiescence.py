@@ -25,21 +25,31 @@ class Enterer(Protocol):
 
 
 class Quiescence:
-    """Lets vCPUs into guest mode, or holds all of them out; holding is re-entrant."""
+    """Lets vCPUs into guest mode, or holds all of them out; holding is re-entrant.
+
+    Who holds again and again keeps nobody out for ever: those that waited enter in between.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._inside: set[Enterer] = set()
+        self._waiting: set[Enterer] = set()
+        self._owed: set[Enterer] = set()  # waited when a holder let go: it is their turn before the next one's
         self._holder: int | None = None
         self._depth = 0
 
     def enter(self, vcpu: Enterer) -> None:
         """Wait until nobody holds vCPUs out, then count as inside."""
         with self._changed:
+            self._waiting.add(vcpu)
             while self._holder is not None:
                 self._changed.wait()
+            self._waiting.discard(vcpu)
             vcpu.about_to_enter()
             self._inside.add(vcpu)
+            if vcpu in self._owed:
+                self._owed.discard(vcpu)
+                self._changed.notify_all()
 
     def left(self, vcpu: Enterer) -> None:
         """Be out again."""
@@ -59,7 +69,7 @@ class Quiescence:
         me = threading.get_ident()
         with self._changed:
             if self._holder != me:
-                while self._holder is not None:
+                while self._holder is not None or self._owed:
                     self._changed.wait()
                 self._holder = me
             self._depth += 1
@@ -75,4 +85,5 @@ class Quiescence:
                 self._depth -= 1
                 if not self._depth:
                     self._holder = None
+                    self._owed = set(self._waiting)
                     self._changed.notify_all()
