@@ -210,6 +210,16 @@ def test_when_one_vcpu_ends_the_guest_the_others_leave_it_too(start: Start) -> N
         assert vcpus._changed.wait_for(lambda: not vcpus._active, PATIENCE_S)
 
 
+def test_a_receiver_that_starts_up_leaves_the_disk_to_the_guest_that_still_runs(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    source = DiskImage(path, read_only=False)
+    source.lock()
+    machine = start([], disks=(DiskImage(path, read_only=False),))
+    assert machine.state is RunState.RUNNING
+    source.close()
+
+
 def test_a_guest_whose_disk_is_in_other_hands_when_it_comes_back_waits_for_it(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(4096))

@@ -148,7 +148,7 @@ class Machine:
             UserError: it waits for a disk image that somebody else has taken.
         """
         with self._order_lock:
-            if self.state in _STARTABLE:
+            if self.state is RunState.PAUSED:  # a receiver that starts up has no right to them yet
                 self.devices.take_disks()
             if self._run_state.move_from(_STARTABLE, RunState.RUNNING):
                 self._start_vcpus()
