@@ -223,7 +223,9 @@ def test_a_receiver_that_starts_up_leaves_the_disk_to_the_guest_that_still_runs(
 def test_a_guest_whose_disk_is_in_other_hands_when_it_comes_back_waits_for_it(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(4096))
-    machine = start([], disks=(DiskImage(path, read_only=False),))
+    image = DiskImage(path, read_only=False)
+    image.lock()
+    machine = start([], disks=(image,))
     machine.begin_handover()
     machine.devices.leave_disks()
     thief = DiskImage(path, read_only=False)
