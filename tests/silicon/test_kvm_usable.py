@@ -162,12 +162,14 @@ def _verdict(**fields: object) -> bytes:
         b"",
         b"\xff\x00rubbish",
         b"[]",
-        _verdict(boot="first"),
-        _verdict(boot="first", reason=7),
-        _verdict(boot="first", reason="x" * usable._FILE_LIMIT),
-        _verdict(boot="another", reason=""),
+        _verdict(boot="first", code=usable._code()),
+        _verdict(boot="first", code=usable._code(), reason=7),
+        _verdict(boot="first", code=usable._code(), reason="x" * usable._FILE_LIMIT),
+        _verdict(boot="another", code=usable._code(), reason=""),
+        _verdict(boot="first", code="another", reason=""),
+        _verdict(boot="first", reason=""),
     ],
-    ids=["nothing", "no text", "a list", "half", "another type", "endless", "another boot"],
+    ids=["nothing", "no text", "a list", "half", "another type", "endless", "another boot", "other code", "no code"],
 )
 def test_rubbish_is_not_remembered(self_test: SelfTest, cache: Path, content: bytes) -> None:
     cache.parent.mkdir(parents=True)

@@ -1,8 +1,10 @@
-"""Whether KVM can run guests here: the self-test's verdict, remembered until the machine boots anew."""
+"""Whether KVM can run guests here: the self-test's verdict, remembered until the machine boots or Sealift changes."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from sealift import silicon
 from sealift.errors import UserError
 from sealift.silicon.engines.kvm.kernel import DEVICE
 
@@ -23,13 +26,15 @@ _KILL_LIMIT_S: Final = 1.0
 _SELF_TEST: Final = (sys.executable, "-m", "sealift.silicon.engines.kvm.selftest")
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_TESTED: Final = Path(silicon.__file__).parent
 _FILE_LIMIT: Final = 4096
 
 
 class _Verdict(msgspec.Struct, frozen=True):
-    """`reason` is empty if KVM can be used; it holds for one boot and one user."""
+    """`reason` is empty if KVM can be used; it holds for one boot, one user and the code that was tested."""
 
     boot: str
+    code: str
     reason: str
 
 
@@ -43,7 +48,7 @@ def check(*, anew: bool = False) -> None:
         raise UserError(f"{DEVICE} {'may not be used by this user' if Path(DEVICE).exists() else 'does not exist'}")
     verdict = None if anew else _remembered()
     if verdict is None:
-        verdict = _Verdict(_boot(), _test())
+        verdict = _Verdict(_boot(), _code(), _test())
         _remember(verdict)
     if verdict.reason:
         raise UserError(f"KVM failed its self-test: {verdict.reason}")
@@ -71,6 +76,15 @@ def _boot() -> str:
     return _BOOT_ID.read_text().strip()
 
 
+@functools.cache
+def _code() -> str:
+    """A digest of what the self-test tests."""
+    digest = hashlib.sha256()
+    for file in sorted(_TESTED.rglob("*.py")):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def _path() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
@@ -83,7 +97,7 @@ def _remembered() -> _Verdict | None:
             verdict = msgspec.json.decode(file.read(_FILE_LIMIT), type=_Verdict)
     except (OSError, RuntimeError, msgspec.DecodeError):
         return None
-    return verdict if verdict.boot == _boot() else None
+    return verdict if (verdict.boot, verdict.code) == (_boot(), _code()) else None
 
 
 def _remember(verdict: _Verdict) -> None:
