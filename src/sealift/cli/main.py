@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "console": "Attach to a guest's console.",
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
+    "snapshot": "Save a running guest to a file.",
     "owner": "What a guest's owner does without a VMM.",
     "check": "Look whether KVM can be used here.",
     "bench": "Measure this machine: sealed memory in motion, idle guests.",

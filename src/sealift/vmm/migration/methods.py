@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from sealift.errors import StreamError, UserError
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration import psp
-from sealift.vmm.migration.method import Entrance, SourceMethod
-from sealift.vmm.migration.mh import HandlerEntrance, HandlerSource
+from sealift.vmm.migration.method import Entrance, SnapshotMethod, SourceMethod
+from sealift.vmm.migration.mh import HandlerEntrance, HandlerSnapshot, HandlerSource, RestoreEntrance
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.psp import PspEntrance, PspSource
 from sealift.vmm.platform import Platform
@@ -44,3 +45,33 @@ def entrance_for(method: Method, platform: Platform, owner: OwnerService, startu
             return HandlerEntrance(platform, owner, startup)
         case Method.PSP:
             return PspEntrance()
+
+
+def snapshot_method(machine: Machine, launched: Launched, parameters: Parameters) -> SnapshotMethod:
+    """A snapshot's source.
+
+    Raises:
+        UserError: the method that the parameters ask for makes none.
+        RefusedError: this guest cannot be saved by it.
+    """
+    match parameters.method:
+        case Method.MH:
+            return HandlerSnapshot(machine, launched, parameters)
+        case Method.PSP:
+            raise UserError("snapshots are sealed by the migration handler; choose the method mh")
+
+
+def restore_entrance(
+    method: Method, platform: Platform, owner: OwnerService, startup: bytes, offer: bytes
+) -> RestoreEntrance:
+    """How a snapshot with this offer is let in.
+
+    Raises:
+        RefusedError: the owner does not let it be restored here.
+        StreamError: the offer makes no sense, or no snapshot is made by this method.
+    """
+    match method:
+        case Method.MH:
+            return RestoreEntrance(platform, owner, startup, offer)
+        case Method.PSP:
+            raise StreamError("it claims to be sealed by secure processors, which seal no snapshots")
