@@ -296,9 +296,7 @@ class HandlerEntrance:
         launched = complete(machine.platform, machine.memory, recipe, self._owner, self._begun)
         _run_start_up(machine)
         handler = machine.platform.open_handler()
-        return Entered(
-            launched, HandlerTarget(handler, target_transfer(self._offer.transfer, handler, machine.memory))
-        )
+        return Entered(launched, HandlerTarget(handler, target_transfer(self._offer.transfer, handler, machine.memory)))
 
 
 def _run_start_up(machine: Machine) -> None:

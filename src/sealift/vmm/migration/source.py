@@ -140,7 +140,9 @@ class Migration:
         self._method = method
         throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
         line = Line(StreamOut(self.make_writer(sock, throttle.spend)), throttle, Returns(sock, self.patience))
-        Sender(Subject(self._machine, self._name), method, line, self._parameters, self._stats, self._watch(line.returns)).move()
+        Sender(
+            Subject(self._machine, self._name), method, line, self._parameters, self._stats, self._watch(line.returns)
+        ).move()
 
     def _connect(self, uri: str) -> socket.socket:
         sock = connect(parse_uri(uri))
