@@ -19,6 +19,7 @@ from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import Owner
+from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.secret import SecretEntry
 from sealift.vmm.console import Console
 from sealift.vmm.launch import Launched, launch
@@ -275,12 +276,12 @@ def recipe(vcpus: int = 1, megabytes: int = 16, command_line: str = COMMAND_LINE
 
 
 @contextmanager
-def world(path: Path, made: GuestRecipe) -> Iterator[World]:
-    """Hosts with their identities in `path`, and a fresh owner that trusts them."""
+def world(path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY) -> Iterator[World]:
+    """Hosts with their identities in `path`, and a fresh owner that trusts them; its guest has that policy."""
     owner_path = path / f"owner-{os.urandom(4).hex()}"
     owner_path.mkdir(mode=0o700)
     entries = (SecretEntry(GUEST_GUID, SECRET),)
-    owner = Owner(owner_path, GuestDefinition(made, entries=entries))
+    owner = Owner(owner_path, GuestDefinition(made, policy=policy, entries=entries))
     platform = Platform.start(path / "a", path / "manufacturer")
     try:
         ca_chain = platform.info().ca_chain

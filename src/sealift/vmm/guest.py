@@ -185,9 +185,7 @@ class Guest:
             self._migrating.start()
 
     def blocked_reasons(self) -> tuple[str, ...]:
-        """Why no migration by the chosen method can begin, whatever the target; sentences. Only a guest that is here has
-        any.
-        """
+        """Why no migration by the method chosen can begin, whatever the target; sentences; none if it is not here."""
         if self.state not in _MOVABLE:
             return ()
         with contextlib.suppress(LostError):  # that ends the guest, as somebody else is told

@@ -73,7 +73,7 @@ class TokenDesk:
         """The peer's claims in this migration."""
         token, found = split_token(data)
         if token.migration != self._migration:
-            raise SealError(f"a {token.kind.name} token belongs to another migration")
+            raise SealError(f"a {token.kind.name} token belongs to another migration or snapshot")
         if not mac_matches(self._peer, token.body(), found):
             raise SealError(f"a {token.kind.name} token is not authentic")
         return token

@@ -103,6 +103,7 @@ class GuestMemory:
         self._addresses = PageAddresses(layout)
         self._lock = threading.Lock()
         self._windows: Windows | None = None
+        self._vmsas: dict[int, bytes] = {}
 
     def attach(self, windows: Windows) -> None:
         """Connect the engine whose logs are read and whose windows follow the page states."""
@@ -150,9 +151,15 @@ class GuestMemory:
         else:
             changed &= states
             states -= changed
-        limit = None if self._windows is None else self._windows.runs_limit
-        if limit is not None and self.states.count_runs() > limit:
+        try:
+            self._require_showable(self.states)
+        except GuestError:
             states.words[:] = before.words
+            raise
+
+    def _require_showable(self, states: PageSet) -> None:
+        limit = None if self._windows is None else self._windows.runs_limit
+        if limit is not None and states.count_runs() > limit:
             raise GuestError(f"guest memory would consist of more than {limit} separate shared ranges")
 
     def _to_shared(self, span: Span, changed: PageSet, populated: PageSet) -> None:
@@ -230,6 +237,22 @@ class GuestMemory:
         with self._lock:
             return self._shared_dirty.take()
 
+    # --- save areas of SEV-ES vCPUs ------------------------------------------------------------------------------
+
+    def place_vmsa(self, vcpu: int, page: bytes) -> None:
+        """Make `page` the save area of a vCPU: a private page outside of RAM, as KVM gives each vCPU."""
+        self._vmsas[vcpu] = page
+
+    def read_vmsa(self, vcpu: int) -> bytes:
+        """The save area of a vCPU.
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, it has none.
+        """
+        if vcpu not in self._vmsas:
+            raise FirmwareError(Status.INVALID_ADDRESS, f"vCPU {vcpu} has no VMSA")
+        return self._vmsas[vcpu]
+
     # --- the launch and the host's view -------------------------------------------------------------------------
 
     def move_to_private(self, gpa: int, length: int) -> Iterator[memoryview]:
@@ -266,14 +289,38 @@ class GuestMemory:
         self.private.data[offset : offset + len(data)] = data
         self._written(offset, len(data))
 
+    def patch_private(self, gpa: int, data: bytes) -> None:
+        """`write_private` under a guest that may be running (DBG_ENCRYPT): what vCPUs had cached of it goes.
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
+        """
+        offset = self._offset(gpa, len(data))
+        first, count = offset >> PAGE_SHIFT, pages_spanned(offset, len(data))
+        span = Span.covering(first, count)
+        with self._quiesced():
+            self.private.data[offset : offset + len(data)] = data
+            self._written(offset, len(data))
+            with self._lock:
+                if self._windows is not None:
+                    self._windows.remap(span, span.of_range(first, count), self.states.part(span))
+
+    def view_private(self, gpa: int, length: int) -> memoryview:
+        """The private plane itself, to read inside the boundary (SEND_UPDATE_DATA, DBG_DECRYPT).
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
+        """
+        offset = self._offset(gpa, length)
+        return self.private.data[offset : offset + length].toreadonly()
+
     def read_private(self, gpa: int, length: int) -> bytes:
         """Read plaintext inside the boundary (start-up table, secret area).
 
         Raises:
             FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
         """
-        offset = self._offset(gpa, length)
-        return bytes(self.private.data[offset : offset + length])
+        return bytes(self.view_private(gpa, length))
 
     def read_host_view(self, first: int, count: int) -> None:
         """Leave on the shared plane the ciphertext of those of the pages that are private."""
@@ -341,6 +388,34 @@ class GuestMemory:
         with self._quiesced():
             self.collect()  # what the receiver wrote here must not count as the guest's
             self._take_over(states)
+
+    def load_shared(self, shared: PageSet) -> None:
+        """Take over which pages of a guest that is being received are in shared state; nothing is converted.
+
+        Raises:
+            GuestError: the engine cannot show so scattered a mix of page states; nothing has changed.
+        """
+        self._require_showable(shared)
+        with self._quiesced():
+            with self._lock:
+                found = PageStates(shared, self._sealed.copy(), self._opened.copy())
+            self._take_over(found)
+
+    def settle_received(self) -> None:
+        """A secure processor has received the guest: what was put to private pages, and nothing else, is their content.
+
+        It counts as written through the C-bit. Not before: while the host still tells which pages are shared, none of
+        them may lose that mark, or a later flip would show its plaintext.
+        """
+        with self._lock:
+            self._sealed -= self.states
+            rest = PageSet.full(self.layout.pages)
+            rest -= self._sealed
+        self.private.punch(rest)
+
+    def mark_all_unsent(self) -> None:
+        """Whatever is no hole has to be sent: writes are logged, so a page that fills meanwhile is in the log."""
+        self.put_back(self.private.populated())
 
     def _take_over(self, found: PageStates) -> None:
         with self._lock:

@@ -10,11 +10,14 @@ from sealift.address import PAGE_SHIFT, Gpa, RamBlock, RamLayout
 from sealift.errors import InternalError, LostError, RefusedError, SealiftError, StreamError
 from sealift.guest.handler.digest import handler_digest
 from sealift.pageset import PageSet
+from sealift.sev.policy import Policy
 from sealift.silicon.engines.choice import Chosen
 from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.memory.plane import Plane
+from sealift.silicon.process.packets import PacketDesk
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
 from sealift.silicon.process.vm import VirtualMachine
+from sealift.silicon.processor import asids
 from sealift.silicon.processor.firmware import SecureProcessor
 from sealift.silicon.processor.states import GuestState
 from sealift.wire import platform as wire
@@ -42,6 +45,7 @@ class Server:
         self._engine = engine
         self._vm: VirtualMachine | None = None
         self._bitmap: Plane | None = None
+        self._packets: PacketDesk | None = None
         # Now, while the files are what was just loaded: an upgrade may replace them under a running platform.
         self._digest = handler_digest()
         self._handle = 0
@@ -68,6 +72,20 @@ class Server:
             wire.LaunchFinish: self._launch_finish,
             wire.GetGuestStatus: self._guest_status,
             wire.OpenHandler: self._open_handler,
+            wire.OpenPackets: self._open_packets,
+            wire.SendStart: self._send_start,
+            wire.GetPrivateDirtyLog: self._private_dirty,
+            wire.SendUpdateData: self._send_update_data,
+            wire.SendFinish: self._send_finish,
+            wire.SendCancel: self._send_cancel,
+            wire.ReceiveStart: self._receive_start,
+            wire.ReceiveUpdateData: self._receive_update_data,
+            wire.ReceiveFinish: self._receive_finish,
+            wire.SetPageStates: self._set_page_states,
+            wire.GetVmState: self._get_vm_state,
+            wire.SetVmState: self._set_vm_state,
+            wire.GetVcpuState: self._get_vcpu_state,
+            wire.SetVcpuState: self._set_vcpu_state,
         }
 
     def serve(self) -> None:
@@ -76,7 +94,8 @@ class Server:
             while True:
                 self._serve_one()
         except LostError:
-            return  # between requests or in the middle of one: the VMM is gone, and with it the guest
+            # Between requests or in the middle of one: the VMM is gone, and with it the guest.
+            self._end_guest()
 
     def _serve_one(self) -> None:
         try:
@@ -114,8 +133,14 @@ class Server:
                 return Phase.CREATED
             case GuestState.LUPDATE | GuestState.LSECRET:
                 return Phase.LAUNCHING
-            case _:
+            case GuestState.RUNNING:
                 return Phase.RUNNING
+            case GuestState.SUPDATE:
+                return Phase.SENDING
+            case GuestState.RUPDATE:
+                return Phase.RECEIVING
+            case GuestState.SENT:
+                return Phase.GONE
 
     def _state(self) -> GuestState:
         return self._processor.guest_status(self._handle).state if self._handle else GuestState.UNINIT
@@ -191,6 +216,16 @@ class Server:
         self._bitmap.data[: len(data)] = data
         return wire.Count(len(pages)), ()
 
+    def _taken(self) -> PageSet:
+        """The set that the VMM left in the bitmap area, copied."""
+        if self._bitmap is None:
+            raise InternalError("a VM exists without its bitmap area")
+        pages = self._machine.layout.pages
+        try:
+            return PageSet.from_bytes(pages, bytes(self._bitmap.data[: (pages + 63) // 64 * 8]))
+        except ValueError as error:
+            raise RefusedError("the bitmap area holds no set of this VM's pages") from error
+
     def _read_host_view(self, request: wire.ReadHostView) -> _Answer:
         self._require_pages(request.first, request.count)
         self._machine.memory.read_host_view(request.first, request.count)
@@ -232,6 +267,7 @@ class Server:
         self._handle = self._processor.launch_start(
             self._machine.memory, request.policy, request.dh_cert, request.session
         )
+        self._activate()
         return wire.Done(), ()
 
     def _launch_update_data(self, request: wire.LaunchUpdateData) -> _Answer:
@@ -255,6 +291,21 @@ class Server:
         self._machine.start_handler(facts.measure, facts.policy)
         return wire.Done(), ()
 
+    def _activate(self) -> None:
+        """Give the guest an ASID: which one is the host's choice, and there is no other guest."""
+        policy = self._processor.guest_status(self._handle).policy
+        self._processor.activate(self._handle, asids.fitting(policy).start)
+
+    def _end_guest(self) -> None:
+        """Leave the secure processor as a host does that goes on after its guest."""
+        if not self._handle:
+            return
+        if self._processor.guest_status(self._handle).asid:
+            self._processor.deactivate(self._handle)
+        self._processor.wbinvd()
+        self._processor.df_flush()
+        self._processor.decommission(self._handle)
+
     def _guest_status(self, _: wire.GetGuestStatus) -> _Answer:
         if not self._handle:
             return wire.GuestStatus(self._phase(), GuestState.UNINIT, 0, 0, aware=False, ready=False), ()
@@ -269,6 +320,92 @@ class Server:
             blocked=self._machine.blocked(),
         )
         return answer, ()
+
+    # --- migration between secure processors -----------------------------------------------------------------------
+
+    def _open_packets(self, _: wire.OpenPackets) -> _Answer:
+        desk = self._desk
+        return desk.shape, desk.descriptors
+
+    @property
+    def _desk(self) -> PacketDesk:
+        if self._packets is None:
+            self._packets = PacketDesk()
+        return self._packets
+
+    def _send_start(self, request: wire.SendStart) -> _Answer:
+        self._machine.leave_to_processor()
+        try:
+            started = self._processor.send_start(self._handle, request.pdh, request.plat_certs, request.amd_certs)
+        except SealiftError:
+            self._machine.reclaim()
+            raise
+        self._machine.memory.mark_all_unsent()
+        self._desk.begin(started.session)
+        return wire.SendStarted(int(started.policy), started.session), ()
+
+    def _private_dirty(self, _: wire.GetPrivateDirtyLog) -> _Answer:
+        return self._leave(self._machine.memory.take_unsent())
+
+    def _send_update_data(self, request: wire.SendUpdateData) -> _Answer:
+        packet = self._processor.send_update_data(self._handle, request.gpa, request.length)
+        return wire.PacketSent(self._desk.lay_out(packet, request.slot)), ()
+
+    def _send_finish(self, _: wire.SendFinish) -> _Answer:
+        gate = self._machine.gate
+        gate.bar()
+        try:
+            self._processor.send_finish(self._handle)
+        except SealiftError:
+            gate.lift()
+            raise
+        self._machine.memory.forget()
+        return wire.Done(), ()
+
+    def _send_cancel(self, _: wire.SendCancel) -> _Answer:
+        self._processor.send_cancel(self._handle)
+        self._machine.reclaim()
+        return wire.Done(), ()
+
+    def _receive_start(self, request: wire.ReceiveStart) -> _Answer:
+        self._handle = self._processor.receive_start(self._machine.memory, request.policy, request.pdh, request.session)
+        self._activate()
+        self._desk.begin(request.session)
+        return wire.Done(), ()
+
+    def _receive_update_data(self, request: wire.ReceiveUpdateData) -> _Answer:
+        packet = self._desk.pick_up(request.slot, request.offset, request.length)
+        self._processor.receive_update_data(self._handle, packet.header, packet.payload, request.gpa, request.length)
+        return wire.Done(), ()
+
+    def _receive_finish(self, _: wire.ReceiveFinish) -> _Answer:
+        self._processor.receive_finish(self._handle)
+        self._machine.received()
+        return wire.Done(), ()
+
+    def _set_page_states(self, _: wire.SetPageStates) -> _Answer:
+        self._machine.memory.load_shared(self._taken())
+        return wire.Done(), ()
+
+    def _get_vm_state(self, _: wire.GetVmState) -> _Answer:
+        engine = self._machine.engine
+        return wire.VmState(engine.name, engine.save()), ()
+
+    def _set_vm_state(self, request: wire.SetVmState) -> _Answer:
+        engine = self._machine.engine
+        if request.engine != engine.name:
+            raise StreamError(f"the guest ran on engine {request.engine}; this platform runs guests on {engine.name}")
+        engine.restore(request.state)
+        return wire.Done(), ()
+
+    def _get_vcpu_state(self, request: wire.GetVcpuState) -> _Answer:
+        if self._processor.guest_status(self._handle).policy & Policy.ES:
+            raise RefusedError("the registers of an SEV-ES guest are encrypted; they leave by SEND_UPDATE_VMSA alone")
+        return wire.VcpuState(self._machine.require_stopped(request.index).vcpu.save()), ()
+
+    def _set_vcpu_state(self, request: wire.SetVcpuState) -> _Answer:
+        self._machine.load_vcpu(request.index, request.state)
+        return wire.Done(), ()
 
     # --- handler -------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 The engine (`sending`, `receiving`) works with these Protocols and never asks which method it has; `methods` is the one
 place that knows them all. Blobs are the method's own; the engine carries them::
 
-    start() ─ offer ─► admit(offer), enter(machine), answer(offer) ─ answer ─► agree(answer) ─ confirm ─► agreed(confirm)
+    start() ─ offer ─► admit(offer), enter(machine), answer(offer) ─ answer ─►
+    agree(answer) ─ confirm ─► agreed(confirm)
     { begin_round() ─ records() … ─► space() … take() } …
     stop(), a last round, end_records() ─ … ─► settle()
     prepared() ─► fence(prepared) ─ final ─► ready(final), started() ─► release(started)

@@ -114,8 +114,8 @@ class PspSource:
 
     def begin_round(self) -> int:
         """Take the private dirty log; pages in this round."""
-        self._collect()
-        self._round = self._pending.take()
+        self._round = self._sendable()
+        self._pending -= self._round
         return len(self._round)
 
     def records(self) -> Iterator[Record]:
@@ -125,8 +125,7 @@ class PspSource:
 
     def unsent(self) -> int:
         """Private pages written since the round began."""
-        self._collect()
-        return len(self._pending)
+        return len(self._sendable())
 
     def stop(self) -> None:
         """Ask once more whether the guest can be moved, now that it can take nothing back.
@@ -175,8 +174,12 @@ class PspSource:
             f"does run there, say so with the target's token: sealift migrate {name} --settle FILE"
         )
 
-    def _collect(self) -> None:
+    def _sendable(self) -> PageSet:
+        """What the log has had of private pages; marks of shared ones are kept until they are private again."""
         self._pending |= self._platform.private_dirty()
+        pages = self._pending.copy()
+        pages -= self._machine.shared_pages_now()
+        return pages
 
     def _packet(self, gpa: int, pages: int) -> Record:
         sent = self._platform.request(wire.SendUpdateData(gpa, pages << PAGE_SHIFT, _SLOT), wire.PacketSent)
@@ -299,7 +302,9 @@ class PspTarget:
 
     def _load_vcpu(self, index: int, state: bytes) -> None:
         if not self._has_vm or index in self._vcpus or index >= self._machine.vcpu_count:
-            raise StreamError(f"the state of vCPU {index} comes twice, before the machine's, or for no vCPU of this one")
+            raise StreamError(
+                f"the state of vCPU {index} comes twice, before the machine's, or for no vCPU of this one"
+            )
         self._platform.do(wire.SetVcpuState(index, state))
         self._vcpus.add(index)
 

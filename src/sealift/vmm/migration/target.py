@@ -1,7 +1,8 @@
 """A migration to here: listens until a source comes, and either runs its guest or leaves nothing behind.
 
-Nothing is made for a source before it has introduced itself and its guest may come here, as its method decides. Once the target has
-said that it is prepared the source may be fenced: then the last token goes to a file if the source did not take it.
+Nothing is made for a source before it has introduced itself and its guest may come here, as its method decides. Once
+the target has said that it is prepared the source may be fenced: then the last token goes to a file if the source did
+not take it.
 """
 
 from __future__ import annotations
