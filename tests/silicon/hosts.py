@@ -14,7 +14,7 @@ from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import MigrationSecret, pair_key
 from sealift.sev import secret, session
 from sealift.sev.certificate import Certificate
-from sealift.sev.policy import DEFAULT_POLICY
+from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.vmm.handler import HandlerClient
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
@@ -54,9 +54,9 @@ class Host:
         self.memory = self.platform.create_vm(layout, 1)
         self.vcpu = self.platform.create_vcpu(0)
 
-    def start_launch(self) -> None:
+    def start_launch(self, policy: Policy = DEFAULT_POLICY) -> None:
         """LAUNCH_START for nobody: no session, so keys of zeros."""
-        self.platform.do(wire.LaunchStart(int(DEFAULT_POLICY), b"", b""))
+        self.platform.do(wire.LaunchStart(int(policy), b"", b""))
 
     def load(self, gpa: int, data: bytes) -> None:
         """LAUNCH_UPDATE_DATA."""
@@ -168,6 +168,29 @@ def migrating(hosts: Hosts) -> tuple[Host, Host]:
     source.connect()
     target.connect()
     return source, target
+
+
+def sendable(hosts: Hosts) -> tuple[Host, Host]:
+    """A launched guest that its secure processor may send anywhere, and a host with a VM for it."""
+    source, target = hosts.start("a"), hosts.start("b")
+    source.create()
+    source.start_launch(Policy(0))
+    source.finish_launch()
+    target.create()
+    return source, target
+
+
+def send_start(source: Host, target: Host) -> wire.SendStarted:
+    """SEND_START for that target."""
+    own = target.platform.request(wire.PdhCertExport(), wire.PdhCertificates)
+    start = wire.SendStart(own.pdh, own.cert_chain, target.platform.info().ca_chain)
+    return source.platform.request(start, wire.SendStarted)
+
+
+def receive_start(source: Host, target: Host, started: wire.SendStarted) -> None:
+    """RECEIVE_START for that source."""
+    pdh = source.platform.request(wire.PdhCertExport(), wire.PdhCertificates).pdh
+    target.platform.do(wire.ReceiveStart(started.policy, pdh, started.session))
 
 
 def exchange_keys(source: Host, target: Host) -> None:

@@ -69,7 +69,7 @@ class RecordKind(enum.IntEnum):
     VCPU = 5
     """State of a vCPU that is not encrypted; its index."""
     END = 6
-    """Nothing follows; how many packets came before."""
+    """The session's nonce, and nothing follows; how many packets came before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from sealift.cli.options import SizeType, examples
 if TYPE_CHECKING:
     from sealift.cli.demo.report import Report
     from sealift.cli.demo.screen import Screen
+    from sealift.cli.way import Way
 
 
 @click.command(
@@ -29,16 +30,31 @@ if TYPE_CHECKING:
     help="File that the guest carries and hashes; a short text by default.",
 )
 @click.option(
+    "--method",
+    type=click.Choice(["mh", "psp"]),
+    default="mh",
+    show_default=True,
+    help="Who encrypts the guest for its way: its own migration handler, or the hosts' secure processors.",
+)
+@click.option(
     "--transfer",
     type=click.Choice(["ring", "mailbox"]),
-    default="ring",
-    show_default=True,
-    help="How pages leave the guest's migration handler; the mailbox is the RFC's, one page at a time.",
+    show_default="ring",
+    help="With --method mh: how pages leave the migration handler; the mailbox is the RFC's, one page at a time.",
 )
 @click.option("--linux", is_flag=True, help="With an unmodified Linux as guest; this needs a usable /dev/kvm.")
 @click.option("--series", help="Of Linux: 6.1, which is the default, or 6.12.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on the last line.")
-def command(memory: int, payload: Path | None, transfer: str, series: str | None, *, linux: bool, as_json: bool) -> int:
+def command(
+    memory: int,
+    payload: Path | None,
+    method: str,
+    transfer: str | None,
+    series: str | None,
+    *,
+    linux: bool,
+    as_json: bool,
+) -> int:
     """Show the main job with real processes: two hosts, an owner, and a guest with a secret.
 
     The guest is launched, proved to its owner and moved while it runs; then everything that a VMM or the network
@@ -48,18 +64,21 @@ def command(memory: int, payload: Path | None, transfer: str, series: str | None
     import msgspec
 
     from sealift.cli.demo.screen import Screen
+    from sealift.cli.way import Way
     from sealift.errors import SealiftError, sentence
+    from sealift.wire.handover import Method, Transfer
 
     if linux and payload is not None:
         raise click.UsageError("--payload is for the built-in guest; Linux has a program of its own")
     if series is not None and not linux:
         raise click.UsageError("--series is for --linux")
+    if transfer is not None and method != "mh":
+        raise click.UsageError("--transfer is for --method mh; secure processors move packets")
+    way = Way(Method(method), Transfer(transfer or "ring"))
     screen = Screen(sys.stderr if as_json else sys.stdout)
     try:
         report = (
-            _demonstrate_linux(screen, memory, transfer, series)
-            if linux
-            else _demonstrate(screen, memory, payload, transfer)
+            _demonstrate_linux(screen, memory, way, series) if linux else _demonstrate(screen, memory, payload, way)
         )
     except SealiftError as error:
         if as_json:
@@ -70,28 +89,26 @@ def command(memory: int, payload: Path | None, transfer: str, series: str | None
     return 0 if report.ok else 1
 
 
-def _demonstrate(screen: Screen, memory: int, payload: Path | None, transfer: str) -> Report:
+def _demonstrate(screen: Screen, memory: int, payload: Path | None, way: Way) -> Report:
     from sealift.cli.demo.ledger import LedgerPart
     from sealift.cli.demo.stage import Stage
     from sealift.cli.demo.story import Story
     from sealift.cli.scratch import scratch
-    from sealift.wire.handover import Transfer
 
     with scratch("demo") as place:
         stage = Stage(place)
-        return Story(stage, LedgerPart(stage, memory, payload, Transfer(transfer)), screen).tell()
+        return Story(stage, LedgerPart(stage, memory, payload, way), screen).tell()
 
 
-def _demonstrate_linux(screen: Screen, memory: int, transfer: str, series: str | None) -> Report:
+def _demonstrate_linux(screen: Screen, memory: int, way: Way, series: str | None) -> Report:
     from sealift.cli.demo.linux import LinuxPart
     from sealift.cli.demo.stage import Stage
     from sealift.cli.demo.story import Story
     from sealift.cli.linux.image import DEFAULT_SERIES, linux_image
     from sealift.cli.scratch import scratch
-    from sealift.wire.handover import Transfer
 
     with scratch("demo") as place:
         stage = Stage(place)
         image = linux_image(place.path, series or DEFAULT_SERIES)
-        part = LinuxPart(stage, memory, image, Transfer(transfer))
+        part = LinuxPart(stage, memory, image, way)
         return Story(stage, part, screen).tell()

@@ -14,8 +14,8 @@ from sealift.cli.demo.report import GuestReport
 from sealift.cli.demo.screen import Screen
 from sealift.cli.demo.stage import VCPUS, Stage
 from sealift.cli.recipes import make_recipe, read_file
+from sealift.cli.way import MAILBOX, PACKETS, RING, Way
 from sealift.launch.image import GuestRecipe
-from sealift.wire.handover import Transfer
 
 KERNEL: Final = "ledger"
 
@@ -45,9 +45,10 @@ class Pace:
 
 
 PACES: Final = {
-    Transfer.RING: Pace(working_set=256, burst=64, pause_us=2000),
+    RING: Pace(working_set=256, burst=64, pause_us=2000),
+    PACKETS: Pace(working_set=256, burst=64, pause_us=2000),
     # A page takes a round trip to the handler: what is written while a round is on its way must stay small.
-    Transfer.MAILBOX: Pace(working_set=128, burst=16, pause_us=5000),
+    MAILBOX: Pace(working_set=128, burst=16, pause_us=5000),
 }
 
 
@@ -58,22 +59,23 @@ class LedgerPart:
         stage: where it plays.
         memory: the guest's, in bytes.
         payload: the user's file, or None for the built-in text.
-        transfer: how records leave the handler.
+        way: how it is moved.
     """
 
-    def __init__(self, stage: Stage, memory: int, payload: Path | None, transfer: Transfer) -> None:
+    def __init__(self, stage: Stage, memory: int, payload: Path | None, way: Way) -> None:
         self._stage = stage
         self._payload = payload or stage.write("payload", _BUILT_IN_PAYLOAD.encode())
-        self._pace = PACES[transfer]
+        self._pace = PACES[way]
         self._command_line = self._make_command_line()
         self._digest = ""
         self._here: ConsoleWatcher[Printed]
         self._there: ConsoleWatcher[Printed]
-        self.transfer = transfer
+        self.way = way
         self.recipe: GuestRecipe = make_recipe(memory, VCPUS, KERNEL, str(self._payload), self._command_line)
         self.launch_options = [
             *("--kernel", KERNEL, "--payload", str(self._payload), "--append", self._command_line),
             *("--memory", str(memory), "--vcpus", str(VCPUS)),
+            *way.launch_options,
         ]
         self.arrival_options: list[str] = []
         self.disk: Path | None = None

@@ -145,7 +145,7 @@ class PspSource:
         for index in range(self._machine.vcpu_count):
             vcpu = self._platform.request(wire.GetVcpuState(index), wire.VcpuState)
             yield _plain(RecordKind.VCPU, index, vcpu.state)
-        yield _plain(RecordKind.END, self._sent, b"")
+        yield _plain(RecordKind.END, self._sent, self._nonce)
 
     def fence(self, prepared: bytes) -> bytes:
         """SEND_FINISH: from here on the guest can never run here."""
@@ -260,7 +260,7 @@ class PspTarget:
             case RecordKind.VCPU:
                 self._load_vcpu(front.place, bytes(record[RECORD_FRONT:]))
             case RecordKind.END:
-                self._announced = front.place
+                self._end(front.place, bytes(record[RECORD_FRONT:]))
             case _:
                 raise StreamError(f"a record of kind {front.kind.name} came, and {_NO_ES}")
 
@@ -292,6 +292,11 @@ class PspTarget:
         packet = length - RECORD_FRONT
         self._platform.do(wire.ReceiveUpdateData(gpa, packet - PACKET_FRONT, _SLOT, RECORD_FRONT))
         self._received += 1
+
+    def _end(self, packets: int, nonce: bytes) -> None:
+        if nonce != self._nonce:
+            raise StreamError("the END record is of another session")
+        self._announced = packets
 
     def _load_vm(self, vm: psp.VmRecord) -> None:
         if self._has_vm:
