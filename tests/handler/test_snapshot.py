@@ -343,9 +343,7 @@ def test_a_restore_takes_no_final_in_the_place_of_its_end(hosts: Hosts) -> None:
 
 
 @pytest.mark.parametrize("event", [Event.OFFER, Event.YIELD, Event.TAKE_PREPARED, Event.MAKE_FINAL])
-def test_a_snapshot_gives_away_no_right_to_run_nor_the_guest(
-    hosts: Hosts, event: Event
-) -> None:
+def test_a_snapshot_gives_away_no_right_to_run_nor_the_guest(hosts: Hosts, event: Event) -> None:
     _, vmm = saving(hosts)
     assert not hosts.source.allows(event)
     vmm.round()

@@ -480,11 +480,11 @@ def test_the_wire_refuses_what_cannot_be(host: Host, field: str, value: object) 
 # --- snapshots ----------------------------------------------------------------------------------------------------
 
 
-def _header(recipe: GuestRecipe, measure: bytes, handler: MigrationSecret, **changes: Any) -> bytes:
+def _header(recipe: GuestRecipe, source: bytes, handler: MigrationSecret, **changes: Any) -> bytes:
     """The header of a snapshot of that launch, as its handler makes it."""
     party = Party(
         instance=handler.instance_id,
-        measure=measure,
+        measure=source,
         public=NO_PUBLIC,
         policy=int(DEFAULT_POLICY),
         cbit=47,
