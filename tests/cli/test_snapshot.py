@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness import Sealift, processes_naming
-from sealift.cli.places import Host, default_owner
+from sealift.cli.places import Host
 from sealift.cli.qmp_client import QmpClient
-from sealift.owner.owner import Owner
-from sealift.owner.settings import RestoreRule
 
 LEDGER = ("--kernel", "ledger", "--memory", "16M", "--append", "ws=8 flip=2 every=4 burst=4 pause=5000")
 SLOW = 64 * 1024  # bytes a second: the payload takes a minute
@@ -84,7 +82,8 @@ def test_the_owner_says_no_and_the_reason_is_told(sealift: Start, state_dir: Pat
     file = tmp_path / "a.snap"
     running(sealift, "a", *LEDGER)
     assert sealift("snapshot", "a", file).wait() == 0
-    Owner(default_owner()).set_restores(RestoreRule.REFUSED)
+    assert printed(sealift("owner", "restores")) == "allowed\n"
+    assert printed(sealift("owner", "restores", "refused")) == "refused\n"
     refused = sealift("run", "--name", "b", "--restore", file)
     assert refused.wait() == 1
     last = refused.stderr.text.splitlines()[-1]

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sealift.cli.commands import owner_restores
 from sealift.cli.image_options import image_options
 from sealift.cli.options import examples
 
@@ -13,6 +14,9 @@ from sealift.cli.options import examples
 @click.group("owner", short_help="What a guest's owner does without a VMM.")
 def command() -> None:
     """Do the owner's part: trust nobody, and know beforehand what a platform must say."""
+
+
+command.add_command(owner_restores.command)
 
 
 @command.command(
