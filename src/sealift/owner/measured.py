@@ -10,17 +10,17 @@ from sealift.launch.image import GuestRecipe
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPiece:
-    """One LAUNCH_UPDATE_DATA.
+    """One LAUNCH_UPDATE_DATA or LAUNCH_UPDATE_VMSA.
 
     Attributes:
         name: what it is.
-        gpa: where it is loaded.
+        gpa: where it is loaded; None for a VMSA, which lies in no guest's memory.
         size: bytes, whole pages.
         sha256: of these bytes, hexadecimal.
     """
 
     name: str
-    gpa: int
+    gpa: int | None
     size: int
     sha256: str
 
@@ -50,4 +50,7 @@ def measure(recipe: GuestRecipe) -> MeasuredImage:
         whole.update(piece.data)
         sha256 = hashlib.sha256(piece.data).hexdigest()
         pieces.append(MeasuredPiece(piece.name, piece.gpa, len(piece.data), sha256))
+    for vcpu, vmsa in enumerate(recipe.vmsas()):
+        whole.update(vmsa)
+        pieces.append(MeasuredPiece(f"VMSA of vCPU {vcpu}", None, len(vmsa), hashlib.sha256(vmsa).hexdigest()))
     return MeasuredImage(whole.hexdigest(), tuple(pieces))

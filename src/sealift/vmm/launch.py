@@ -1,17 +1,20 @@
 """Launching a confidential guest: the VMM's half of the conversation between platform and owner.
 
 1. evidence (certificates, handler digest) to the owner, who answers with a launch session;
-2. LAUNCH_START, then LAUNCH_UPDATE_DATA for every piece of the image in its fixed order, LAUNCH_MEASURE; what the
-   platform has taken is unmapped here, so that a large image takes no memory of this process;
+2. LAUNCH_START, then LAUNCH_UPDATE_DATA for every piece of the image in its fixed order, with SEV-ES
+   LAUNCH_UPDATE_VMSA for every vCPU, LAUNCH_MEASURE; what the platform has taken is unmapped here, so that a large
+   image takes no memory of this process;
 3. the measurement to the owner, who releases the secret only if it is the expected one; LAUNCH_SECRET;
-4. LAUNCH_FINISH, entry registers of the vCPUs that start; the guest can run.
+4. LAUNCH_FINISH, without SEV-ES the entry registers of the vCPUs that start; the guest can run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sealift.launch.image import EntryState, GuestRecipe
+from sealift.launch.entry import EntryState
+from sealift.launch.image import GuestRecipe
+from sealift.sev.policy import Policy
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
 from sealift.wire import platform as wire
@@ -78,17 +81,19 @@ def complete(
 ) -> Launched:
     """Launch `recipe` as the owner agreed to; raises as `launch`."""
     grant = begun.grant
-    recipe = replace(recipe, handler_digest=begun.handler_digest)
+    recipe = replace(recipe, handler_digest=begun.handler_digest).under(Policy(grant.policy))
     platform.do(wire.LaunchStart(grant.policy, grant.dh_cert, grant.session))
     for piece in recipe.pieces():
         memory.place(piece.gpa, piece.data)
         platform.do(wire.LaunchUpdateData(piece.gpa, len(piece.data)))
         memory.forget(piece.gpa, len(piece.data))
+    for vcpu, vmsa in enumerate(recipe.vmsas()):
+        platform.do(wire.LaunchUpdateVmsa(vcpu, vmsa))
     measure = platform.request(wire.LaunchMeasure(), wire.Measurement).measure
     secret = owner.release(grant.launch_id, measure)
     platform.do(wire.LaunchSecret(secret.header, secret.payload, recipe.areas().secret.gpa))
     platform.do(wire.LaunchFinish())
-    for vcpu in range(recipe.vcpus):
+    for vcpu in range(0 if recipe.es else recipe.vcpus):
         if (entry := recipe.entry(vcpu)) is not None:
             platform.do(wire.SetRegisters(vcpu, _registers(entry)))
     return Launched(grant.launch_id, grant.policy, measure)

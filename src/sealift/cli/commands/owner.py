@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sealift.cli.image_options import image_options
 from sealift.cli.options import examples
+
+if TYPE_CHECKING:
+    from sealift.owner.measured import MeasuredPiece
 
 
 @click.group("owner", short_help="What a guest's owner does without a VMM.")
@@ -38,16 +41,13 @@ def measure(*, pieces: bool, as_json: bool, **settings: Any) -> None:  # noqa: A
     from sealift.cli.guest_options import GuestOptions
     from sealift.cli.recipes import make_recipe
     from sealift.cli.table import print_table
-    from sealift.errors import UserError
     from sealift.owner.measured import measure as measured
-    from sealift.sev.policy import Policy, parse_policy
+    from sealift.sev.policy import parse_policy
 
     options = GuestOptions(**settings)
     policy = parse_policy(options.policy)
-    if Policy.ES in policy:
-        raise UserError("an SEV-ES guest's digest goes on with its vCPUs' registers, which are not measured here")
     recipe = make_recipe(options.memory, options.vcpus, options.kernel, options.payload, options.append, options.initrd)
-    image = measured(recipe)
+    image = measured(recipe.under(policy))
     if as_json:
         shown = {
             "digest": image.digest,
@@ -60,6 +60,10 @@ def measure(*, pieces: bool, as_json: bool, **settings: Any) -> None:  # noqa: A
         click.echo(msgspec.json.encode(shown).decode())
         return
     if pieces:
-        rows = [(piece.name, f"{piece.gpa:#x}", str(piece.size), piece.sha256) for piece in image.pieces]
+        rows = [(piece.name, _gpa(piece), str(piece.size), piece.sha256) for piece in image.pieces]
         print_table(("PIECE", "GPA", "SIZE", "SHA-256"), rows)
     click.echo(image.digest)
+
+
+def _gpa(piece: MeasuredPiece) -> str:
+    return "-" if piece.gpa is None else f"{piece.gpa:#x}"

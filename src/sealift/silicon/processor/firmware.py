@@ -69,6 +69,7 @@ class SecureProcessor:
         self._identity = identity
         self._version = version
         self._state = PlatformState.UNINIT
+        self._es = False
         self._guests: dict[int, GuestContext] = {}
         self._next_handle = 1
 
@@ -85,21 +86,20 @@ class SecureProcessor:
         """INIT: make what keys are missing, and be ready for guests.
 
         Raises:
-            FirmwareError: INVALID_PLATFORM_STATE; UNSUPPORTED for SEV-ES, INVALID_PARAM for other flags.
+            FirmwareError: INVALID_PLATFORM_STATE; INVALID_PARAM for unknown flags.
             UserError: the host's identity is damaged.
         """
         require_platform(Command.INIT, self._state)
         if flags & ~INIT_ES:
             raise failure(Status.INVALID_PARAM, f"INIT does not know flags {flags:#x}")
-        if flags & INIT_ES:
-            raise failure(Status.UNSUPPORTED, "this platform has no trusted memory region, so no SEV-ES guests")
         self._identity.provision(self._version.api)
+        self._es = bool(flags & INIT_ES)
         self._advance(Command.INIT)
 
     def platform_status(self) -> PlatformStatus:
         """PLATFORM_STATUS: in any state; before INIT only version and state mean something."""
         owned = self._state is not PlatformState.UNINIT and self._keys().externally_owned
-        return PlatformStatus(self._version, self._state, owned, es=False, guests=len(self._guests))
+        return PlatformStatus(self._version, self._state, owned, es=self._es, guests=len(self._guests))
 
     def pdh_cert_export(
         self, pdh_room: int = certificate.SIZE, chain_room: int = chain.CERT_CHAIN_SIZE
@@ -183,6 +183,15 @@ class SecureProcessor:
                 INVALID_GUEST_STATE, INACTIVE; INVALID_ADDRESS also for what is not RAM.
         """
         launch.update_data(self._guest(Command.LAUNCH_UPDATE_DATA, handle), gpa, length)
+
+    def launch_update_vmsa(self, handle: int, vcpu: int, vmsa: bytes) -> None:
+        """LAUNCH_UPDATE_VMSA: measure the registers that vCPU `vcpu` starts with.
+
+        Raises:
+            FirmwareError: INVALID_PLATFORM_STATE, INVALID_GUEST, INVALID_LENGTH, INVALID_GUEST_STATE, INACTIVE,
+                UNSUPPORTED (the guest is none with SEV-ES).
+        """
+        launch.update_vmsa(self._guest(Command.LAUNCH_UPDATE_VMSA, handle), vcpu, vmsa)
 
     def launch_measure(self, handle: int, room: int = measurement.SIZE) -> bytes:
         """LAUNCH_MEASURE: close the measurement; 48 bytes, measurement and nonce.
@@ -296,5 +305,5 @@ class SecureProcessor:
     def _check_resources(self, policy: Policy) -> None:
         if len(self._guests) >= GUEST_SLOTS:
             raise failure(Status.RESOURCE_LIMIT, f"this platform process serves {GUEST_SLOTS} guest at a time")
-        if policy & Policy.ES:
+        if policy & Policy.ES and not self._es:
             raise failure(Status.UNSUPPORTED, "the policy asks for SEV-ES, for which INIT did not prepare")

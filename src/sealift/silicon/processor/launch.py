@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+from sealift.address import PAGE_SIZE
 from sealift.errors import InternalError
 from sealift.sev import measurement, packet, secret
 from sealift.sev.measurement import FirmwareVersion
+from sealift.sev.policy import Policy
 from sealift.sev.status import Status, failure
 from sealift.silicon.processor.guest import GuestContext, check_range
 from sealift.silicon.processor.room import require_room
@@ -31,6 +33,21 @@ def update_data(guest: GuestContext, gpa: int, length: int) -> None:
     if measured != length:
         raise InternalError(f"LAUNCH_UPDATE_DATA measured {measured} bytes of {length}")
     guest.digest = digest
+
+
+def update_vmsa(guest: GuestContext, vcpu: int, vmsa: bytes) -> None:
+    """LAUNCH_UPDATE_VMSA: measure the page as the hypervisor supplies it.
+
+    Raises:
+        FirmwareError: INVALID_LENGTH, INVALID_GUEST_STATE, INACTIVE, UNSUPPORTED, in this order.
+    """
+    if len(vmsa) != PAGE_SIZE:
+        raise failure(Status.INVALID_LENGTH, f"the VMSA of vCPU {vcpu} has {len(vmsa)} bytes, not {PAGE_SIZE}")
+    require_guest(Command.LAUNCH_UPDATE_VMSA, guest.state)
+    guest.require_active()
+    if Policy.ES not in guest.policy:
+        raise failure(Status.UNSUPPORTED, "a guest whose policy does not ask for SEV-ES has no VMSAs")
+    guest.digest.update(vmsa)
 
 
 def measure(guest: GuestContext, version: FirmwareVersion, room: int) -> bytes:
