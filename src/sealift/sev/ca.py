@@ -23,7 +23,8 @@ VERSION: Final = 1
 KEY_ID_SIZE: Final = 16
 
 _HEADER: Final = struct.Struct("<I16s16sI16sII")
-_BITS: Final = frozenset({2048, 4096})
+KEY_SIZES: Final = frozenset({256, 512})
+"""Bytes of the keys there are: RSA-2048 and RSA-4096."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class CaCertificate:
         version, key_id, certifying_id, usage, reserved, exponent_bits, bits = _HEADER.unpack_from(data)
         if version != VERSION or usage not in {Usage.ASK, Usage.ARK}:
             raise StreamError(f"version {version} with usage {usage:#x} is no ASK or ARK certificate")
-        if bits not in _BITS or exponent_bits != bits:
+        if bits % 8 or bits // 8 not in KEY_SIZES or exponent_bits != bits:
             raise StreamError(f"an ASK or ARK has 2048 or 4096 bits, not {bits} ({exponent_bits} for its exponent)")
         size = bits // 8
         if len(data) != _HEADER.size + 3 * size:
