@@ -15,7 +15,7 @@ waited for.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -96,11 +96,13 @@ class AbsentOwner:
 class SecretWatch:
     """Waits for the secret's files, plants what they hold and, with `start`, starts the guest.
 
-    A packet that the platform refuses ends the guest with the platform's reason.
+    A packet that the platform refuses ends the guest with the platform's reason. `notify` takes a sentence for the
+    user when the secret is planted.
     """
 
-    def __init__(self, guest: Guest, files: SecretFiles, *, start: bool) -> None:
+    def __init__(self, guest: Guest, files: SecretFiles, notify: Callable[[str], None], *, start: bool) -> None:
         self._guest = guest
+        self._notify = notify
         self._files = files
         self._start = start
         self._over = threading.Event()
@@ -126,6 +128,7 @@ class SecretWatch:
         try:
             header = read_blob("secret's header", self._files.header)
             self._guest.inject_secret(header, read_blob("secret's payload", self._files.payload))
+            self._notify("the launch secret is in its place")
             if self._start:
                 self._guest.resume()
         except SealiftError as error:

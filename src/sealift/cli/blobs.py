@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from pathlib import Path
 from typing import Final
 
 from sealift.cli.recipes import read_file
 from sealift.errors import UserError
+from sealift.sev.text import decode_base64
 
 BLOB_LIMIT: Final = 64 * 1024
 """Bytes of such a file: the largest there is, a secret of 16 KiB, takes a third of it in base64."""
@@ -17,7 +16,8 @@ BLOB_LIMIT: Final = 64 * 1024
 def read_blob(what: str, path: Path) -> bytes:
     """The bytes that a file holds, raw or as base64; `what` it is, messages say.
 
-    Raw bytes that happen to be base64 are none of these formats: all begin with zeros or are ciphertext.
+    How many bytes it must be is for the firmware to say. Raw bytes that happen to be base64 text are not among the
+    formats that are read so: all of them hold numbers with leading zeros, or ciphertext.
 
     Raises:
         UserError: it cannot be read, is empty, or is larger than any such file.
@@ -25,7 +25,4 @@ def read_blob(what: str, path: Path) -> bytes:
     data = read_file(what, path, BLOB_LIMIT)
     if not data:
         raise UserError(f"the {what} {path} is empty")
-    try:
-        return base64.b64decode(b"".join(data.split()), validate=True)
-    except binascii.Error:
-        return data
+    return decode_base64(data) or data

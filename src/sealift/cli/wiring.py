@@ -118,7 +118,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         undo.callback(guest.close)  # before the machine's end: a migration is given up first
         owner.close()
         if options.launch_secret is not None:
-            undo.callback(SecretWatch(guest, options.launch_secret, start=not options.paused).close)
+            undo.callback(SecretWatch(guest, options.launch_secret, notify, start=not options.paused).close)
         if starts_at_once(options):
             guest.resume()
         return HostedGuest(guest, undo.pop_all())

@@ -65,6 +65,11 @@ class Guest:
         self._launch = launch
 
     @property
+    def awaited(self) -> bool:
+        """Whether the guest has not begun to arrive: there is no machine yet."""
+        return self._machine is None
+
+    @property
     def machine(self) -> Machine:
         """The machine.
 

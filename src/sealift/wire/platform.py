@@ -282,6 +282,31 @@ class GuestStatus(Message, frozen=True):
     blocked: tuple[str, ...] = ()
 
 
+class GetAttestation(Message, frozen=True):
+    """ATTESTATION with the asker's nonce. Reply: AttestationReport."""
+
+    mnonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+
+
+class AttestationReport(Message, frozen=True):
+    """The report's 208 bytes, signed by the PEK (sealift.sev.attestation)."""
+
+    report: bytes
+
+
+# --- the platform as such ---------------------------------------------------------------------------------------
+
+
+class GetId(Message, frozen=True):
+    """GET_ID. Reply: PlatformId."""
+
+
+class PlatformId(Message, frozen=True):
+    """What names the chip in the manufacturer's records: 64 bytes a socket."""
+
+    chip_id: bytes
+
+
 # --- handler ----------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +365,8 @@ Request: TypeAlias = (
     | LaunchSecret
     | LaunchFinish
     | GetGuestStatus
+    | GetAttestation
+    | GetId
     | OpenHandler
 )
 
@@ -352,6 +379,8 @@ Reply: TypeAlias = (
     | PdhCertificates
     | Measurement
     | GuestStatus
+    | AttestationReport
+    | PlatformId
     | HandlerOpened
     | Done
     | Failed
@@ -443,6 +472,8 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetPlatformInfo: _ANY,
     PdhCertExport: _ANY,
     GetGuestStatus: _ANY,
+    GetAttestation: _MADE - {Phase.CREATED},
+    GetId: _ANY,
     CreateVm: _BEFORE,
     CreateVcpu: _SETUP,
     LaunchStart: frozenset({Phase.CREATED}),

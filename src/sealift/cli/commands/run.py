@@ -136,11 +136,12 @@ def command(
 
 
 def _check_unused(ctx: click.Context) -> None:
-    """Refuse options that a guest brings along itself; a configuration file may serve both of its hosts."""
+    """Refuse options that say how a guest is launched; a configuration file may serve both of its hosts."""
     for name in _LAUNCH_ONLY:
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} has no use with --incoming: the guest brings its own", ctx
+                f"--{name.replace('_', '-')} has no use with --incoming: the guest that comes was launched elsewhere",
+                ctx,
             )
 
 
