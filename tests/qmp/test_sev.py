@@ -20,10 +20,17 @@ from programs.model import chains
 from qmp.conftest import Served, serving
 from qmp.test_server import ask
 from sealift.cli.places import Places
+from sealift.cli.recipes import make_recipe
 from sealift.cli.wiring import HostedGuest
+from sealift.errors import SealError
 from sealift.launch.secrets import INSTANCE_ID_SIZE, KEY_SIZE, MigrationSecret
+from sealift.sev import certificate
+from sealift.sev.attestation import AttestationReport
+from sealift.sev.certificate import Certificate
+from sealift.sev.chain import PlatformChain
 from sealift.sev.measurement import FirmwareVersion
 from sealift.vmm.guest import Guest
+from sealift.vmm.launch import evidence_of
 from sealift.vmm.migration.parameters import Parameters
 
 MEMORY = 16 << 20
@@ -215,6 +222,57 @@ def test_a_guest_without_an_owner_runs_at_once_on_keys_that_everybody_knows(
     assert ask(served, "query-status")["running"]
     assert ask(served, "query-sev")["policy"] == 1
     assert ask(served, "query-migrate")["blocked-reasons"]
+
+
+def test_the_capabilities_are_what_the_firmware_exports_and_lead_to_the_root_with_the_manufacturers_cek(
+    waiting: Callable[..., Served],
+) -> None:
+    served = waiting()
+    platform = served.guest.machine.platform
+    evidence = evidence_of(platform)
+    found = ask(served, "query-sev-capabilities")
+    assert set(found) == {"pdh", "cert-chain", "cpu0-id", "cbitpos", "reduced-phys-bits"}
+    pdh, cert_chain = (base64.b64decode(found[name]) for name in ("pdh", "cert-chain"))
+    assert len(base64.b64decode(found["cpu0-id"])) == 64
+    assert (found["cbitpos"], found["reduced-phys-bits"]) == (platform.info().cbit, 1)
+    exported = PlatformChain.decode(pdh, cert_chain, evidence.ca_chain)
+    exported.verify_owner()
+    with pytest.raises(SealError, match="the CEK is unsigned, as firmware exports it"):
+        exported.verify_chip({exported.ark.fingerprint()})
+    chain = PlatformChain.decode(pdh, evidence.cert_chain, evidence.ca_chain)
+    chain.verify({chain.ark.fingerprint()})
+    assert chain.cek.unsigned() == exported.cek
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_report_says_what_was_launched_under_the_platforms_own_signature(
+    owner: AbsentOwner,
+    waiting: Callable[..., Served],
+    started: bool,  # noqa: FBT001  # a test parameter
+) -> None:
+    served = waiting()
+    if started:
+        ask(served, "cont")
+    mnonce = os.urandom(16)
+    report = AttestationReport.decode(
+        base64.b64decode(ask(served, "query-sev-attestation-report", mnonce=encoded(mnonce))["data"])
+    )
+    digest = make_recipe(MEMORY, 2, "idle").launch_digest()
+    assert (report.mnonce, report.launch_digest, report.policy) == (mnonce, digest, owner.policy)
+    pek = Certificate.decode(base64.b64decode(ask(served, "query-sev-capabilities")["cert-chain"])[: certificate.SIZE])
+    assert report.verifies(pek.key())
+
+
+@pytest.mark.parametrize(
+    ("mnonce", "complaint"),
+    [
+        ("no base64!", "^SEV: failed to decode mnonce input$"),
+        (encoded(bytes(15)), r"^SEV: mnonce must be 16 bytes \(got 15\)$"),
+    ],
+)
+def test_a_report_needs_a_nonce_of_16_bytes(waiting: Callable[..., Served], mnonce: str, complaint: str) -> None:
+    with pytest.raises(ExecuteError, match=complaint):
+        ask(waiting(), "query-sev-attestation-report", mnonce=mnonce)
 
 
 def test_a_guest_that_has_not_arrived_has_no_sev_yet(serve: Callable[[Guest], Served]) -> None:

@@ -13,6 +13,7 @@ from sealift.pageset import PageSet
 from sealift.silicon.engines.choice import Chosen
 from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.memory.plane import Plane
+from sealift.silicon.process.platform_service import PlatformService
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
 from sealift.silicon.process.vm import VirtualMachine
 from sealift.silicon.processor import asids
@@ -68,8 +69,10 @@ class Server:
             wire.LaunchSecret: self._launch_secret,
             wire.LaunchFinish: self._launch_finish,
             wire.GetGuestStatus: self._guest_status,
+            wire.GetAttestation: self._attestation,
             wire.OpenHandler: self._open_handler,
         }
+        self._platform = PlatformService(processor)
 
     def serve(self) -> None:
         """Answer requests until the other end closes the connection."""
@@ -99,6 +102,8 @@ class Server:
         try:
             if phase not in ALLOWED[type(request)]:
                 raise RefusedError(f"{type(request).__name__} is not possible while the VM is {phase.value}")
+            if (of_platform := self._platform.handlers.get(type(request))) is not None:
+                return of_platform(request), ()
             return self._handlers[type(request)](request)
         except SealiftError as error:
             return to_failed(error), ()
@@ -287,6 +292,9 @@ class Server:
             blocked=self._machine.blocked(),
         )
         return answer, ()
+
+    def _attestation(self, request: wire.GetAttestation) -> _Answer:
+        return wire.AttestationReport(self._processor.attestation(self._handle, request.mnonce)), ()
 
     # --- handler -------------------------------------------------------------------------------------------------
 
