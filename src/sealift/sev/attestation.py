@@ -127,7 +127,7 @@ def _raw(r: int, s: int) -> bytes:
 
 
 def _der_numbers(field: bytes) -> tuple[int, int] | None:
-    """r and s, if the field begins with a DER signature and ends in zeros."""
+    """The numbers r and s, if the field begins with a DER signature and ends in zeros."""
     end = 2 + field[1]
     if field[0] != _DER_SEQUENCE or field[1] >= _SHORT_LENGTH_LIMIT or any(field[end:]):
         return None
