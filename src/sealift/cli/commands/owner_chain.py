@@ -151,7 +151,8 @@ def _key(cert: AnyCertificate) -> str:
         return "INVALID"
     if isinstance(cert, CaCertificate):
         return f"RSA {key.key_size}"
-    return f"{cert.algorithm.name.partition('_')[0]} {key.key_size}"
+    kind, curve = cert.algorithm.name.partition("_")[0], "" if cert.algorithm.is_rsa else "P-"
+    return f"{kind} {curve}{key.key_size}"
 
 
 def _api(cert: AnyCertificate) -> str:

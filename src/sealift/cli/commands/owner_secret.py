@@ -96,8 +96,8 @@ def _seal(
     files = sealed.files(directory, wanted)
     write(files, replace=force)
     click.echo(f"a secret of {len(plain)} bytes for the launch measured {measured.hex()[:16]}...")
-    for file, what in zip(files, ("header", "payload"), strict=True):
-        click.echo(f"  {file.path}  {what}")
+    for file in files:
+        click.echo(f"  {file.path}")
 
 
 def _address(text: str | None) -> int | None:

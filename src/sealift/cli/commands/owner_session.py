@@ -70,5 +70,6 @@ def command(
     made = session_files(session.offer(certificates.pdh, wanted), directory, name, SessionFormat(form))
     write(made, replace=force)
     click.echo(f"a session for policy {int(wanted):#x} ({wanted.describe()})")
+    width = max(len(str(file.path)) for file in made)
     for file in made:
-        click.echo(f"  {file.path}  {'keep it secret' if file.secret else 'for the host'}")
+        click.echo(f"  {file.path!s:<{width}}  {'keep it secret' if file.secret else 'for the host'}")

@@ -11,6 +11,7 @@ from sealift.cli.options import examples
 from sealift.cli.owner_options import KeyFiles, Version, json_option, key_options, version_options
 
 _MISMATCH = 1
+_UNEXPLAINED = "no change of one or two inputs that was tried gives it (another session's keys, or other files?)"
 
 
 @click.command(
@@ -63,7 +64,6 @@ def command(
 
 
 def _explain(found: list[tuple[str, ...]]) -> None:
-    for changes in found:
-        click.echo(f"sealift: it is exactly the measurement with {', and '.join(changes)}", err=True)
-    reason = "" if found else "; no change of one or two inputs that was tried gives it (other keys, or other files?)"
-    click.echo(f"sealift: the measurement is NOT the expected one{reason}", err=True)
+    others = "; or with ".join(", and ".join(changes) for changes in found)
+    reason = f"it is exactly the one with {others}" if found else _UNEXPLAINED
+    click.echo(f"sealift: the measurement is NOT the expected one: {reason}", err=True)
