@@ -21,6 +21,8 @@ class Memory:
 
     shared: bytearray
     private: bytearray = field(default_factory=bytearray)
+    vmsas: dict[int, bytes] = field(default_factory=dict)
+    vcpus: int = 2
 
     def __post_init__(self) -> None:
         self.private = bytearray(len(self.shared))
@@ -38,6 +40,25 @@ class Memory:
         """Put data where the guest finds it."""
         self._check(gpa, len(data))
         self.private[gpa : gpa + len(data)] = data
+
+    patch_private = write_private
+
+    def view_private(self, gpa: int, length: int) -> memoryview:
+        """What the guest finds there."""
+        self._check(gpa, length)
+        return memoryview(self.private)[gpa : gpa + length].toreadonly()
+
+    def place_vmsa(self, vcpu: int, page: bytes) -> None:
+        """Make `page` the vCPU's registers."""
+        if not 0 <= vcpu < self.vcpus:
+            raise failure(Status.INVALID_ADDRESS, f"there is no vCPU {vcpu}")
+        self.vmsas[vcpu] = page
+
+    def read_vmsa(self, vcpu: int) -> bytes:
+        """The vCPU's registers."""
+        if vcpu not in self.vmsas:
+            raise failure(Status.INVALID_ADDRESS, f"vCPU {vcpu} has no VMSA")
+        return self.vmsas[vcpu]
 
     def _check(self, gpa: int, length: int) -> None:
         if gpa + length > len(self.shared):

@@ -17,6 +17,7 @@ from sealift.sev.policy import DEFAULT_POLICY, Policy, parse_policy
 from sealift.sev.secret import LUKS_KEY_GUID, SecretEntry
 from sealift.sev.session import OwnerSession, TransportKeys
 from sealift.sev.status import Status
+from sealift.silicon.processor.asids import fitting
 from sealift.silicon.processor.firmware import VERSION, SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
 from sealift.silicon.processor.platformkeys import PlatformKeys
@@ -37,7 +38,9 @@ def _status(command: Callable[..., object], *arguments: object) -> Status:
 
 def _start(processor: SecureProcessor, memory: Memory, policy: Policy = DEFAULT_POLICY) -> tuple[int, OwnerSession]:
     offered = offer(processor, policy)
-    return processor.launch_start(memory, policy, offered.dh_cert, offered.session), offered
+    handle = processor.launch_start(memory, policy, offered.dh_cert, offered.session)
+    processor.activate(handle, fitting(policy).start)
+    return handle, offered
 
 
 # --- a launch from end to end -------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sealift.errors import SealError, StreamError, UserError
-from sealift.sev.attestation import AttestationReport
 from sealift.sev.certfile import CertificateSet
 from sealift.sev.certificate import Usage
 from sealift.sev.policy import Policy
+from sealift.sev.report import AttestationReport, Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ def check_signature(report: AttestationReport, certificates: CertificateSet) -> 
         key = pek.key()
     except StreamError as error:
         raise SealError("the PEK's public key is invalid") from error
-    if report.signer != Usage.PEK:
-        raise SealError(f"the report says that a key of usage {report.signer:#x} signed it, not a PEK")
-    if not report.verifies(key):
+    if report.usage != Usage.PEK:
+        raise SealError(f"the report says that a key of usage {report.usage:#x} signed it, not a PEK")
+    if not report.written_as(Encoding.RAW).verifies(key):
         raise SealError("the report carries no valid signature of this PEK: another platform's, or altered")
 
 

@@ -32,6 +32,36 @@ _ECDH: Final = frozenset({Algorithm.ECDH_SHA256, Algorithm.ECDH_SHA384})
 
 
 @dataclass(frozen=True, slots=True)
+class OwnerChain:
+    """The branch of a platform's chain that says who owns it; `verify` says whether it holds together."""
+
+    pdh: Certificate
+    pek: Certificate
+    oca: Certificate
+
+    @classmethod
+    def decode(cls, pdh: bytes, cert_chain: bytes) -> OwnerChain:
+        """Read PDH, and PEK and OCA out of PEK||OCA||CEK.
+
+        Raises:
+            StreamError: a certificate does not parse, or is not the one that belongs in its place.
+        """
+        pek, oca, _ = _split(cert_chain)
+        return cls(_decode(Usage.PDH, pdh), _decode(Usage.PEK, pek), _decode(Usage.OCA, oca))
+
+    def verify(self) -> None:
+        """Check PDH <- PEK <- OCA and that the OCA is self-signed.
+
+        Raises:
+            SealError: the sentence names the certificate that fails and why.
+        """
+        check_exchange(self.pdh)
+        check_link(self.oca, self.oca)
+        check_link(self.pek, self.oca)
+        check_link(self.pdh, self.pek)
+
+
+@dataclass(frozen=True, slots=True)
 class PlatformChain:
     """The certificates of one platform; `verify` says whether they hold together."""
 
@@ -49,11 +79,7 @@ class PlatformChain:
         Raises:
             StreamError: a certificate does not parse, or is not the one that belongs in its place.
         """
-        if len(cert_chain) != CERT_CHAIN_SIZE:
-            raise StreamError(f"PEK, OCA and CEK have {CERT_CHAIN_SIZE} bytes, not {len(cert_chain)}")
-        pek, oca, cek = (
-            cert_chain[start : start + certificate.SIZE] for start in range(0, CERT_CHAIN_SIZE, certificate.SIZE)
-        )
+        pek, oca, cek = _split(cert_chain)
         return cls(
             _decode(Usage.PDH, pdh),
             _decode(Usage.PEK, pek),
@@ -73,9 +99,12 @@ class PlatformChain:
 
     def verify_owner(self) -> None:
         """Check PDH <- PEK <- OCA and that the OCA is self-signed: the branch a DOMAIN policy asks for."""
+        OwnerChain(self.pdh, self.pek, self.oca).verify()
+
+    def verify_platform(self, roots: Collection[bytes]) -> None:
+        """Check PDH <- PEK <- CEK up to one of `roots`, whoever owns it: the branch an SEV policy asks for."""
         check_exchange(self.pdh)
-        check_link(self.oca, self.oca)
-        check_link(self.pek, self.oca)
+        self.verify_chip(roots)
         check_link(self.pdh, self.pek)
 
     def verify_chip(self, roots: Collection[bytes]) -> None:
@@ -120,6 +149,14 @@ def _check_authority(subject: CaCertificate, issuer: AnyCertificate) -> None:
     if not isinstance(key, rsa.RSAPublicKey) or not subject.verifies(key):
         whose = "its own" if subject == issuer else f"the {issuer.usage.name}'s"
         raise SealError(f"the {subject.usage.name}'s signature is not {whose}")
+
+
+def _split(cert_chain: bytes) -> tuple[bytes, bytes, bytes]:
+    """PEK, OCA and CEK out of PEK||OCA||CEK."""
+    if len(cert_chain) != CERT_CHAIN_SIZE:
+        raise StreamError(f"PEK, OCA and CEK have {CERT_CHAIN_SIZE} bytes, not {len(cert_chain)}")
+    first, second = certificate.SIZE, 2 * certificate.SIZE
+    return cert_chain[:first], cert_chain[first:second], cert_chain[second:]
 
 
 def _decode(usage: Usage, data: bytes) -> Certificate:

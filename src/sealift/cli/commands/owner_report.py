@@ -13,7 +13,7 @@ from sealift.cli.owner_options import Trust, force_option, gathered, json_option
 
 if TYPE_CHECKING:
     from sealift.owner.reports import ExpectedReport
-    from sealift.sev.attestation import AttestationReport
+    from sealift.sev.report import AttestationReport
 
 ENCODINGS = ("raw", "der")
 
@@ -34,8 +34,8 @@ class Expected:
         """
         from sealift.cli.owner_options import binary
         from sealift.owner.reports import ExpectedReport
-        from sealift.sev.attestation import DIGEST_SIZE, MNONCE_SIZE
         from sealift.sev.policy import parse_policy
+        from sealift.sev.report import DIGEST_SIZE, MNONCE_SIZE
 
         return ExpectedReport(
             None if self.nonce is None else binary("nonce", self.nonce, {MNONCE_SIZE}),
@@ -59,7 +59,7 @@ class Written:
             UserError: the file exists or cannot be written.
         """
         from sealift.owner.files import OutputFile, write
-        from sealift.sev.attestation import Encoding
+        from sealift.sev.report import Encoding
 
         if self.output is None:
             return
@@ -128,7 +128,7 @@ def command(
     """
     from sealift.cli.owner_options import binary, print_json
     from sealift.owner.reports import check_signature
-    from sealift.sev.attestation import SIZE, AttestationReport
+    from sealift.sev.report import SIZE, AttestationReport
 
     decoded = AttestationReport.decode(binary("report", report, {SIZE}))
     certificates = whom.load(files)
