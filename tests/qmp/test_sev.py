@@ -25,10 +25,10 @@ from sealift.cli.wiring import HostedGuest
 from sealift.errors import SealError
 from sealift.launch.secrets import INSTANCE_ID_SIZE, KEY_SIZE, MigrationSecret
 from sealift.sev import certificate
-from sealift.sev.attestation import AttestationReport
 from sealift.sev.certificate import Certificate
 from sealift.sev.chain import PlatformChain
 from sealift.sev.measurement import FirmwareVersion
+from sealift.sev.report import AttestationReport
 from sealift.vmm.guest import Guest
 from sealift.vmm.launch import evidence_of
 from sealift.vmm.migration.parameters import Parameters

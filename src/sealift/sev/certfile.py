@@ -1,4 +1,4 @@
-"""Files of certificates: any of the layouts that AMD's and others' tools write, and what holds between the certificates.
+"""Files of certificates: any layout that tools write, and whether the certificates hold together.
 
 ::
 

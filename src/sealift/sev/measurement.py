@@ -46,6 +46,9 @@ class FirmwareVersion:
         if not all(0 <= number <= 0xFF for number in numbers):
             raise StreamError(f"firmware versions are made of bytes, not {numbers}")
 
+    def __str__(self) -> str:
+        return f"{self.api_major}.{self.api_minor}.{self.build_id}"
+
     @property
     def api(self) -> tuple[int, int]:
         """API version alone, as policies state it."""

@@ -289,7 +289,7 @@ class GetAttestation(Message, frozen=True):
 
 
 class AttestationReport(Message, frozen=True):
-    """The report's 208 bytes, signed by the PEK (sealift.sev.attestation)."""
+    """The report's 208 bytes, signed by the PEK (sealift.sev.report)."""
 
     report: bytes
 

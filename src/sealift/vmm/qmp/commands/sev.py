@@ -12,7 +12,8 @@ from typing import Annotated, Final
 import msgspec
 
 from sealift.errors import FirmwareError, UserError
-from sealift.sev import attestation, certificate
+from sealift.sev import certificate
+from sealift.sev.report import MNONCE_SIZE
 from sealift.sev.certificate import Certificate
 from sealift.sev.text import decode_base64
 from sealift.vmm.guest import Guest
@@ -121,8 +122,8 @@ def query_capabilities(guest: Guest, _: NoArguments) -> SevCapability:
 def query_attestation_report(guest: Guest, arguments: ReportArguments) -> SevAttestationReport:
     """SevAttestationReport, signed by the platform's PEK."""
     mnonce = _decoded(arguments.mnonce, "SEV: failed to decode mnonce input")
-    if len(mnonce) != attestation.MNONCE_SIZE:
-        raise QmpError(f"SEV: mnonce must be {attestation.MNONCE_SIZE} bytes (got {len(mnonce)})")
+    if len(mnonce) != MNONCE_SIZE:
+        raise QmpError(f"SEV: mnonce must be {MNONCE_SIZE} bytes (got {len(mnonce)})")
     try:
         report = guest.machine.platform.request(wire.GetAttestation(mnonce), wire.AttestationReport)
     except FirmwareError as error:
