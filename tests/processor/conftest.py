@@ -11,7 +11,7 @@ from sealift.sev.certificate import Certificate
 from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.session import OwnerSession
 from sealift.sev.status import Status, failure
-from sealift.silicon.processor.firmware import SecureProcessor
+from sealift.silicon.processor.firmware import INIT_ES, SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
 
 
@@ -21,6 +21,8 @@ class Memory:
 
     shared: bytearray
     private: bytearray = field(default_factory=bytearray)
+    vmsas: dict[int, bytes] = field(default_factory=dict)
+    vcpus: int = 2
 
     def __post_init__(self) -> None:
         self.private = bytearray(len(self.shared))
@@ -38,6 +40,25 @@ class Memory:
         """Put data where the guest finds it."""
         self._check(gpa, len(data))
         self.private[gpa : gpa + len(data)] = data
+
+    patch_private = write_private
+
+    def view_private(self, gpa: int, length: int) -> memoryview:
+        """What the guest finds there."""
+        self._check(gpa, length)
+        return memoryview(self.private)[gpa : gpa + length].toreadonly()
+
+    def place_vmsa(self, vcpu: int, page: bytes) -> None:
+        """Make `page` the vCPU's registers."""
+        if not 0 <= vcpu < self.vcpus:
+            raise failure(Status.INVALID_ADDRESS, f"there is no vCPU {vcpu}")
+        self.vmsas[vcpu] = page
+
+    def read_vmsa(self, vcpu: int) -> bytes:
+        """The vCPU's registers."""
+        if vcpu not in self.vmsas:
+            raise failure(Status.INVALID_ADDRESS, f"vCPU {vcpu} has no VMSA")
+        return self.vmsas[vcpu]
 
     def _check(self, gpa: int, length: int) -> None:
         if gpa + length > len(self.shared):
@@ -79,3 +100,20 @@ def memory() -> Memory:
 def offer(processor: SecureProcessor, policy: Policy = DEFAULT_POLICY) -> OwnerSession:
     """An owner's session for this platform."""
     return session.offer(Certificate.decode(processor.pdh_cert_export().pdh), policy)
+
+
+@pytest.fixture(scope="session")
+def target_path(tmp_path_factory: pytest.TempPathFactory, manufacturer_path: Path) -> Path:
+    """Another host, with a chip of the same manufacturer."""
+    path = tmp_path_factory.mktemp("target") / "identity"
+    PlatformIdentity(path, manufacturer_path)
+    return path
+
+
+@pytest.fixture
+def target(target_path: Path, manufacturer_path: Path) -> Iterator[SecureProcessor]:
+    made = SecureProcessor(PlatformIdentity(target_path, manufacturer_path))
+    made.init(INIT_ES)
+    made.pek_gen()
+    yield made
+    made.close()

@@ -6,6 +6,7 @@
     Guest ── Machine ── Platform ─────► platform process (sealift.silicon.process)
                 ▲
               launch ── OwnerClient ──► owner process (sealift.cli.owner_process), until the guest is launched
+                   or ─ AbsentOwner ── files of an owner elsewhere (sealift.cli.absent_owner)
 
 Nothing stays half-started: whatever fails ends what was started before it.
 """
@@ -16,8 +17,9 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
+from sealift.cli.absent_owner import AbsentOwner, SecretWatch, is_absent, starts_at_once
 from sealift.cli.guest_options import DiskPath, GuestOptions
 from sealift.cli.owner_link import Assignment, OwnerClient
 from sealift.cli.places import Host, Places
@@ -29,8 +31,9 @@ from sealift.launch.machine import MachineType
 from sealift.sev.policy import Policy, parse_policy
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.guest import Guest
-from sealift.vmm.launch import launch
+from sealift.vmm.launch import Launch
 from sealift.vmm.machine import Machine, MachineSpec
+from sealift.vmm.memory import SharedMemory
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.target import Incoming, TargetHost
@@ -68,13 +71,28 @@ class HostedGuest:
         self._ending.close()
 
 
+class _LaunchOwner(Protocol):
+    """A guest's owner as a launch needs it."""
+
+    def prepare(self) -> tuple[str, ...]:
+        """Wait until it is ready; its notes to the user."""
+
+    def launch(self, platform: Platform, memory: SharedMemory, recipe: GuestRecipe) -> Launch:
+        """Launch its guest, up to and with the secret that it has for it now."""
+
+    def close(self) -> None:
+        """It is not needed any more."""
+
+
 def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) -> HostedGuest:
-    """Launch a guest and let it run.
+    """Launch a guest and let it run, unless it is to wait for somebody who asks for that.
 
     Raises:
         UserError: the options do not fit together, or a file cannot be read.
         RefusedError: the owner does not want its guest on this platform.
+        FirmwareError: the platform does not take the session of an owner elsewhere.
     """
+    absent = is_absent(options)
     kernel = _kernel(options)
     assignment = _assignment(options, places, kernel)
     recipe = make_recipe(options.memory, options.vcpus, kernel, assignment.payload, options.append, assignment.initrd)
@@ -88,7 +106,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
             undo.callback(disk.close)
             disk.lock()
         spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks, es=recipe.es)
-        owner = OwnerClient.start(assignment)
+        owner: _LaunchOwner = AbsentOwner(options) if absent else OwnerClient.start(assignment)
         undo.callback(owner.close)
         platform = Platform.start(places.host.identity, places.manufacturer, engine=options.engine)
         undo.callback(platform.close)
@@ -100,10 +118,13 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         if options.verbose:
             info = platform.info()
             notify(f"the engine is {info.engine}: {info.engine_reason}")
-        guest.attach(machine, launch(platform, machine.memory, recipe, owner))
+        guest.launching(machine, owner.launch(platform, machine.memory, recipe))
         undo.callback(guest.close)  # before the machine's end: a migration is given up first
         owner.close()
-        machine.resume()
+        if options.launch_secret is not None:
+            undo.callback(SecretWatch(guest, options.launch_secret, notify, start=not options.paused).close)
+        if starts_at_once(options):
+            guest.resume()
         return HostedGuest(guest, undo.pop_all())
 
 

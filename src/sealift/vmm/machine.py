@@ -383,6 +383,12 @@ class Machine:
         self._run_state.move_from(_MOVABLE, RunState.GUEST_PANICKED)
         self.ready.set()
 
+    def cannot_start(self, report: str) -> None:
+        """A guest that waits to be started never will be."""
+        self.report = report
+        if self._run_state.move_from(frozenset({RunState.PRELAUNCH}), RunState.INTERNAL_ERROR):
+            self.ready.set()
+
     def failed(self, vcpu: int, error: SealiftError) -> None:
         """The platform refused to run a vCPU, or is gone."""
         if self.state is RunState.SHUTDOWN:

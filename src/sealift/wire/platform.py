@@ -293,6 +293,76 @@ class GuestStatus(Message, frozen=True):
     blocked: tuple[str, ...] = ()
 
 
+class GetAttestation(Message, frozen=True):
+    """ATTESTATION with the asker's nonce. Reply: AttestationReport."""
+
+    mnonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+
+
+class AttestationReport(Message, frozen=True):
+    """The report's 208 bytes, signed by the PEK (sealift.sev.report)."""
+
+    report: bytes
+
+
+# --- the platform as such ---------------------------------------------------------------------------------------
+
+
+class GetPlatformStatus(Message, frozen=True):
+    """PLATFORM_STATUS. Reply: PlatformStatus."""
+
+
+class PlatformStatus(Message, frozen=True):
+    """State by the SEV API's number, whether an external owner is in, whether SEV-ES is on, guests of this process."""
+
+    api_major: int
+    api_minor: int
+    build_id: int
+    state: int
+    owned: bool
+    es: bool
+    guests: int
+
+
+class PlatformReset(Message, frozen=True):
+    """SHUTDOWN, PLATFORM_RESET and INIT: other keys and no external owner any more; not while a guest exists."""
+
+
+class PekGen(Message, frozen=True):
+    """PEK_GEN: other keys, and no external owner any more."""
+
+
+class PekCsr(Message, frozen=True):
+    """PEK_CSR. Reply: PekRequest."""
+
+
+class PekRequest(Message, frozen=True):
+    """The PEK's certificate (2084 bytes) for an owner to sign."""
+
+    pek: bytes
+
+
+class PekCertImport(Message, frozen=True):
+    """PEK_CERT_IMPORT: let an owner in, by the PEK that it signed and its own certificate."""
+
+    pek: bytes
+    oca: bytes
+
+
+class PdhGen(Message, frozen=True):
+    """PDH_GEN: another Diffie-Hellman key; sessions made for the old one open no more."""
+
+
+class GetId(Message, frozen=True):
+    """GET_ID. Reply: PlatformId."""
+
+
+class PlatformId(Message, frozen=True):
+    """What names the chip in the manufacturer's records: 64 bytes a socket."""
+
+    chip_id: bytes
+
+
 # --- handler ----------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +422,14 @@ Request: TypeAlias = (
     | LaunchSecret
     | LaunchFinish
     | GetGuestStatus
+    | GetAttestation
+    | GetPlatformStatus
+    | PlatformReset
+    | PekGen
+    | PekCsr
+    | PekCertImport
+    | PdhGen
+    | GetId
     | OpenHandler
 )
 
@@ -364,6 +442,10 @@ Reply: TypeAlias = (
     | PdhCertificates
     | Measurement
     | GuestStatus
+    | AttestationReport
+    | PlatformStatus
+    | PekRequest
+    | PlatformId
     | HandlerOpened
     | Done
     | Failed
@@ -451,10 +533,19 @@ _LAUNCHING = frozenset({Phase.LAUNCHING})
 _RUNNING = frozenset({Phase.RUNNING})
 _ALIVE = frozenset({Phase.RUNNING, Phase.STOPPED})
 
+# What concerns the platform as such is judged by the firmware's own states.
 ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetPlatformInfo: _ANY,
     PdhCertExport: _ANY,
     GetGuestStatus: _ANY,
+    GetAttestation: _MADE - {Phase.CREATED},
+    GetPlatformStatus: _ANY,
+    PlatformReset: _ANY,
+    PekGen: _ANY,
+    PekCsr: _ANY,
+    PekCertImport: _ANY,
+    PdhGen: _ANY,
+    GetId: _ANY,
     CreateVm: _BEFORE,
     CreateVcpu: _SETUP,
     LaunchStart: frozenset({Phase.CREATED}),

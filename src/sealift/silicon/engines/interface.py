@@ -34,7 +34,8 @@ class Vcpu(Protocol):
     """One virtual CPU. All but `kick` are called by one thread at a time.
 
     One that was never given registers or state is not started: it waits for another vCPU's start-up messages or, on a
-    machine without interrupt controllers, is halted.
+    machine without interrupt controllers, is halted. Those of an SEV-ES guest have their registers in the VMSA that
+    guest memory keeps (`GuestMemory.vmsa`), from which they start, and which is up to date whenever they are out.
     """
 
     def run(self, device_io: DeviceIo) -> Outcome:
@@ -55,20 +56,6 @@ class Vcpu(Protocol):
 
     def set_registers(self, registers: Registers) -> None:
         """Load general and control registers; raises as `registers`."""
-
-    def load_vmsa(self, page: bytes) -> None:
-        """Start from a VMSA.
-
-        Raises:
-            RefusedError: the guest is none with SEV-ES.
-        """
-
-    def vmsa(self) -> bytes:
-        """The VMSA of a vCPU that is out of guest mode, in plaintext; empty if it was never given one.
-
-        Raises:
-            RefusedError: the guest is none with SEV-ES.
-        """
 
     def save(self) -> bytes:
         """The whole architectural state, for sealed migration state; only this engine reads it."""

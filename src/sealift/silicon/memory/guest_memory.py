@@ -103,6 +103,7 @@ class GuestMemory:
         self._addresses = PageAddresses(layout)
         self._lock = threading.Lock()
         self._windows: Windows | None = None
+        self._vmsas: dict[int, bytes] = {}
 
     def attach(self, windows: Windows) -> None:
         """Connect the engine whose logs are read and whose windows follow the page states."""
@@ -230,6 +231,27 @@ class GuestMemory:
         with self._lock:
             return self._shared_dirty.take()
 
+    # --- save areas of SEV-ES vCPUs ------------------------------------------------------------------------------
+
+    def place_vmsa(self, vcpu: int, page: bytes) -> None:
+        """Make `page` the save area of a vCPU: a private page outside of RAM, as KVM gives each vCPU."""
+        self._vmsas[vcpu] = page
+
+    def vmsa(self, vcpu: int) -> bytes | None:
+        """The save area of a vCPU; None if it has none."""
+        return self._vmsas.get(vcpu)
+
+    def read_vmsa(self, vcpu: int) -> bytes:
+        """The save area of a vCPU.
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, it has none.
+        """
+        page = self.vmsa(vcpu)
+        if page is None:
+            raise FirmwareError(Status.INVALID_ADDRESS, f"vCPU {vcpu} has no VMSA")
+        return page
+
     # --- the launch and the host's view -------------------------------------------------------------------------
 
     def move_to_private(self, gpa: int, length: int) -> Iterator[memoryview]:
@@ -266,14 +288,38 @@ class GuestMemory:
         self.private.data[offset : offset + len(data)] = data
         self._written(offset, len(data))
 
+    def patch_private(self, gpa: int, data: bytes) -> None:
+        """`write_private` under a guest that may be running (DBG_ENCRYPT): what vCPUs had cached of it goes.
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
+        """
+        offset = self._offset(gpa, len(data))
+        first, count = offset >> PAGE_SHIFT, pages_spanned(offset, len(data))
+        span = Span.covering(first, count)
+        with self._quiesced():
+            self.private.data[offset : offset + len(data)] = data
+            self._written(offset, len(data))
+            with self._lock:
+                if self._windows is not None:
+                    self._windows.remap(span, span.of_range(first, count), self.states.part(span))
+
+    def view_private(self, gpa: int, length: int) -> memoryview:
+        """The private plane itself, to read inside the boundary (SEND_UPDATE_DATA, DBG_DECRYPT).
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
+        """
+        offset = self._offset(gpa, length)
+        return self.private.data[offset : offset + length].toreadonly()
+
     def read_private(self, gpa: int, length: int) -> bytes:
         """Read plaintext inside the boundary (start-up table, secret area).
 
         Raises:
             FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
         """
-        offset = self._offset(gpa, length)
-        return bytes(self.private.data[offset : offset + length])
+        return bytes(self.view_private(gpa, length))
 
     def read_host_view(self, first: int, count: int) -> None:
         """Leave on the shared plane the ciphertext of those of the pages that are private."""

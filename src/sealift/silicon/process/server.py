@@ -14,8 +14,10 @@ from sealift.sev.policy import Policy
 from sealift.silicon.engines.choice import Chosen
 from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.memory.plane import Plane
+from sealift.silicon.process.platform_service import PlatformService
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
 from sealift.silicon.process.vm import VirtualMachine
+from sealift.silicon.processor import asids
 from sealift.silicon.processor.firmware import SecureProcessor
 from sealift.silicon.processor.states import GuestState
 from sealift.wire import platform as wire
@@ -69,8 +71,10 @@ class Server:
             wire.LaunchSecret: self._launch_secret,
             wire.LaunchFinish: self._launch_finish,
             wire.GetGuestStatus: self._guest_status,
+            wire.GetAttestation: self._attestation,
             wire.OpenHandler: self._open_handler,
         }
+        self._platform = PlatformService(processor)
 
     def serve(self) -> None:
         """Answer requests until the other end closes the connection."""
@@ -78,7 +82,8 @@ class Server:
             while True:
                 self._serve_one()
         except LostError:
-            return  # between requests or in the middle of one: the VMM is gone, and with it the guest
+            # Between requests or in the middle of one: the VMM is gone, and with it the guest.
+            self._end_guest()
 
     def _serve_one(self) -> None:
         try:
@@ -99,6 +104,8 @@ class Server:
         try:
             if phase not in ALLOWED[type(request)]:
                 raise RefusedError(f"{type(request).__name__} is not possible while the VM is {phase.value}")
+            if (of_platform := self._platform.handlers.get(type(request))) is not None:
+                return of_platform(request), ()
             return self._handlers[type(request)](request)
         except SealiftError as error:
             return to_failed(error), ()
@@ -236,6 +243,7 @@ class Server:
         self._handle = self._processor.launch_start(
             self._machine.memory, request.policy, request.dh_cert, request.session
         )
+        self._activate()
         return wire.Done(), ()
 
     def _launch_update_data(self, request: wire.LaunchUpdateData) -> _Answer:
@@ -243,9 +251,8 @@ class Server:
         return wire.Done(), ()
 
     def _launch_update_vmsa(self, request: wire.LaunchUpdateVmsa) -> _Answer:
-        vcpu = self._machine.require_stopped(request.index).vcpu
+        self._machine.require_stopped(request.index)
         self._processor.launch_update_vmsa(self._handle, request.index, request.vmsa)
-        vcpu.load_vmsa(request.vmsa)
         return wire.Done(), ()
 
     def _launch_measure(self, _: wire.LaunchMeasure) -> _Answer:
@@ -265,6 +272,21 @@ class Server:
         self._machine.start_handler(facts.measure, facts.policy)
         return wire.Done(), ()
 
+    def _activate(self) -> None:
+        """Give the guest an ASID: which one is the host's choice, and there is no other guest."""
+        policy = self._processor.guest_status(self._handle).policy
+        self._processor.activate(self._handle, asids.fitting(policy).start)
+
+    def _end_guest(self) -> None:
+        """Leave the secure processor as a host does that goes on after its guest."""
+        if not self._handle:
+            return
+        if self._processor.guest_status(self._handle).asid:
+            self._processor.deactivate(self._handle)
+        self._processor.wbinvd()
+        self._processor.df_flush()
+        self._processor.decommission(self._handle)
+
     def _guest_status(self, _: wire.GetGuestStatus) -> _Answer:
         if not self._handle:
             return wire.GuestStatus(self._phase(), GuestState.UNINIT, 0, 0, aware=False, ready=False), ()
@@ -279,6 +301,9 @@ class Server:
             blocked=self._machine.blocked(),
         )
         return answer, ()
+
+    def _attestation(self, request: wire.GetAttestation) -> _Answer:
+        return wire.AttestationReport(self._processor.attestation(self._handle, request.mnonce)), ()
 
     # --- handler -------------------------------------------------------------------------------------------------
 

@@ -228,7 +228,7 @@ class Incoming:
         recipe = GuestRecipe(self._host.startup, layout, hello.vcpus, _UNKNOWN_DIGEST, machine=kind)
         recipe = recipe.under(Policy(begun.grant.policy))
         machine = self._machine = self._make_machine(recipe, hello.hardware)
-        launched = complete(machine.platform, machine.memory, recipe, self._host.owner, begun)
+        launched = complete(machine.platform, machine.memory, recipe, self._host.owner, begun).finish()
         _run_start_up(machine)
         handler = machine.platform.open_handler()
         method = self._method = HandlerTarget(handler, target_transfer(hello.transfer, handler, machine.memory))

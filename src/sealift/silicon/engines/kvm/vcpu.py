@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import Final
 
-from sealift.errors import InternalError, RefusedError
+from sealift.errors import InternalError
 from sealift.silicon.engines.interface import DeviceIo, Hypercall, Outcome
 from sealift.silicon.engines.kvm import abi
 from sealift.silicon.engines.kvm.kernel import ask, give
@@ -201,14 +201,6 @@ class KvmVcpu:
         if not self._started and self._irqchip:
             give(self._fd, abi.SET_MP_STATE, abi.MpState(mp_state=abi.MP_STATE_RUNNABLE))
         self._started = True
-
-    def load_vmsa(self, page: bytes) -> None:  # noqa: ARG002  # there is nobody to take it
-        """This engine has no SEV-ES guests."""
-        raise RefusedError("LAUNCH_UPDATE_VMSA is for a VM that was created for an SEV-ES guest")
-
-    def vmsa(self) -> bytes:
-        """This engine has no SEV-ES guests."""
-        raise RefusedError("a guest without SEV-ES has no VMSA")
 
     def save(self) -> bytes:
         """The whole architectural state."""

@@ -14,9 +14,11 @@ import msgspec
 from unicorn import Uc
 from unicorn import x86_const as x86
 
-from sealift.errors import RefusedError, StreamError
+from sealift.address import PAGE_SIZE
+from sealift.errors import GuestError, RefusedError, StreamError, sentence
 from sealift.sev.ghcb import GHCB_MSR, SEV_STATUS_MSR, VC_VECTOR, ExitCode
 from sealift.silicon.engines.cpuid import Leaf
+from sealift.silicon.engines.interface import DeviceIo, Outcome
 from sealift.silicon.engines.unicorn import vmsa_state
 from sealift.silicon.engines.unicorn.delivery import Delivery, UndeliverableError
 from sealift.silicon.engines.unicorn.registers import MSRS
@@ -57,10 +59,10 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EncryptedVcpu(UnicornVcpu):
     """See `sealift.silicon.engines.interface.Vcpu`; registers cannot be had or given but by VMSA."""
 
-    def __init__(self, board: Board, leaves: dict[int, Leaf], cbit: int) -> None:
+    def __init__(self, board: Board, index: int, leaves: dict[int, Leaf], cbit: int) -> None:
         super().__init__(board, leaves)
-        self._loaded = b""
-        self._unable = ""
+        self._index = index
+        self._page = b""
         self._ghcb = GhcbPort(board.memory, board.plain_log, cbit, leaves)
         self._delivery = Delivery(board.memory, board.walker, board.encrypted_log, board.plain_log)
 
@@ -74,44 +76,50 @@ class EncryptedVcpu(UnicornVcpu):
         """They are the guest's own."""
         raise RefusedError("the registers of an SEV-ES guest come from LAUNCH_UPDATE_VMSA; nobody can set them")
 
-    def load_vmsa(self, page: bytes) -> None:
-        """Start from a VMSA; one that this engine cannot run ends the guest when it is run, as on silicon."""
-        with self._board.turn.held():
-            self._unable = vmsa_state.why_not_entered(page)
-            if not self._unable:
-                self._load(page)
-            self._loaded, self.started = page, True
-
-    def vmsa(self) -> bytes:
-        """The VMSA of a vCPU that is out of guest mode."""
-        with self._board.turn.held():
-            runs = self.started and not self._unable
-            return vmsa_state.save(self._uc, self._loaded) if runs else self._loaded
-
     def save(self) -> bytes:
         """VMSA and GHCB MSR; the VMSA is empty if the vCPU was never started."""
-        return msgspec.msgpack.encode(_State(_STATE_VERSION, self.vmsa(), self._ghcb.msr))
+        page = self._board.memory.vmsa(self._index) or b""
+        if page and (reason := vmsa_state.why_not_entered(page)):
+            raise GuestError(reason)
+        return msgspec.msgpack.encode(_State(_STATE_VERSION, page, self._ghcb.msr))
 
     def restore(self, state: bytes) -> None:
         """Load `save`'s state."""
         found = unpack(state, _State, "vCPU state")
-        if found.version != _STATE_VERSION or not 0 <= found.ghcb < 1 << 64:
+        if found.version != _STATE_VERSION or not 0 <= found.ghcb < 1 << 64 or len(found.vmsa) not in (0, PAGE_SIZE):
             raise StreamError(f"vCPU state of version {found.version} is not what this engine reads")
         with self._board.turn.held():
             self._ghcb.msr = found.ghcb
             if found.vmsa:
+                self._board.memory.place_vmsa(self._index, found.vmsa)
                 self._load(found.vmsa)
-                self._loaded, self.started = found.vmsa, True
 
     def _load(self, page: bytes) -> None:
         vmsa_state.load(self._uc, page)
         self.request_code_flush()
+        self._page, self.started = page, True
 
     # --- running -------------------------------------------------------------------------------------------------
 
+    def run(self, device_io: DeviceIo) -> Outcome:
+        """Enter the guest from its VMSA; on the way out its registers go there."""
+        memory = self._board.memory
+        with self._board.turn.held():
+            page = memory.vmsa(self._index)
+            if page is not None and page is not self._page:
+                try:
+                    self._load(page)
+                except StreamError as error:
+                    return Fault(sentence(error), 0, 0, 0)
+        try:
+            return super().run(device_io)
+        finally:
+            if self.started:
+                with self._board.turn.held():
+                    self._page = vmsa_state.save(self._uc, self._page)
+                    memory.place_vmsa(self._index, self._page)
+
     def _slice(self) -> Reason | None:
-        if self._unable:
-            return Fault(self._unable, 0, 0, 0)
         match super()._slice():
             case _Communication() as instruction:
                 return self._raise_communication(instruction)

@@ -47,7 +47,7 @@ class UnicornEngine:
     def create_vcpu(self, index: int) -> UnicornVcpu:
         """A fresh vCPU with initial APIC id `index`; replaces an earlier one of that index."""
         leaves = cpuid.leaves(vcpu=index, vcpus=self._count, cbit=CBIT, es=self._es)
-        vcpu = EncryptedVcpu(self, leaves, CBIT) if self._es else UnicornVcpu(self, leaves)
+        vcpu = EncryptedVcpu(self, index, leaves, CBIT) if self._es else UnicornVcpu(self, leaves)
         with self.turn.held():
             self._vcpus[index] = vcpu
         return vcpu

@@ -20,7 +20,7 @@ from unicorn import unicorn_const as const
 from unicorn import x86_const as x86
 
 from sealift.address import PAGE_SHIFT
-from sealift.errors import InternalError, RefusedError
+from sealift.errors import InternalError
 from sealift.pageset import PageSet
 from sealift.sev.ghcb import SEV_STATUS_MSR
 from sealift.silicon.engines.cpuid import Leaf
@@ -231,14 +231,6 @@ class UnicornVcpu:
             registers.write_registers(self._uc, values)
             self.request_code_flush()
             self.started = True
-
-    def load_vmsa(self, page: bytes) -> None:  # noqa: ARG002  # there is nobody to take it
-        """Only SEV-ES guests have VMSAs."""
-        raise RefusedError("LAUNCH_UPDATE_VMSA is for a VM that was created for an SEV-ES guest")
-
-    def vmsa(self) -> bytes:
-        """Only SEV-ES guests have VMSAs."""
-        raise RefusedError("a guest without SEV-ES has no VMSA")
 
     def save(self) -> bytes:
         """The whole architectural state."""

@@ -13,7 +13,7 @@ from unicorn import Uc, UcError
 from unicorn import x86_const as x86
 
 from sealift.address import PAGE_SIZE
-from sealift.errors import GuestError, StreamError
+from sealift.errors import StreamError
 from sealift.sev.vmsa import EFER_SVME, Vmsa
 from sealift.silicon.engines.unicorn.registers import MSRS
 
@@ -35,6 +35,7 @@ _MSRS: Final = {
 _SELECTORS: Final = {"es": x86.UC_X86_REG_ES, "cs": x86.UC_X86_REG_CS, "ss": x86.UC_X86_REG_SS, "ds": x86.UC_X86_REG_DS}
 _BASES: Final = {"fs": x86.UC_X86_REG_FS_BASE, "gs": x86.UC_X86_REG_GS_BASE}
 _TABLES: Final = {"gdtr": x86.UC_X86_REG_GDTR, "idtr": x86.UC_X86_REG_IDTR}
+# Unicorn would look them up in the guest's GDT.
 _FIXED: Final = {"fs": x86.UC_X86_REG_FS, "gs": x86.UC_X86_REG_GS}
 
 _EFER: Final = MSRS["EFER"]
@@ -56,7 +57,7 @@ def why_not_entered(page: bytes) -> str:
 
 
 def load(uc: Uc, page: bytes) -> None:
-    """Load a page into a fresh emulator.
+    """Load a page into a stopped emulator.
 
     Raises:
         StreamError: the emulator cannot be in that state.
@@ -97,14 +98,7 @@ def _load(uc: Uc, vmsa: Vmsa) -> None:
 
 
 def save(uc: Uc, loaded: bytes) -> bytes:
-    """The page of a stopped emulator; `loaded` is the one it started from.
-
-    Raises:
-        GuestError: the guest loaded a selector into FS or GS, which could not be loaded again.
-    """
-    held = [name.upper() for name, register in _FIXED.items() if uc.reg_read(register)]
-    if held:
-        raise GuestError(f"the guest loaded segment selectors ({', '.join(held)}), which this engine cannot move")
+    """The page of a stopped emulator; `loaded` is the one it started from."""
     vmsa = Vmsa.from_buffer_copy(loaded)
     vmsa.efer = uc.msr_read(_EFER) | EFER_SVME
     control = {"cr0": x86.UC_X86_REG_CR0, "cr4": x86.UC_X86_REG_CR4}
@@ -118,7 +112,7 @@ def save(uc: Uc, loaded: bytes) -> bytes:
     for name, register in _TABLES.items():
         _, base, limit, _ = uc.reg_read(register)
         getattr(vmsa, name).base, getattr(vmsa, name).limit = base, limit
-    for name, register in _SELECTORS.items():
+    for name, register in (*_SELECTORS.items(), *_FIXED.items()):
         getattr(vmsa, name).selector = uc.reg_read(register)
     x87 = (uc.reg_read(x86.UC_X86_REG_FP0 + number) for number in range(8))
     _fill(vmsa.fpreg_x87, b"".join(m.to_bytes(8, "little") + e.to_bytes(2, "little") for m, e in x87))
