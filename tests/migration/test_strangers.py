@@ -13,6 +13,7 @@ import pytest
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import StreamError
 from sealift.vmm.machine import Machine
+from sealift.vmm.migration.method import Entrance
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction
 from sealift.vmm.migration.streamio import StreamReader, StreamWriter
@@ -90,9 +91,9 @@ def test_a_guest_that_the_owner_does_not_know_gets_no_machine_and_the_target_wai
     attempt = rig.attempt(world, guest)
     make = attempt.incoming._make_machine
 
-    def counted(introduction: Introduction) -> Machine:
+    def counted(introduction: Introduction, entrance: Entrance) -> Machine:
         made.append(introduction.hello.vcpus)
-        return make(introduction)
+        return make(introduction, entrance)
 
     monkeypatch.setattr(attempt.incoming, "_make_machine", counted)
     server = threading.Thread(target=lambda: serve(attempt))

@@ -11,7 +11,7 @@ from sealift.sev.certificate import Certificate
 from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.session import OwnerSession
 from sealift.sev.status import Status, failure
-from sealift.silicon.processor.firmware import SecureProcessor
+from sealift.silicon.processor.firmware import INIT_ES, SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
 
 
@@ -100,3 +100,20 @@ def memory() -> Memory:
 def offer(processor: SecureProcessor, policy: Policy = DEFAULT_POLICY) -> OwnerSession:
     """An owner's session for this platform."""
     return session.offer(Certificate.decode(processor.pdh_cert_export().pdh), policy)
+
+
+@pytest.fixture(scope="session")
+def target_path(tmp_path_factory: pytest.TempPathFactory, manufacturer_path: Path) -> Path:
+    """Another host, with a chip of the same manufacturer."""
+    path = tmp_path_factory.mktemp("target") / "identity"
+    PlatformIdentity(path, manufacturer_path)
+    return path
+
+
+@pytest.fixture
+def target(target_path: Path, manufacturer_path: Path) -> Iterator[SecureProcessor]:
+    made = SecureProcessor(PlatformIdentity(target_path, manufacturer_path))
+    made.init(INIT_ES)
+    made.pek_gen()
+    yield made
+    made.close()

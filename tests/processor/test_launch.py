@@ -9,7 +9,7 @@ import pytest
 import sevsnpmeasure.guest
 from sevsnpmeasure.sev_mode import SevMode
 
-from sealift.errors import FirmwareError, SealError, UserError
+from sealift.errors import FirmwareError, SealError
 from sealift.sev import keys, measurement, secret, session
 from sealift.sev.certificate import Certificate
 from sealift.sev.chain import PlatformChain
@@ -18,9 +18,8 @@ from sealift.sev.secret import LUKS_KEY_GUID, SecretEntry
 from sealift.sev.session import OwnerSession, TransportKeys
 from sealift.sev.status import Status
 from sealift.silicon.processor.asids import fitting
-from sealift.silicon.processor.firmware import VERSION, SecureProcessor
+from sealift.silicon.processor.firmware import GUEST_SLOTS, VERSION, SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
-from sealift.silicon.processor.platformkeys import PlatformKeys
 from sealift.silicon.processor.room import ShortBufferError
 from sealift.silicon.processor.states import COMMANDS, Command, GuestState, PlatformState
 
@@ -122,6 +121,7 @@ def test_a_secret_of_another_launch_is_refused(processor: SecureProcessor, memor
     processor.close()
     processor.init()
     replayed = processor.launch_start(memory, DEFAULT_POLICY, offered.dh_cert, offered.session)
+    processor.activate(replayed, fitting(DEFAULT_POLICY).start)
     processor.launch_measure(replayed)
     refused = _status(processor.launch_secret, replayed, header, payload, 0, len(TABLE))
     assert refused is Status.BAD_MEASUREMENT
@@ -184,18 +184,20 @@ def test_sharing_a_key_needs_a_guest_and_policies_that_allow_it(processor: Secur
     assert share(DEFAULT_POLICY, 7) is Status.INVALID_GUEST
     handle, _ = _start(processor, memory)
     assert share(Policy.NODBG, handle) is Status.POLICY_FAILURE
-    assert share(DEFAULT_POLICY, handle) is Status.RESOURCE_LIMIT
+    offered = offer(processor, DEFAULT_POLICY)
+    processor.launch_start(memory, DEFAULT_POLICY, offered.dh_cert, offered.session, handle)
     processor.close()
     processor.init()
     handle, _ = _start(processor, memory, Policy.NOKS)
     assert share(Policy.NOKS, handle) is Status.POLICY_FAILURE
 
 
-def test_a_second_guest_does_not_fit(processor: SecureProcessor, memory: Memory) -> None:
-    _start(processor, memory)
-    offered = offer(processor)
-    refused = _status(processor.launch_start, memory, DEFAULT_POLICY, offered.dh_cert, offered.session)
-    assert refused is Status.RESOURCE_LIMIT
+def test_firmware_has_contexts_for_so_many_guests(processor: SecureProcessor, memory: Memory) -> None:
+    handles = {processor.launch_start(memory, 0, b"", b"") for _ in range(GUEST_SLOTS)}
+    assert len(handles) == GUEST_SLOTS == processor.platform_status().guests == 1024
+    assert _status(processor.launch_start, memory, 0, b"", b"") is Status.RESOURCE_LIMIT
+    processor.decommission(handles.pop())
+    assert processor.launch_start(memory, 0, b"", b"") not in handles
 
 
 def test_handles_are_not_used_again(processor: SecureProcessor, memory: Memory) -> None:
@@ -291,8 +293,8 @@ def test_before_init_only_the_status_is_to_be_had(identity: PlatformIdentity, me
 
 def test_init_says_what_it_cannot_do(identity: PlatformIdentity) -> None:
     processor = SecureProcessor(identity)
-    assert _status(processor.init, 1) is Status.UNSUPPORTED
     assert _status(processor.init, 2) is Status.INVALID_PARAM
+    assert processor.platform_status().state is PlatformState.UNINIT
 
 
 def test_platform_status_counts_guests(processor: SecureProcessor, memory: Memory) -> None:
@@ -330,16 +332,16 @@ def test_pdh_cert_export_tells_its_sizes(processor: SecureProcessor, room: tuple
 
 def test_a_launch_uses_the_keys_of_now_and_keeps_them(processor: SecureProcessor, memory: Memory) -> None:
     """Test keys changed by another process of the host: before a launch they count, during it they cannot."""
-    identity, before = processor._identity, offer(processor)
-    identity.replace(PlatformKeys.generate(identity._cek_key, (1, 55)))
+    before, neighbour = offer(processor), SecureProcessor(processor._identity)
+    neighbour.init()
+    neighbour.pek_gen()
     refused = _status(processor.launch_start, memory, DEFAULT_POLICY, before.dh_cert, before.session)
     assert refused is Status.BAD_MEASUREMENT
-    identity.replace(PlatformKeys.generate(identity._cek_key, (1, 55)))
     _start(processor, memory)
-    with pytest.raises(UserError, match="guests run"):
-        identity.replace(PlatformKeys.generate(identity._cek_key, (1, 55)))
+    for change in (neighbour.pek_gen, neighbour.pdh_gen):
+        assert _status(change) is Status.INVALID_PLATFORM_STATE
     processor.close()
-    identity.replace(PlatformKeys.generate(identity._cek_key, (1, 55)))
+    neighbour.pek_gen()
 
 
 def test_a_session_for_another_host_does_not_open_here(processor: SecureProcessor, memory: Memory) -> None:

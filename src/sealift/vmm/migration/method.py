@@ -122,6 +122,10 @@ class Entered:
 class Entrance(Protocol):
     """How a target lets in one guest that comes by a method."""
 
+    @property
+    def es(self) -> bool:
+        """Whether the guest that was admitted has SEV-ES: its machine must be made for that."""
+
     def admit(self, offer: bytes) -> None:
         """May it come? Nothing is made for it before.
 

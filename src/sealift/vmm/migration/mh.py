@@ -14,6 +14,7 @@ from sealift.address import PAGE_SHIFT, pages_spanned
 from sealift.errors import GuestError, InternalError, SealiftError, StreamError
 from sealift.launch.image import GuestRecipe
 from sealift.pageset import PageNumbers, PageSet
+from sealift.sev.policy import Policy
 from sealift.vmm.handler import HandlerClient
 from sealift.vmm.launch import Begun, Launched, begin, complete
 from sealift.vmm.machine import Machine
@@ -286,14 +287,19 @@ class HandlerEntrance:
         self._offer = HandlerOffer.decode(offer)
         self._begun = begin(self._platform, self._owner, self._offer.measure)
 
+    @property
+    def es(self) -> bool:
+        """As the policy says that the owner granted."""
+        return self._begun is not None and Policy.ES in Policy(self._begun.grant.policy)
+
     def enter(self, machine: Machine) -> Entered:
         """Launch the receiver."""
         if self._offer is None or self._begun is None:
             raise InternalError("a receiver is to be launched before the owner was asked")
         recipe = GuestRecipe(
             self._startup, machine.layout, machine.vcpu_count, _UNKNOWN_DIGEST, machine=machine.spec.type
-        )
-        launched = complete(machine.platform, machine.memory, recipe, self._owner, self._begun)
+        ).under(Policy(self._begun.grant.policy))
+        launched = complete(machine.platform, machine.memory, recipe, self._owner, self._begun).finish()
         _run_start_up(machine)
         handler = machine.platform.open_handler()
         return Entered(launched, HandlerTarget(handler, target_transfer(self._offer.transfer, handler, machine.memory)))

@@ -217,12 +217,12 @@ class Incoming:
 
     def _make(self, introduction: Introduction, entrance: Entrance) -> _Guest:
         """The machine, waiting for its guest."""
-        machine = self._machine = self._make_machine(introduction)
+        machine = self._machine = self._make_machine(introduction, entrance)
         entered = entrance.enter(machine)
         self._method = entered.method
         return _Guest(machine, entered.launched, entered.method)
 
-    def _make_machine(self, introduction: Introduction) -> Machine:
+    def _make_machine(self, introduction: Introduction, entrance: Entrance) -> Machine:
         if self._platform is None:
             raise InternalError("a machine is to be made before any guest was admitted")
         hello, hardware = introduction.hello, introduction.hello.hardware
@@ -233,7 +233,7 @@ class Incoming:
             _check_same_disks(disks, hardware.disks)
             cpu = CpuShape(hardware.cbit, hardware.cpu)
             kind = _machine_type(hardware.machine)
-            spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu)
+            spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, entrance.es)
             machine = Machine(self._platform, spec, self._host.console(), self._host.run_state)
             undo.pop_all()
         return machine
