@@ -92,9 +92,9 @@ def test_a_guest_that_the_owner_does_not_know_gets_no_machine_and_the_target_wai
     attempt = rig.attempt(world, guest)
     make = landing.make_machine
 
-    def counted(host: landing.TargetHost, platform: Platform, introduction: Introduction) -> Machine:
+    def counted(host: landing.TargetHost, platform: Platform, introduction: Introduction, *, es: bool) -> Machine:
         made.append(introduction.hello.vcpus)
-        return make(host, platform, introduction)
+        return make(host, platform, introduction, es=es)
 
     monkeypatch.setattr(target, "make_machine", counted)
     server = threading.Thread(target=lambda: serve(attempt))

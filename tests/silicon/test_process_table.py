@@ -49,16 +49,27 @@ OpenPackets          -      x        x        x       x       x         x       
 SendStart            -      -        -        x       -       -         -        -      -     -
 GetPrivateDirtyLog   -      -        -        -       x       -         -        -      -     -
 SendUpdateData       -      -        -        -       x       -         -        -      -     -
+SendUpdateVmsa       -      -        -        -       x       -         -        -      -     -
 SendFinish           -      -        -        -       x       -         -        -      -     -
 SendCancel           -      -        -        -       x       -         -        -      -     -
 ReceiveStart         -      x        -        -       -       -         -        -      -     -
 ReceiveUpdateData    -      -        -        -       -       -         x        -      -     -
+ReceiveUpdateVmsa    -      -        -        -       -       -         x        -      -     -
 ReceiveFinish        -      -        -        -       -       -         x        -      -     -
 SetPageStates        -      -        -        -       -       -         x        -      -     -
 GetVmState           -      -        -        -       x       -         -        -      -     -
 SetVmState           -      -        -        -       -       -         x        -      -     -
 GetVcpuState         -      -        -        -       x       -         -        -      -     -
 SetVcpuState         -      -        -        -       -       -         x        -      -     -
+GetPlatformStatus    x      x        x        x       x       x         x        x      x     x
+GetId                x      x        x        x       x       x         x        x      x     x
+PlatformReset        x      x        x        x       x       x         x        x      x     x
+PekGen               x      x        x        x       x       x         x        x      x     x
+PekCsr               x      x        x        x       x       x         x        x      x     x
+PekCertImport        x      x        x        x       x       x         x        x      x     x
+PdhGen               x      x        x        x       x       x         x        x      x     x
+GetAttestation       -      -        x        x       x       x         x        x      x     x
+LaunchUpdateVmsa     -      -        x        -       -       -         -        -      -     -
 OpenHandler          -      -        -        x       x       x         x        x      x     x
 Run                  -      -        -        x       x       -         -        -      -     -
 """
@@ -79,10 +90,19 @@ SAMPLES: dict[str, wire.Message] = {
         wire.GetPlatformInfo(),
         wire.PdhCertExport(),
         wire.GetGuestStatus(),
+        wire.GetPlatformStatus(),
+        wire.GetId(),
+        wire.PlatformReset(),
+        wire.PekGen(),
+        wire.PekCsr(),
+        wire.PekCertImport(b"no certificate", b"no certificate"),
+        wire.PdhGen(),
+        wire.GetAttestation(bytes(16)),
         wire.CreateVm((), 1),
         wire.CreateVcpu(9),
         wire.LaunchStart(0, b"no certificate", b"no session"),
         wire.LaunchUpdateData(0, 0),
+        wire.LaunchUpdateVmsa(0, b"no page"),
         wire.LaunchFinish(),
         wire.LaunchMeasure(),
         wire.LaunchSecret(b"no header", b"no payload", 0),
@@ -100,10 +120,12 @@ SAMPLES: dict[str, wire.Message] = {
         wire.SendStart(b"no PDH", b"", b""),
         wire.GetPrivateDirtyLog(),
         wire.SendUpdateData(0, 0, 0),
+        wire.SendUpdateVmsa(9, 0),
         wire.SendFinish(),
         wire.SendCancel(),
         wire.ReceiveStart(0, b"no PDH", b"no session"),
         wire.ReceiveUpdateData(0, 0, 0, 0),
+        wire.ReceiveUpdateVmsa(9, 0, 0, 0),
         wire.ReceiveFinish(),
         wire.SetPageStates(),
         wire.GetVmState(),

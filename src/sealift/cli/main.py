@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "migrate": "Move a running guest to another host.",
     "snapshot": "Save a running guest to a file.",
     "owner": "What a guest's owner does without a VMM.",
+    "platform": "A host's secure processor: its state, certificates and owner.",
     "check": "Look whether KVM can be used here.",
     "bench": "Measure this machine: sealed memory in motion, idle guests.",
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from sealift.cli.guest_options import DEFAULT_POLICY
 from sealift.wire.handover import Method, Transfer
 
 _SENDABLE: Final = "nodbg,sev"
-"""The default policy, but any genuine platform may get the guest from another one."""
+"""Instead of the default policy: any genuine platform may get the guest from another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class Way:
         return {"x_sealift_method": self.method.value, "x_sealift_transfer": self.transfer.value}
 
     @property
-    def launch_options(self) -> list[str]:
-        """Options of ``sealift run`` without which a guest cannot be moved so."""
-        return ["--policy", _SENDABLE] if self.method is Method.PSP else []
+    def policy(self) -> str:
+        """A policy under which a guest can be moved so."""
+        return _SENDABLE if self.method is Method.PSP else DEFAULT_POLICY
 
 
 RING: Final = Way(Method.MH, Transfer.RING)

@@ -116,16 +116,14 @@ class Owner:
                 raise RefusedError("this owner was given no guest to launch")
             platform = self._verify(evidence, self.settings)
             guest = self._guest
-            recipe = replace(guest.recipe, handler_digest=platform.handler_digest)
-            return self._open(platform, recipe, _fresh(guest))
+            return self._open(platform, guest.recipe, _fresh(guest))
 
     def begin_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> SessionGrant:
         """Start a launch that is to receive a guest; see `OwnerService.begin_receiver`."""
         with self._judging("a receiver"):
             source = self._released(source_measure)
             platform = self._verify_receiver(evidence, self.settings)
-            recipe = replace(source.receiver, handler_digest=platform.handler_digest)
-            return self._open(platform, recipe, _following(source))
+            return self._open(platform, source.receiver, _following(source))
 
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
         """Start a launch that is to restore a snapshot; see `OwnerService.begin_restore`."""
@@ -137,8 +135,7 @@ class Owner:
             source = self._released(hello.party.measure)
             _check_snapshot(hello, source)
             platform = self._verify_receiver(evidence, trusted)
-            recipe = replace(source.receiver, handler_digest=platform.handler_digest)
-            return self._open(platform, recipe, _following(source, header))
+            return self._open(platform, source.receiver, _following(source, header))
 
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """Verify what was launched and release its secret; see `OwnerService.release`."""
@@ -187,6 +184,7 @@ class Owner:
 
     def _open(self, platform: _Platform, recipe: GuestRecipe, terms: _Terms) -> SessionGrant:
         """Make the session, and write down what must be measured before anybody can use it."""
+        recipe = replace(recipe, handler_digest=platform.handler_digest).under(terms.policy)
         offered = session.offer(platform.chain.pdh, terms.policy)
         launch = Launch(
             launch_id=fresh_launch_id(),

@@ -20,6 +20,8 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from sealift.address import PAGE_SIZE
+
 CPU_LIMIT = 16 * 1024
 """Bytes of a CPU's description: 256 entries of CPUID, at most 40 bytes each, with room."""
 
@@ -81,6 +83,7 @@ class CreateVm(Message, frozen=True):
     given back when it is here. (A guest that is launched so would count every page as written.)
     With `irqchip` it has interrupt controllers, a timer and a clock. A guest that is to arrive brings the position of
     its C-bit and a description of its CPU, which this host must be able to give; `cbit` 0 is this host's own.
+    With `es` its policy will ask for SEV-ES, and an engine is taken that hides registers.
     """
 
     blocks: tuple[Block, ...]
@@ -89,6 +92,7 @@ class CreateVm(Message, frozen=True):
     irqchip: bool = False
     cbit: Annotated[int, msgspec.Meta(ge=0, lt=64)] = 0
     cpu: Annotated[bytes, msgspec.Meta(max_length=CPU_LIMIT)] = b""
+    es: bool = False
 
 
 class VmCreated(Message, frozen=True):
@@ -251,6 +255,13 @@ class LaunchUpdateData(Message, frozen=True):
     length: int
 
 
+class LaunchUpdateVmsa(Message, frozen=True):
+    """LAUNCH_UPDATE_VMSA: measure a page of registers, and start vCPU `index` of an SEV-ES guest from it."""
+
+    index: int
+    vmsa: Annotated[bytes, msgspec.Meta(max_length=PAGE_SIZE)]
+
+
 class LaunchMeasure(Message, frozen=True):
     """LAUNCH_MEASURE. Reply: Measurement."""
 
@@ -291,6 +302,76 @@ class GuestStatus(Message, frozen=True):
     aware: bool
     ready: bool
     blocked: tuple[str, ...] = ()
+
+
+class GetAttestation(Message, frozen=True):
+    """ATTESTATION with the asker's nonce. Reply: AttestationReport."""
+
+    mnonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+
+
+class AttestationReport(Message, frozen=True):
+    """The report's 208 bytes, signed by the PEK (sealift.sev.report)."""
+
+    report: bytes
+
+
+# --- the platform as such ---------------------------------------------------------------------------------------
+
+
+class GetPlatformStatus(Message, frozen=True):
+    """PLATFORM_STATUS. Reply: PlatformStatus."""
+
+
+class PlatformStatus(Message, frozen=True):
+    """State by the SEV API's number, whether an external owner is in, whether SEV-ES is on, guests of this process."""
+
+    api_major: int
+    api_minor: int
+    build_id: int
+    state: int
+    owned: bool
+    es: bool
+    guests: int
+
+
+class PlatformReset(Message, frozen=True):
+    """SHUTDOWN, PLATFORM_RESET and INIT: other keys and no external owner any more; not while a guest exists."""
+
+
+class PekGen(Message, frozen=True):
+    """PEK_GEN: other keys, and no external owner any more."""
+
+
+class PekCsr(Message, frozen=True):
+    """PEK_CSR. Reply: PekRequest."""
+
+
+class PekRequest(Message, frozen=True):
+    """The PEK's certificate (2084 bytes) for an owner to sign."""
+
+    pek: bytes
+
+
+class PekCertImport(Message, frozen=True):
+    """PEK_CERT_IMPORT: let an owner in, by the PEK that it signed and its own certificate."""
+
+    pek: bytes
+    oca: bytes
+
+
+class PdhGen(Message, frozen=True):
+    """PDH_GEN: another Diffie-Hellman key; sessions made for the old one open no more."""
+
+
+class GetId(Message, frozen=True):
+    """GET_ID. Reply: PlatformId."""
+
+
+class PlatformId(Message, frozen=True):
+    """What names the chip in the manufacturer's records: 64 bytes a socket."""
+
+    chip_id: bytes
 
 
 # --- migration between secure processors ------------------------------------------------------------------------
@@ -342,6 +423,13 @@ class SendUpdateData(Message, frozen=True):
     slot: int
 
 
+class SendUpdateVmsa(Message, frozen=True):
+    """SEND_UPDATE_VMSA: the same with the registers of an SEV-ES guest's vCPU, which is out of guest mode."""
+
+    index: int
+    slot: int
+
+
 class PacketSent(Message, frozen=True):
     """Bytes of the packet."""
 
@@ -368,6 +456,15 @@ class ReceiveUpdateData(Message, frozen=True):
     """RECEIVE_UPDATE_DATA: take `length` bytes of guest memory to `gpa`, out of the packet at `offset` in a slot."""
 
     gpa: int
+    length: int
+    slot: int
+    offset: int
+
+
+class ReceiveUpdateVmsa(Message, frozen=True):
+    """RECEIVE_UPDATE_VMSA: the same for a vCPU's registers, of `length` bytes."""
+
+    index: int
     length: int
     slot: int
     offset: int
@@ -400,7 +497,7 @@ class SetVmState(Message, frozen=True):
 
 
 class GetVcpuState(Message, frozen=True):
-    """Whole state of a vCPU, which is out of guest mode; not of an SEV-ES guest's. Reply: VcpuState."""
+    """What the host may see of a vCPU that is out of guest mode: all its state, without SEV-ES. Reply: VcpuState."""
 
     index: int
 
@@ -472,18 +569,29 @@ Request: TypeAlias = (
     | PdhCertExport
     | LaunchStart
     | LaunchUpdateData
+    | LaunchUpdateVmsa
     | LaunchMeasure
     | LaunchSecret
     | LaunchFinish
     | GetGuestStatus
+    | GetAttestation
+    | GetPlatformStatus
+    | PlatformReset
+    | PekGen
+    | PekCsr
+    | PekCertImport
+    | PdhGen
+    | GetId
     | OpenPackets
     | SendStart
     | GetPrivateDirtyLog
     | SendUpdateData
+    | SendUpdateVmsa
     | SendFinish
     | SendCancel
     | ReceiveStart
     | ReceiveUpdateData
+    | ReceiveUpdateVmsa
     | ReceiveFinish
     | SetPageStates
     | GetVmState
@@ -502,6 +610,10 @@ Reply: TypeAlias = (
     | PdhCertificates
     | Measurement
     | GuestStatus
+    | AttestationReport
+    | PlatformStatus
+    | PekRequest
+    | PlatformId
     | PacketsOpened
     | SendStarted
     | PacketSent
@@ -596,14 +708,24 @@ _SENDING = frozenset({Phase.SENDING})
 _RECEIVING = frozenset({Phase.RECEIVING})
 _ALIVE = _RUNNING | {Phase.STOPPED}
 
+# What concerns the platform as such is judged by the firmware's own states.
 ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetPlatformInfo: _ANY,
     PdhCertExport: _ANY,
     GetGuestStatus: _ANY,
+    GetAttestation: _MADE - {Phase.CREATED},
+    GetPlatformStatus: _ANY,
+    PlatformReset: _ANY,
+    PekGen: _ANY,
+    PekCsr: _ANY,
+    PekCertImport: _ANY,
+    PdhGen: _ANY,
+    GetId: _ANY,
     CreateVm: _BEFORE,
     CreateVcpu: _SETUP,
     LaunchStart: frozenset({Phase.CREATED}),
     LaunchUpdateData: _LAUNCHING,
+    LaunchUpdateVmsa: _LAUNCHING,
     LaunchMeasure: _LAUNCHING,
     LaunchSecret: _LAUNCHING,
     LaunchFinish: _LAUNCHING,
@@ -621,10 +743,12 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     SendStart: frozenset({Phase.RUNNING}),
     GetPrivateDirtyLog: _SENDING,
     SendUpdateData: _SENDING,
+    SendUpdateVmsa: _SENDING,
     SendFinish: _SENDING,
     SendCancel: _SENDING,
     ReceiveStart: frozenset({Phase.CREATED}),
     ReceiveUpdateData: _RECEIVING,
+    ReceiveUpdateVmsa: _RECEIVING,
     ReceiveFinish: _RECEIVING,
     SetPageStates: _RECEIVING,
     GetVmState: _SENDING,

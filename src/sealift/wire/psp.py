@@ -67,7 +67,7 @@ class RecordKind(enum.IntEnum):
     VM = 4
     """State of the machine that is neither memory nor vCPU; 0."""
     VCPU = 5
-    """State of a vCPU that is not encrypted; its index."""
+    """What the host may see of a vCPU: all its state, without SEV-ES; its index."""
     END = 6
     """The session's nonce, and nothing follows; how many packets came before."""
 

@@ -73,7 +73,7 @@ class HoppingGuest:
         _write_random(payload, size)
         memory = memory or -(-(size + _ROOM) // PAGE_SIZE) * PAGE_SIZE
         options = ["--kernel", KERNEL, "--payload", str(payload), "--memory", str(memory), "--vcpus", "1"]
-        options += way.launch_options
+        options += ["--policy", way.policy]
         self._vmm = self._start(options)
         _ = self._vmm.qmp  # answers once the guest is launched
         payload.unlink()

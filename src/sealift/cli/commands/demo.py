@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sealift.cli.guest_options import DEFAULT_POLICY
 from sealift.cli.options import SizeType, examples
 
 if TYPE_CHECKING:
@@ -42,18 +43,16 @@ if TYPE_CHECKING:
     show_default="ring",
     help="With --method mh: how pages leave the migration handler; the mailbox is the RFC's, one page at a time.",
 )
+@click.option(
+    "--policy",
+    show_default=f"{DEFAULT_POLICY}; with --method psp nodbg,sev",
+    help="What the platforms must enforce: names joined by commas, or a number; es hides the guest's registers too.",
+)
 @click.option("--linux", is_flag=True, help="With an unmodified Linux as guest; this needs a usable /dev/kvm.")
 @click.option("--series", help="Of Linux: 6.1, which is the default, or 6.12.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on the last line.")
 def command(
-    memory: int,
-    payload: Path | None,
-    method: str,
-    transfer: str | None,
-    series: str | None,
-    *,
-    linux: bool,
-    as_json: bool,
+    memory: int, payload: Path | None, series: str | None, *, linux: bool, as_json: bool, **how: str | None
 ) -> int:
     """Show the main job with real processes: two hosts, an owner, and a guest with a secret.
 
@@ -70,15 +69,19 @@ def command(
 
     if linux and payload is not None:
         raise click.UsageError("--payload is for the built-in guest; Linux has a program of its own")
+    if how["policy"] is not None and linux:
+        raise click.UsageError("--policy is for the built-in guest")
     if series is not None and not linux:
         raise click.UsageError("--series is for --linux")
-    if transfer is not None and method != "mh":
+    if how["transfer"] is not None and how["method"] != "mh":
         raise click.UsageError("--transfer is for --method mh; secure processors move packets")
-    way = Way(Method(method), Transfer(transfer or "ring"))
+    way = Way(Method(how["method"]), Transfer(how["transfer"] or "ring"))
     screen = Screen(sys.stderr if as_json else sys.stdout)
     try:
         report = (
-            _demonstrate_linux(screen, memory, way, series) if linux else _demonstrate(screen, memory, payload, way)
+            _demonstrate_linux(screen, memory, way, series)
+            if linux
+            else _demonstrate(screen, memory, payload, way, how["policy"] or way.policy)
         )
     except SealiftError as error:
         if as_json:
@@ -89,15 +92,17 @@ def command(
     return 0 if report.ok else 1
 
 
-def _demonstrate(screen: Screen, memory: int, payload: Path | None, way: Way) -> Report:
+def _demonstrate(screen: Screen, memory: int, payload: Path | None, way: Way, policy: str) -> Report:
     from sealift.cli.demo.ledger import LedgerPart
     from sealift.cli.demo.stage import Stage
     from sealift.cli.demo.story import Story
     from sealift.cli.scratch import scratch
+    from sealift.sev.policy import parse_policy
 
     with scratch("demo") as place:
         stage = Stage(place)
-        return Story(stage, LedgerPart(stage, memory, payload, way), screen).tell()
+        part = LedgerPart(stage, memory, payload, way, parse_policy(policy))
+        return Story(stage, part, screen).tell()
 
 
 def _demonstrate_linux(screen: Screen, memory: int, way: Way, series: str | None) -> Report:

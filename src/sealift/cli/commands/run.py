@@ -14,7 +14,10 @@ from sealift.cli.image_options import image_options
 from sealift.cli.options import engine_option, examples, file_option, host_option
 from sealift.cli.places import Host, Places, default_manufacturer, default_owner
 
-_LAUNCH_ONLY: Final = ("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret")
+_LAUNCH_ONLY: Final = (
+    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret"),
+    *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused"),
+)
 
 
 def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -32,6 +35,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         "sealift run --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
         "sealift run --name again --restore demo.snap",
+        "sealift run --policy 1 --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
 @click.argument(
@@ -48,6 +52,25 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     help="Disk image for Linux's /dev/vda, then /dev/vdb; with --incoming and --restore those that the guest has.",
 )
 @engine_option
+@file_option(
+    "--dh-cert-file", "Diffie-Hellman certificate of an owner elsewhere, raw or base64; the local one is not asked."
+)
+@file_option(
+    "--session-file", "Launch session that this owner made for the host's PDH and for --policy, raw or base64."
+)
+@click.option(
+    "--launch-secret",
+    metavar="HEADER:PAYLOAD",
+    help="Files in which this owner will leave its secret, raw or base64: when both are there, the guest is started.",
+)
+@click.option("--no-owner", is_flag=True, help="Launch without a channel to any owner; nobody can plant a secret.")
+@click.option(
+    "-S",
+    "--paused",
+    is_flag=True,
+    help="Do not start the guest until QMP's cont; implied by --session-file, so that the measurement can be "
+    "validated and a secret injected first.",
+)
 @click.option("--incoming", metavar="URI", help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH.")
 @file_option("--restore", "Run the guest that `sealift snapshot` saved to this file, if its owner releases it.")
 @click.option(
@@ -77,6 +100,7 @@ def command(
     incoming: str | None,
     restore: Path | None,
     disks: tuple[str, ...],
+    launch_secret: str | None,
     *,
     quiet: bool,
     **settings: Any,  # noqa: ANN401  # GuestOptions says
@@ -84,6 +108,9 @@ def command(
     """Run one confidential guest in the foreground, its console on standard output.
 
     CONFIG is a TOML file with the options' long names as keys; options given here win. Ctrl-C ends the guest.
+
+    A guest is launched by the local owner unless another one's session is given: then it is measured and waits, like
+    QEMU's sev-guest, for its secret (QMP: sev-inject-launch-secret) and for the word to run (QMP: cont).
     """
     from sealift.cli.foreground import run_in_foreground
     from sealift.cli.rundir import check_name
@@ -92,6 +119,7 @@ def command(
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
         disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
+        launch_secret=None if launch_secret is None else defaults.SecretFiles.parse(launch_secret),
         **settings,
     )
     if incoming is not None and restore is not None:
@@ -116,10 +144,13 @@ def command(
 
 
 def _check_unused(ctx: click.Context, way: str) -> None:
-    """Refuse options that a guest brings along itself; a configuration file may serve both of its hosts."""
+    """Refuse options that say how a guest is launched; a configuration file may serve both of its hosts."""
     for name in _LAUNCH_ONLY:
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} has no use with {way}: the guest brings its own", ctx)
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no use with {way}: the guest that comes was launched elsewhere",
+                ctx,
+            )
 
 
 def _say(sentence: str) -> None:

@@ -16,6 +16,7 @@ from sealift.cli.demo.stage import VCPUS, Stage
 from sealift.cli.recipes import make_recipe, read_file
 from sealift.cli.way import MAILBOX, PACKETS, RING, Way
 from sealift.launch.image import GuestRecipe
+from sealift.sev.policy import Policy
 
 KERNEL: Final = "ledger"
 
@@ -60,9 +61,10 @@ class LedgerPart:
         memory: the guest's, in bytes.
         payload: the user's file, or None for the built-in text.
         way: how it is moved.
+        policy: the guest's.
     """
 
-    def __init__(self, stage: Stage, memory: int, payload: Path | None, way: Way) -> None:
+    def __init__(self, stage: Stage, memory: int, payload: Path | None, way: Way, policy: Policy) -> None:
         self._stage = stage
         self._payload = payload or stage.write("payload", _BUILT_IN_PAYLOAD.encode())
         self._pace = PACES[way]
@@ -71,11 +73,11 @@ class LedgerPart:
         self._here: ConsoleWatcher[Printed]
         self._there: ConsoleWatcher[Printed]
         self.way = way
-        self.recipe: GuestRecipe = make_recipe(memory, VCPUS, KERNEL, str(self._payload), self._command_line)
+        recipe = make_recipe(memory, VCPUS, KERNEL, str(self._payload), self._command_line)
+        self.recipe: GuestRecipe = recipe.under(policy)
         self.launch_options = [
             *("--kernel", KERNEL, "--payload", str(self._payload), "--append", self._command_line),
-            *("--memory", str(memory), "--vcpus", str(VCPUS)),
-            *way.launch_options,
+            *("--memory", str(memory), "--vcpus", str(VCPUS), "--policy", policy.describe()),
         ]
         self.arrival_options: list[str] = []
         self.disk: Path | None = None

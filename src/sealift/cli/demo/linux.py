@@ -109,7 +109,7 @@ class LinuxPart:
             *self.arrival_options,
             *("--kernel", kernel, "--initrd", initrd, "--append", command_line),
             *("--memory", str(memory), "--vcpus", str(VCPUS), "--downtime-limit", str(_DOWNTIME_LIMIT_MS)),
-            *way.launch_options,
+            *("--policy", way.policy),
         ]
 
     def begin(self, screen: Screen) -> None:

@@ -6,16 +6,16 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sealift.address import PAGE_SHIFT, Gpa, RamBlock, RamLayout
+from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import InternalError, LostError, RefusedError, SealiftError, StreamError
 from sealift.guest.handler.digest import handler_digest
-from sealift.pageset import PageSet
 from sealift.sev.policy import Policy
 from sealift.silicon.engines.choice import Chosen
 from sealift.silicon.engines.interface import VmShape
-from sealift.silicon.memory.plane import Plane
-from sealift.silicon.process.packets import PacketDesk
+from sealift.silicon.process.bitmap import BitmapArea
+from sealift.silicon.process.platform_service import PlatformService
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
+from sealift.silicon.process.transfer_service import TransferService
 from sealift.silicon.process.vm import VirtualMachine
 from sealift.silicon.processor import asids
 from sealift.silicon.processor.firmware import SecureProcessor
@@ -44,8 +44,8 @@ class Server:
         self._processor = processor
         self._engine = engine
         self._vm: VirtualMachine | None = None
-        self._bitmap: Plane | None = None
-        self._packets: PacketDesk | None = None
+        self._bitmap: BitmapArea | None = None
+        self._transfer: TransferService | None = None
         # Now, while the files are what was just loaded: an upgrade may replace them under a running platform.
         self._digest = handler_digest()
         self._handle = 0
@@ -67,26 +67,17 @@ class Server:
             wire.PdhCertExport: self._pdh_cert_export,
             wire.LaunchStart: self._launch_start,
             wire.LaunchUpdateData: self._launch_update_data,
+            wire.LaunchUpdateVmsa: self._launch_update_vmsa,
             wire.LaunchMeasure: self._launch_measure,
             wire.LaunchSecret: self._launch_secret,
             wire.LaunchFinish: self._launch_finish,
             wire.GetGuestStatus: self._guest_status,
+            wire.GetAttestation: self._attestation,
             wire.OpenHandler: self._open_handler,
             wire.OpenPackets: self._open_packets,
-            wire.SendStart: self._send_start,
-            wire.GetPrivateDirtyLog: self._private_dirty,
-            wire.SendUpdateData: self._send_update_data,
-            wire.SendFinish: self._send_finish,
-            wire.SendCancel: self._send_cancel,
             wire.ReceiveStart: self._receive_start,
-            wire.ReceiveUpdateData: self._receive_update_data,
-            wire.ReceiveFinish: self._receive_finish,
-            wire.SetPageStates: self._set_page_states,
-            wire.GetVmState: self._get_vm_state,
-            wire.SetVmState: self._set_vm_state,
-            wire.GetVcpuState: self._get_vcpu_state,
-            wire.SetVcpuState: self._set_vcpu_state,
         }
+        self._platform = PlatformService(processor)
 
     def serve(self) -> None:
         """Answer requests until the other end closes the connection."""
@@ -116,6 +107,10 @@ class Server:
         try:
             if phase not in ALLOWED[type(request)]:
                 raise RefusedError(f"{type(request).__name__} is not possible while the VM is {phase.value}")
+            if (of_platform := self._platform.handlers.get(type(request))) is not None:
+                return of_platform(request), ()
+            if self._transfer is not None and (moves := self._transfer.handlers.get(type(request))) is not None:
+                return moves(request), ()
             return self._handlers[type(request)](request)
         except SealiftError as error:
             return to_failed(error), ()
@@ -159,17 +154,19 @@ class Server:
         layout = RamLayout(tuple(RamBlock(block.name, Gpa(block.gpa), block.size) for block in request.blocks))
         if layout.size > _RAM_LIMIT:
             raise RefusedError(f"guest RAM of {layout.size >> 30} GiB is over the limit of {_RAM_LIMIT >> 30} GiB")
+        self._engine = self._engine.for_guest(es=request.es)
         first_encrypted = 1 << (request.cbit or self._engine.factory.cbit)
         if layout.end > first_encrypted:
             raise RefusedError(f"guest RAM must end below the C-bit at {first_encrypted:#x}")
-        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu)
+        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es)
         vm = VirtualMachine(layout, shape, self._engine.factory, self._launch_phase, self._digest)
-        self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))
+        area = self._bitmap = BitmapArea(layout.pages)
+        self._transfer = TransferService(self._processor, vm, area, lambda: self._handle)
         self._vm = vm
         if request.prealloc:
             vm.memory.private.touch()
-        created = wire.VmCreated(self._bitmap.size, vm.engine.cbit, vm.engine.cpu)
-        return created, (vm.memory.shared.fd, self._bitmap.fd)
+        created = wire.VmCreated(area.plane.size, vm.engine.cbit, vm.engine.cpu)
+        return created, (vm.memory.shared.fd, area.plane.fd)
 
     def _create_vcpu(self, request: wire.CreateVcpu) -> _Answer:
         link, theirs = exit_link()
@@ -204,27 +201,16 @@ class Server:
         return wire.Done(), ()
 
     def _shared_dirty(self, _: wire.GetSharedDirtyLog) -> _Answer:
-        return self._leave(self._machine.memory.take_shared_dirty())
+        return self._area.leave(self._machine.memory.take_shared_dirty()), ()
 
     def _page_states(self, _: wire.GetPageStates) -> _Answer:
-        return self._leave(self._machine.memory.shared_pages())
+        return self._area.leave(self._machine.memory.shared_pages()), ()
 
-    def _leave(self, pages: PageSet) -> _Answer:
+    @property
+    def _area(self) -> BitmapArea:
         if self._bitmap is None:
             raise InternalError("a VM exists without its bitmap area")
-        data = pages.to_bytes()
-        self._bitmap.data[: len(data)] = data
-        return wire.Count(len(pages)), ()
-
-    def _taken(self) -> PageSet:
-        """The set that the VMM left in the bitmap area, copied."""
-        if self._bitmap is None:
-            raise InternalError("a VM exists without its bitmap area")
-        pages = self._machine.layout.pages
-        try:
-            return PageSet.from_bytes(pages, bytes(self._bitmap.data[: (pages + 63) // 64 * 8]))
-        except ValueError as error:
-            raise RefusedError("the bitmap area holds no set of this VM's pages") from error
+        return self._bitmap
 
     def _read_host_view(self, request: wire.ReadHostView) -> _Answer:
         self._require_pages(request.first, request.count)
@@ -264,6 +250,7 @@ class Server:
         return wire.PdhCertificates(certificates.pdh, certificates.cert_chain), ()
 
     def _launch_start(self, request: wire.LaunchStart) -> _Answer:
+        self._machine.require_kind(Policy(request.policy))
         self._handle = self._processor.launch_start(
             self._machine.memory, request.policy, request.dh_cert, request.session
         )
@@ -272,6 +259,11 @@ class Server:
 
     def _launch_update_data(self, request: wire.LaunchUpdateData) -> _Answer:
         self._processor.launch_update_data(self._handle, request.gpa, request.length)
+        return wire.Done(), ()
+
+    def _launch_update_vmsa(self, request: wire.LaunchUpdateVmsa) -> _Answer:
+        self._machine.require_stopped(request.index)
+        self._processor.launch_update_vmsa(self._handle, request.index, request.vmsa)
         return wire.Done(), ()
 
     def _launch_measure(self, _: wire.LaunchMeasure) -> _Answer:
@@ -321,90 +313,26 @@ class Server:
         )
         return answer, ()
 
+    def _attestation(self, request: wire.GetAttestation) -> _Answer:
+        return wire.AttestationReport(self._processor.attestation(self._handle, request.mnonce)), ()
+
     # --- migration between secure processors -----------------------------------------------------------------------
 
+    @property
+    def _mover(self) -> TransferService:
+        if self._transfer is None:
+            raise InternalError("a VM exists without the service that moves it")
+        return self._transfer
+
     def _open_packets(self, _: wire.OpenPackets) -> _Answer:
-        desk = self._desk
+        desk = self._mover.packets
         return desk.shape, desk.descriptors
 
-    @property
-    def _desk(self) -> PacketDesk:
-        if self._packets is None:
-            self._packets = PacketDesk()
-        return self._packets
-
-    def _send_start(self, request: wire.SendStart) -> _Answer:
-        self._machine.leave_to_processor()
-        try:
-            started = self._processor.send_start(self._handle, request.pdh, request.plat_certs, request.amd_certs)
-        except SealiftError:
-            self._machine.reclaim()
-            raise
-        self._machine.memory.mark_all_unsent()
-        self._desk.begin(started.session)
-        return wire.SendStarted(int(started.policy), started.session), ()
-
-    def _private_dirty(self, _: wire.GetPrivateDirtyLog) -> _Answer:
-        return self._leave(self._machine.memory.take_unsent())
-
-    def _send_update_data(self, request: wire.SendUpdateData) -> _Answer:
-        packet = self._processor.send_update_data(self._handle, request.gpa, request.length)
-        return wire.PacketSent(self._desk.lay_out(packet, request.slot)), ()
-
-    def _send_finish(self, _: wire.SendFinish) -> _Answer:
-        gate = self._machine.gate
-        gate.bar()
-        try:
-            self._processor.send_finish(self._handle)
-        except SealiftError:
-            gate.lift()
-            raise
-        self._machine.memory.forget()
-        return wire.Done(), ()
-
-    def _send_cancel(self, _: wire.SendCancel) -> _Answer:
-        self._processor.send_cancel(self._handle)
-        self._machine.reclaim()
-        return wire.Done(), ()
-
     def _receive_start(self, request: wire.ReceiveStart) -> _Answer:
+        self._machine.require_kind(Policy(request.policy))
         self._handle = self._processor.receive_start(self._machine.memory, request.policy, request.pdh, request.session)
         self._activate()
-        self._desk.begin(request.session)
-        return wire.Done(), ()
-
-    def _receive_update_data(self, request: wire.ReceiveUpdateData) -> _Answer:
-        packet = self._desk.pick_up(request.slot, request.offset, request.length)
-        self._processor.receive_update_data(self._handle, packet.header, packet.payload, request.gpa, request.length)
-        return wire.Done(), ()
-
-    def _receive_finish(self, _: wire.ReceiveFinish) -> _Answer:
-        self._processor.receive_finish(self._handle)
-        self._machine.received()
-        return wire.Done(), ()
-
-    def _set_page_states(self, _: wire.SetPageStates) -> _Answer:
-        self._machine.memory.load_shared(self._taken())
-        return wire.Done(), ()
-
-    def _get_vm_state(self, _: wire.GetVmState) -> _Answer:
-        engine = self._machine.engine
-        return wire.VmState(engine.name, engine.save()), ()
-
-    def _set_vm_state(self, request: wire.SetVmState) -> _Answer:
-        engine = self._machine.engine
-        if request.engine != engine.name:
-            raise StreamError(f"the guest ran on engine {request.engine}; this platform runs guests on {engine.name}")
-        engine.restore(request.state)
-        return wire.Done(), ()
-
-    def _get_vcpu_state(self, request: wire.GetVcpuState) -> _Answer:
-        if self._processor.guest_status(self._handle).policy & Policy.ES:
-            raise RefusedError("the registers of an SEV-ES guest are encrypted; they leave by SEND_UPDATE_VMSA alone")
-        return wire.VcpuState(self._machine.require_stopped(request.index).vcpu.save()), ()
-
-    def _set_vcpu_state(self, request: wire.SetVcpuState) -> _Answer:
-        self._machine.load_vcpu(request.index, request.state)
+        self._mover.packets.begin(request.session)
         return wire.Done(), ()
 
     # --- handler -------------------------------------------------------------------------------------------------
@@ -420,8 +348,3 @@ class Server:
         opened = wire.HandlerOpened(SLOTS, SLOT_SIZE, mailbox.gpa, mailbox.size)
         self._handed_over.append(theirs)
         return opened, (theirs.fileno(), outgoing.plane.fd, incoming.plane.fd)
-
-
-def _bitmap_size(pages: int) -> int:
-    size = (pages + 63) // 64 * 8
-    return ((size >> PAGE_SHIFT) + 1) << PAGE_SHIFT

@@ -45,8 +45,8 @@ class TargetHost:
     notify: Callable[[str], None] = lambda _: None
 
 
-def make_machine(host: TargetHost, platform: Platform, introduction: Introduction) -> Machine:
-    """The machine that a guest is used to, without the guest; it takes over the disks it was given.
+def make_machine(host: TargetHost, platform: Platform, introduction: Introduction, *, es: bool) -> Machine:
+    """The machine that a guest (with SEV-ES: `es`) is used to, without it; it takes over the disks it was given.
 
     Raises:
         StreamError: it is none that is known here.
@@ -60,7 +60,7 @@ def make_machine(host: TargetHost, platform: Platform, introduction: Introductio
         _check_same_disks(disks, hardware.disks)
         cpu = CpuShape(hardware.cbit, hardware.cpu)
         kind = _machine_type(hardware.machine)
-        spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu)
+        spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, es)
         machine = Machine(platform, spec, host.console(), host.run_state)
         undo.pop_all()
     return machine

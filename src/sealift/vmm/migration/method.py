@@ -93,7 +93,7 @@ class SnapshotMethod(RoundsMethod, Protocol):
         """Begin; the offer, which is for whoever will restore it."""
 
     def end(self, stream_digest: bytes) -> bytes:
-        """All was written, and its SHA-256 is given: the snapshot's end (`snapshot_end`). The guest may run again."""
+        """All was written, and its SHA-256 is given: the snapshot's end. The guest may run again."""
 
 
 class RecordSink(Protocol):
@@ -154,6 +154,10 @@ class Entered:
 
 class Entrance(Protocol):
     """How a target lets in one guest that comes by a method."""
+
+    @property
+    def es(self) -> bool:
+        """Whether the guest that was admitted has SEV-ES: its machine must be made for that."""
 
     def admit(self, offer: bytes) -> None:
         """May it come? Nothing is made for it before.

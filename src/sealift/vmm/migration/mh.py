@@ -14,6 +14,7 @@ from sealift.address import PAGE_SHIFT, pages_spanned
 from sealift.errors import GuestError, InternalError, SealiftError, StreamError
 from sealift.launch.image import GuestRecipe
 from sealift.pageset import PageNumbers, PageSet
+from sealift.sev.policy import Policy
 from sealift.vmm.handler import HandlerClient
 from sealift.vmm.launch import Begun, Launched, begin, begin_restore, complete
 from sealift.vmm.machine import Machine
@@ -325,6 +326,11 @@ class HandlerEntrance:
         self._offer = HandlerOffer.decode(offer)
         self._begun = begin(self._platform, self._owner, self._offer.measure)
 
+    @property
+    def es(self) -> bool:
+        """As the policy says that the owner granted."""
+        return self._begun is not None and Policy.ES in Policy(self._begun.grant.policy)
+
     def enter(self, machine: Machine) -> Entered:
         """Launch the receiver."""
         if self._offer is None or self._begun is None:
@@ -348,6 +354,11 @@ class RestoreEntrance:
         self._offer = HandlerOffer.decode(offer)
         self._begun = begin_restore(platform, owner, self._offer.offer)
 
+    @property
+    def es(self) -> bool:
+        """As the policy says that the owner granted."""
+        return Policy.ES in Policy(self._begun.grant.policy)
+
     def enter(self, machine: Machine) -> tuple[Launched, HandlerRestore]:
         """Launch the receiver."""
         launched = _launch_receiver(machine, self._startup, self._owner, self._begun)
@@ -355,8 +366,10 @@ class RestoreEntrance:
 
 
 def _launch_receiver(machine: Machine, startup: bytes, owner: OwnerService, begun: Begun) -> Launched:
-    recipe = GuestRecipe(startup, machine.layout, machine.vcpu_count, _UNKNOWN_DIGEST, machine=machine.spec.type)
-    launched = complete(machine.platform, machine.memory, recipe, owner, begun)
+    recipe = GuestRecipe(startup, machine.layout, machine.vcpu_count, _UNKNOWN_DIGEST, machine=machine.spec.type).under(
+        Policy(begun.grant.policy)
+    )
+    launched = complete(machine.platform, machine.memory, recipe, owner, begun).finish()
     _run_start_up(machine)
     return launched
 

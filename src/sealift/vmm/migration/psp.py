@@ -38,8 +38,6 @@ from sealift.wire.psp import PACKET_FRONT, RECORD_FRONT, RecordFront, RecordKind
 _SLOT: Final = 0
 """Commands of a secure processor come one after the other: one slot each way is enough."""
 
-_NO_ES: Final = "method psp does not move the encrypted registers of SEV-ES guests yet"
-
 _NOT_READY: Final = (
     "the guest does not say that it can be migrated (MSR_KVM_MIGRATION_CONTROL): nobody would know which of its pages "
     "are shared"
@@ -51,8 +49,6 @@ def blocked(status: GuestStatus) -> tuple[str, ...]:
     policy, reasons = Policy(status.policy), []
     if policy & Policy.NOSEND:
         reasons.append("its policy has NOSEND, which forbids its secure processor to send it; launch it without nosend")
-    if policy & Policy.ES:
-        reasons.append(f"its policy has ES, and {_NO_ES}")
     if not status.ready:
         reasons.append(_NOT_READY)
     return tuple(reasons)
@@ -121,7 +117,7 @@ class PspSource:
     def records(self) -> Iterator[Record]:
         """SEND_UPDATE_DATA for every piece of the round."""
         for gpa, pages in runs_in_packets(self._machine.layout, self._round, self._packet_pages):
-            yield self._packet(gpa, pages)
+            yield self._packet(RecordKind.DATA, gpa, wire.SendUpdateData(gpa, pages << PAGE_SHIFT, _SLOT), pages)
 
     def unsent(self) -> int:
         """Private pages written since the round began."""
@@ -143,6 +139,8 @@ class PspSource:
         vm = self._platform.request(wire.GetVmState(), wire.VmState)
         yield _plain(RecordKind.VM, 0, psp.VmRecord(vm.engine, vm.state).encode())
         for index in range(self._machine.vcpu_count):
+            if Policy.ES in Policy(self._policy):
+                yield self._packet(RecordKind.VMSA, index, wire.SendUpdateVmsa(index, _SLOT))
             vcpu = self._platform.request(wire.GetVcpuState(index), wire.VcpuState)
             yield _plain(RecordKind.VCPU, index, vcpu.state)
         yield _plain(RecordKind.END, self._sent, self._nonce)
@@ -181,14 +179,24 @@ class PspSource:
         pages -= self._machine.shared_pages_now()
         return pages
 
-    def _packet(self, gpa: int, pages: int) -> Record:
-        sent = self._platform.request(wire.SendUpdateData(gpa, pages << PAGE_SHIFT, _SLOT), wire.PacketSent)
+    def _packet(
+        self, kind: RecordKind, place: int, request: wire.SendUpdateData | wire.SendUpdateVmsa, pages: int = 0
+    ) -> Record:
+        sent = self._platform.request(request, wire.PacketSent)
         self._sent += 1
-        return Record((RecordFront(RecordKind.DATA, gpa).encode(), self._packets.slot_out(_SLOT, sent.length)), pages)
+        return Record((RecordFront(kind, place).encode(), self._packets.slot_out(_SLOT, sent.length)), pages)
 
 
 def _plain(kind: RecordKind, place: int, content: bytes) -> Record:
     return Record((RecordFront(kind, place).encode(), content), 0)
+
+
+def _content(length: int) -> int:
+    """Bytes of the payload in a packet's record of `length` bytes."""
+    content = length - RECORD_FRONT - PACKET_FRONT
+    if content <= 0:
+        raise StreamError(f"a packet's record of {length} bytes has no payload")
+    return content
 
 
 class PspEntrance:
@@ -203,24 +211,28 @@ class PspEntrance:
     def admit(self, offer: bytes) -> None:
         """Any guest that this host has a place for."""
         self._policy = Policy(psp.Offer.decode(offer).policy)
-        if self._policy & Policy.ES:
-            raise RefusedError(f"the guest's policy has ES, and {_NO_ES}")
+
+    @property
+    def es(self) -> bool:
+        """As the policy says that RECEIVE_START will be given."""
+        return Policy.ES in self._policy
 
     def enter(self, machine: Machine) -> Entered:
         """Nothing is launched: RECEIVE_START makes the guest. It brings no measurement that could be known here."""
-        return Entered(Launched("", int(self._policy), b""), PspTarget(machine))
+        return Entered(Launched(int(self._policy), b""), PspTarget(machine, es=self.es))
 
 
 class PspTarget:
     """The target's secure processor as a migration method (`method.TargetMethod`)."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, es: bool) -> None:
         self._machine = machine
         self._platform = machine.platform
         self._packets = self._platform.open_packets()
         self._nonce = b""
         self._shared = PageSet(machine.layout.pages)
         self._has_vm = False
+        self._vmsas_due = set(range(machine.vcpu_count)) if es else set()
         self._vcpus: set[int] = set()
         self._received = 0
         self._announced: int | None = None
@@ -252,7 +264,10 @@ class PspTarget:
             raise StreamError(f"a {front.kind.name} record came behind the END record")
         match front.kind:
             case RecordKind.DATA:
-                self._receive(front.place, length)
+                self._receive(wire.ReceiveUpdateData(front.place, _content(length), _SLOT, RECORD_FRONT))
+            case RecordKind.VMSA:
+                self._receive(wire.ReceiveUpdateVmsa(front.place, _content(length), _SLOT, RECORD_FRONT))
+                self._vmsas_due.discard(front.place)
             case RecordKind.REGIONS:
                 psp.add_regions(self._shared, bytes(record[RECORD_FRONT:]))
             case RecordKind.VM:
@@ -261,8 +276,6 @@ class PspTarget:
                 self._load_vcpu(front.place, bytes(record[RECORD_FRONT:]))
             case RecordKind.END:
                 self._end(front.place, bytes(record[RECORD_FRONT:]))
-            case _:
-                raise StreamError(f"a record of kind {front.kind.name} came, and {_NO_ES}")
 
     def settle(self) -> None:
         """Nothing is underway between two records."""
@@ -273,7 +286,7 @@ class PspTarget:
             raise StreamError("the stream ended without an END record")
         if self._announced != self._received:
             raise StreamError(f"the source sent {self._announced} packets, and {self._received} arrived")
-        if self._vcpus != set(range(self._machine.vcpu_count)):
+        if self._vcpus != set(range(self._machine.vcpu_count)) or self._vmsas_due:
             raise StreamError("the stream ended without the state of every vCPU")
         return Word.PREPARED.encode(self._nonce)
 
@@ -286,11 +299,8 @@ class PspTarget:
         self._platform.do(wire.ReceiveFinish())
         return Word.STARTED.encode(self._nonce)
 
-    def _receive(self, gpa: int, length: int) -> None:
-        if length <= RECORD_FRONT + PACKET_FRONT:
-            raise StreamError(f"a packet record of {length} bytes has no payload")
-        packet = length - RECORD_FRONT
-        self._platform.do(wire.ReceiveUpdateData(gpa, packet - PACKET_FRONT, _SLOT, RECORD_FRONT))
+    def _receive(self, packet: wire.ReceiveUpdateData | wire.ReceiveUpdateVmsa) -> None:
+        self._platform.do(packet)
         self._received += 1
 
     def _end(self, packets: int, nonce: bytes) -> None:

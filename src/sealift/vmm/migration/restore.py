@@ -61,7 +61,7 @@ def _restore(reader: SnapshotReader, host: TargetHost) -> Restored:
         platform = host.platform()
         undo.callback(platform.close)
         entrance = restore_entrance(Method(hello.method), platform, host.owner, host.startup, hello.offer)
-        machine = make_machine(host, platform, introduction)
+        machine = make_machine(host, platform, introduction, es=entrance.es)
         undo.callback(machine.close)
         launched, method = entrance.enter(machine)
         method.begin(hello.offer)

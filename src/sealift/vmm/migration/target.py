@@ -188,7 +188,7 @@ class Incoming:
         """The machine, waiting for its guest."""
         if self._platform is None:
             raise InternalError("a machine is to be made before any guest was admitted")
-        machine = self._machine = make_machine(self._host, self._platform, introduction)
+        machine = self._machine = make_machine(self._host, self._platform, introduction, es=entrance.es)
         entered = entrance.enter(machine)
         self._method = entered.method
         return _Guest(machine, entered.launched, entered.method)
