@@ -161,7 +161,7 @@ def test_a_file_is_not_overwritten(sealift: Start, tmp_path: Path) -> None:
     ("options", "reason"),
     [
         (("--incoming", "tcp:127.0.0.1:0"), "either by --incoming or by --restore"),
-        (("--memory", "32M"), "--memory has no use with --restore: the guest brings its own"),
+        (("--memory", "32M"), "--memory has no use with --restore: the guest that comes"),
     ],
 )
 @pytest.mark.usefixtures("state_dir")

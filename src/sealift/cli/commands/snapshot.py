@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from sealift.cli.options import examples, host_option
 from sealift.cli.places import Host
+
+_PARAMETERS: Final = {"method": "x-sealift-method", "downtime_limit": "downtime-limit"}
+"""QEMU's names of our options."""
 
 
 @click.command(
@@ -16,6 +20,7 @@ from sealift.cli.places import Host
     epilog=examples(
         "sealift snapshot demo demo.snap",
         "sealift snapshot demo /srv/snapshots/monday.snap --downtime-limit 50",
+        "sealift snapshot demo demo.snap --method psp",
         "sealift run --name again --restore demo.snap",
     ),
 )
@@ -27,6 +32,13 @@ from sealift.cli.places import Host
     help="Save a guest with writable disks, of which the file holds nothing: pause it meanwhile, and copy the images.",
 )
 @click.option(
+    "--method",
+    type=click.Choice(["mh", "psp"]),
+    show_default="as set over QMP, at first mh",
+    help="Who encrypts the guest: its own migration handler, as its owner releases it, or the host's secure processor, "
+    "for this very host, as its policy lets it (not with nosend).",
+)
+@click.option(
     "--downtime-limit",
     type=click.IntRange(min=0),
     metavar="MS",
@@ -35,14 +47,12 @@ from sealift.cli.places import Host
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object (QEMU's MigrationInfo).")
 @host_option
-def command(
-    host: Host, name: str, path: Path, downtime_limit: int | None, *, without_disks: bool, as_json: bool
-) -> int:
+def command(host: Host, name: str, path: Path, *, without_disks: bool, as_json: bool, **options: object) -> int:
     """Save the guest NAME to FILE, which must not exist, while it runs; it stands still for a moment and runs on.
 
     FILE is sealed by the guest's migration handler. Whoever has it learns what the guest shares with its host, and no
     more; to run it (`sealift run --restore FILE`) takes the owner's release, every time anew. Every restore takes the
-    guest back to what it was: if that must not happen, have the owner refuse restores.
+    guest back to what it was: if that must not happen, `sealift owner restores refused`.
 
     Ctrl-C gives it up and leaves no file. The exit status is 0 only when the file is there and whole.
     """
@@ -52,7 +62,7 @@ def command(
     from sealift.cli.qmp_client import QmpClient
     from sealift.cli.watch import Display, describe_snapshot, moved, snapshot
 
-    parameters: dict[str, object] = {} if downtime_limit is None else {"downtime-limit": downtime_limit}
+    parameters = {_PARAMETERS[option]: value for option, value in options.items() if value is not None}
     with QmpClient(host.run, name) as qmp, progress_display(name) as show:
         display = Display(show, _say)
         info = snapshot(qmp, path.absolute(), without_disks=without_disks, parameters=parameters, display=display)

@@ -144,6 +144,21 @@ class RestoreMethod(RecordSink, Protocol):
         """From here the guest may run."""
 
 
+class RestoreEntrance(Protocol):
+    """How a snapshot is let in that may be restored here."""
+
+    @property
+    def es(self) -> bool:
+        """Whether the guest is one with SEV-ES."""
+
+    def enter(self, machine: Machine) -> tuple[Launched, RestoreMethod]:
+        """Make the machine, which has the guest's shape and is empty, ready for its snapshot.
+
+        Raises:
+            SealiftError: it cannot be.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Entered:
     """A machine that waits for its guest; its next hop starts from `launched`."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sealift.errors import StreamError, UserError
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration import psp
-from sealift.vmm.migration.method import Entrance, SnapshotMethod, SourceMethod
-from sealift.vmm.migration.mh import HandlerEntrance, HandlerSnapshot, HandlerSource, RestoreEntrance
+from sealift.vmm.migration.method import Entrance, RestoreEntrance, SnapshotMethod, SourceMethod
+from sealift.vmm.migration.mh import HandlerEntrance, HandlerRestoreEntrance, HandlerSnapshot, HandlerSource
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.psp import PspEntrance, PspSource
+from sealift.vmm.migration.psp_snapshot import PspRestoreEntrance, PspSnapshot
 from sealift.vmm.platform import Platform
 from sealift.wire.handover import Method
 from sealift.wire.owner import OwnerService
@@ -51,14 +51,13 @@ def snapshot_method(machine: Machine, launched: Launched, parameters: Parameters
     """A snapshot's source.
 
     Raises:
-        UserError: the method that the parameters ask for makes none.
-        RefusedError: this guest cannot be saved by it.
+        RefusedError: this guest cannot be saved by the method that the parameters ask for.
     """
     match parameters.method:
         case Method.MH:
             return HandlerSnapshot(machine, launched, parameters)
         case Method.PSP:
-            raise UserError("snapshots are sealed by the migration handler; choose the method mh")
+            return PspSnapshot(machine, parameters.packet_pages)
 
 
 def restore_entrance(
@@ -67,11 +66,11 @@ def restore_entrance(
     """How a snapshot with this offer is let in.
 
     Raises:
-        RefusedError: the owner does not let it be restored here.
-        StreamError: the offer makes no sense, or no snapshot is made by this method.
+        RefusedError: the owner does not let it be restored here (mh).
+        StreamError: the offer makes no sense.
     """
     match method:
         case Method.MH:
-            return RestoreEntrance(platform, owner, startup, offer)
+            return HandlerRestoreEntrance(platform, owner, startup, offer)
         case Method.PSP:
-            raise StreamError("it claims to be sealed by secure processors, which seal no snapshots")
+            return PspRestoreEntrance(offer)

@@ -339,8 +339,8 @@ class HandlerEntrance:
         return Entered(launched, HandlerTarget(*_way_in(machine, self._offer.transfer)))
 
 
-class RestoreEntrance:
-    """Lets one snapshot in by way of a receiver that the owner releases for it alone; `startup` as above."""
+class HandlerRestoreEntrance:
+    """Lets a snapshot in by way of a receiver that the owner releases for it alone (`method.RestoreEntrance`)."""
 
     def __init__(self, platform: Platform, owner: OwnerService, startup: bytes, offer: bytes) -> None:
         """Ask the owner whether the snapshot with this offer may be restored here.
