@@ -149,7 +149,12 @@ class World:
         """Launch the guest on host A and run it."""
         screen = Screen()
         platform = self.platform("a")
-        machine = Machine(platform, MachineSpec(self.recipe.layout, self.recipe.vcpus), screen.console, lambda _: None)
+        machine = Machine(
+            platform,
+            MachineSpec(self.recipe.layout, self.recipe.vcpus, es=self.recipe.es),
+            screen.console,
+            lambda _: None,
+        )
         launched = launch(platform, machine.memory, self.recipe, self.owner).finish()
         machine.resume()
         guest = Guest(machine, launched, screen)

@@ -9,7 +9,7 @@ import signal
 import stat
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from sealift.errors import UserError, sentence
 from sealift.owner.owner import Owner
 from sealift.owner.settings import ReceiverRule, RestoreRule
+from sealift.sev.policy import Policy
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.restore import restore
@@ -24,7 +25,7 @@ from sealift.vmm.migration.snapshot import Snapshot
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Transfer
+from sealift.wire.handover import Method, Transfer
 from sealift.wire.qemu_stream import SectionType
 from sealift.wire.snapshot_file import END_SIZE
 
@@ -456,3 +457,20 @@ def test_qemus_analyser_finds_the_description_of_a_snapshot(world: rig.World, fi
     length = int.from_bytes(data[at - 4 : at], "big")
     assert at + length + END_SIZE == len(data)
     assert {device["name"] for device in json.loads(data[at : at + length])["devices"]} >= {"sealift/sealed", "serial"}
+
+
+@pytest.mark.parametrize("method", Method)
+def test_a_guest_with_sev_es_is_saved_and_restored(hosts: Path, file: Path, method: Method) -> None:
+    """Its registers are in private memory, and come back with it."""
+    policy = Policy.NODBG | Policy.ES | Policy.SEV
+    with rig.world(hosts, rig.recipe(vcpus=2).under(policy), policy) as world:
+        guest = world.start()
+        guest.work(8)
+        saved(guest, file, Parameters(method=method))
+        screen = rig.Screen()
+        host = replace(world.host(screen.console), platform=lambda: world.platform("a"))
+        found = restore(file, host)
+        copy = rig.Guest(found.machine, found.launched, screen)
+        world.guests.append(copy)
+        for each in (guest, copy):
+            each.work(8)
