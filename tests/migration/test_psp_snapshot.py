@@ -91,6 +91,22 @@ def test_its_source_is_saved_and_moved_again_by_either_method(world: rig.World, 
     attempt.guest().work(4)
 
 
+def test_a_restored_guest_is_saved_and_moved_again_but_not_by_the_handler_that_stayed_behind(
+    world: rig.World, file: Path
+) -> None:
+    saved(world, file)
+    copy = restored(world, file)
+    copy.work(4)
+    assert "has no migration handler" in (save(copy, file.with_name("handler"), Parameters()).error_desc or "")
+    again = file.with_name("again")
+    assert save(copy, again).status == "completed"
+    restored(world, again).work(4)
+    attempt = rig.attempt(world, copy, PSP)
+    attempt.begin()
+    assert attempt.end().status == "completed"
+    attempt.guest().work(4)
+
+
 def test_no_other_host_can_restore_it(world: rig.World, file: Path) -> None:
     saved(world, file)
     refused(world, file, "cannot be restored: ", host="b")
