@@ -112,7 +112,7 @@ def test_any_other_exception_is_a_shutdown(board: EsBoard, code: bytes) -> None:
 
 
 def assert_shut_down(board: EsBoard, code: bytes, **general: int) -> None:
-    outcome = board.execute(code, **{"rax": PLANTED, **general})
+    outcome = board.execute(code, None, **{"rax": PLANTED, **general})
     assert outcome == Fault(
         "the guest shut down; what it was doing stays its own, since its registers are encrypted", 0, 0, 0
     )
