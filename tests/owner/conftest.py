@@ -16,9 +16,9 @@ from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID, MigrationFlags, MigrationSecret, take_migration_secret
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import LOG_FILE, Owner
+from sealift.sev.policy import Policy
 from sealift.sev.secret import SecretEntry
 from sealift.silicon.memory.guest_memory import GuestMemory
-from sealift.sev.policy import Policy
 from sealift.silicon.processor.asids import fitting
 from sealift.silicon.processor.firmware import SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity

@@ -13,8 +13,8 @@ import msgspec
 
 from sealift.errors import FirmwareError, UserError
 from sealift.sev import certificate
-from sealift.sev.report import MNONCE_SIZE
 from sealift.sev.certificate import Certificate
+from sealift.sev.report import MNONCE_SIZE
 from sealift.sev.text import decode_base64
 from sealift.vmm.guest import Guest
 from sealift.vmm.qmp.message import QmpError
