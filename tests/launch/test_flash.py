@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sevsnpmeasure.sev_hashes import SevHashes
 
 from launch.flashes import OVMF, firmware_image
+from sealift.address import Gpa
 from sealift.errors import SealiftError, StreamError, UserError
 from sealift.launch import guided
 from sealift.launch.areas import Area
@@ -41,8 +42,8 @@ def test_hashes_of_nothing() -> None:
 def test_what_an_image_says_of_itself() -> None:
     """Test the blocks of EDK2's AmdSev build, at the addresses it has them."""
     image = FlashImage.decode(firmware_image())
-    assert image.hashes_area() == Area(0x810C00, 0x400)
-    assert image.secret == Area(0x810000, 0xC00)
+    assert image.hashes_area() == Area(Gpa(0x810C00), 0x400)
+    assert image.secret == Area(Gpa(0x810000), 0xC00)
     assert image.reset_eip() == 0x0080B004
     assert image.gpa == (1 << 32) - len(image.data)
 

@@ -13,6 +13,7 @@ from launch.flashes import firmware_image
 from sealift.launch.flash import FlashImage
 from sealift.launch.image import GuestRecipe
 from sealift.launch.kernelhashes import KernelHashes
+from sealift.launch.machine import MachineType
 from sealift.launch.ram import ram_layout
 from sealift.owner.expected import Expectation, Terms
 from sealift.owner.guestimage import DirectBoot, FirmwareBoot, GuestImage, KernelFiles, digest_of
@@ -143,7 +144,7 @@ def test_what_nothing_explains_gets_no_explanation() -> None:
     ("changes", "words"),
     [
         ({"vcpus": 3}, "3 vCPUs instead of 2"),
-        ({"layout": ram_layout(64 << 20, GuestRecipe.__dataclass_fields__["machine"].default)}, "64 MiB of memory"),
+        ({"layout": ram_layout(64 << 20, MachineType.BARE)}, "64 MiB of memory"),
         ({"command_line": "quiet "}, "a command line that ends with a blank"),
         ({"command_line": ""}, "an empty command line"),
         ({"payload": b""}, "no payload"),
