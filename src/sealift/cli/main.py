@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
     "owner": "What a guest's owner does without a VMM.",
+    "platform": "A host's secure processor: its state, certificates and owner.",
     "check": "Look whether KVM can be used here.",
     "bench": "Measure this machine: sealed memory in motion, idle guests.",
 }
