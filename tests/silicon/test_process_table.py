@@ -29,6 +29,7 @@ CreateVm             x      -        -        -        -       -       -     -
 CreateVcpu           -      x        x        -        -       -       -     -
 LaunchStart          -      x        -        -        -       -       -     -
 LaunchUpdateData     -      -        x        -        -       -       -     -
+LaunchUpdateVmsa     -      -        x        -        -       -       -     -
 LaunchFinish         -      -        x        -        -       -       -     -
 LaunchMeasure        -      -        x        -        -       -       -     -
 LaunchSecret         -      -        x        -        -       -       -     -
@@ -67,6 +68,7 @@ SAMPLES: dict[str, wire.Message] = {
         wire.CreateVcpu(9),
         wire.LaunchStart(0, b"no certificate", b"no session"),
         wire.LaunchUpdateData(0, 0),
+        wire.LaunchUpdateVmsa(0, b"no page"),
         wire.LaunchFinish(),
         wire.LaunchMeasure(),
         wire.LaunchSecret(b"no header", b"no payload", 0),

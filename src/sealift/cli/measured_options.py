@@ -86,23 +86,19 @@ def measured_guest(settings: dict[str, Any]) -> MeasuredGuest:
         raise click.UsageError("a VMSA is measured of an SEV-ES guest alone; --policy says otherwise")
     if settings["firmware"] is None:
         _refuse(_FIRMWARE_IMAGE, "has no use without --firmware")
-        return _own_image(settings, policy, es=es)
+        return _own_image(settings, policy)
     _refuse(_OWN_IMAGE, "has no use with --firmware")
     return _firmware_image(settings, policy, es=es)
 
 
-def _own_image(settings: dict[str, Any], policy: Policy, *, es: bool) -> MeasuredGuest:
+def _own_image(settings: dict[str, Any], policy: Policy) -> MeasuredGuest:
     from sealift.cli.recipes import make_recipe
     from sealift.owner.guestimage import DirectBoot
 
     names = ("memory", "vcpus", "kernel", "payload", "append", "initrd")
-    recipe = make_recipe(*(settings[name] for name in names))
-    vmsas: tuple[bytes, ...] = ()
-    if es:
-        files = _vmsa_files(settings)
-        if files is None:
-            raise UserError("an SEV-ES guest's digest goes on with its vCPUs' registers; give them with --vmsa-cpu0")
-        vmsas = (files.first, *(files.others for _ in range(1, recipe.vcpus)))
+    recipe = make_recipe(*(settings[name] for name in names)).under(policy)
+    files = _vmsa_files(settings)
+    vmsas = () if files is None else (files.first, *(files.others for _ in range(1, recipe.vcpus)))
     return MeasuredGuest(DirectBoot(recipe, vmsas), policy, recipe)
 
 

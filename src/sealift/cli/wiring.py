@@ -28,7 +28,7 @@ from sealift.errors import SealiftError, UserError, sentence
 from sealift.guest import programs
 from sealift.launch.image import GuestRecipe
 from sealift.launch.machine import MachineType
-from sealift.sev.policy import parse_policy
+from sealift.sev.policy import Policy, parse_policy
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.guest import Guest
 from sealift.vmm.launch import Launch
@@ -96,6 +96,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
     kernel = _kernel(options)
     assignment = _assignment(options, places, kernel)
     recipe = make_recipe(options.memory, options.vcpus, kernel, assignment.payload, options.append, assignment.initrd)
+    recipe = recipe.under(Policy(assignment.policy))
     if version := recipe.kernel_version():
         notify(f"the kernel is Linux {version}")
     guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
@@ -104,16 +105,19 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         for disk in disks:
             undo.callback(disk.close)
             disk.lock()
-        spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks)
+        spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks, es=recipe.es)
         owner: _LaunchOwner = AbsentOwner(options) if absent else OwnerClient.start(assignment)
         undo.callback(owner.close)
         platform = Platform.start(places.host.identity, places.manufacturer, engine=options.engine)
         undo.callback(platform.close)
         for note in owner.prepare():
             notify(note)
-        _tell_engine(platform, options, recipe, notify)
+        _require_engine(platform, recipe)
         machine = Machine(platform, spec, guest.console, guest.events.run_state_changed)
         undo.callback(machine.close)
+        if options.verbose:
+            info = platform.info()
+            notify(f"the engine is {info.engine}: {info.engine_reason}")
         guest.launching(machine, owner.launch(platform, machine.memory, recipe))
         undo.callback(guest.close)  # before the machine's end: a migration is given up first
         owner.close()
@@ -124,11 +128,9 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         return HostedGuest(guest, undo.pop_all())
 
 
-def _tell_engine(platform: Platform, options: GuestOptions, recipe: GuestRecipe, notify: Notify) -> None:
-    """Say which engine runs the guest, to a user who wants to know; and refuse one that cannot run Linux."""
+def _require_engine(platform: Platform, recipe: GuestRecipe) -> None:
+    """Refuse an engine that cannot run Linux."""
     info = platform.info()
-    if options.verbose:
-        notify(f"the engine is {info.engine}: {info.engine_reason}")
     if recipe.machine is MachineType.MICROVM and info.engine != "kvm":
         raise UserError(
             f"Linux needs the engine kvm, and this platform runs guests on {info.engine}: {info.engine_reason}"

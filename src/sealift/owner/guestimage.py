@@ -123,7 +123,7 @@ class DirectBoot:
 
     Attributes:
         recipe: what is loaded.
-        vmsas: what follows it of an SEV-ES guest.
+        vmsas: what follows it of an SEV-ES guest, in place of the recipe's own.
     """
 
     recipe: GuestRecipe
@@ -136,7 +136,7 @@ class DirectBoot:
             UserError: a file can no longer be read.
         """
         yield from (Buffer(piece.name, piece.gpa, piece.data) for piece in self.recipe.pieces())
-        yield from _vmsas(self.vmsas)
+        yield from _vmsas(self.vmsas or self.recipe.vmsas())
 
     def variants(self) -> Iterator[Variant]:
         """Other machines, other command lines, no files."""

@@ -1,10 +1,11 @@
 """Launching a confidential guest: the VMM's half of the conversation between platform and owner.
 
 1. evidence (certificates, handler digest) to the owner, who answers with a launch session;
-2. LAUNCH_START, then LAUNCH_UPDATE_DATA for every piece of the image in its fixed order, LAUNCH_MEASURE; what the
-   platform has taken is unmapped here, so that a large image takes no memory of this process;
+2. LAUNCH_START, then LAUNCH_UPDATE_DATA for every piece of the image in its fixed order, with SEV-ES
+   LAUNCH_UPDATE_VMSA for every vCPU, LAUNCH_MEASURE; what the platform has taken is unmapped here, so that a large
+   image takes no memory of this process;
 3. the measurement to the owner, who releases the secret only if it is the expected one; LAUNCH_SECRET;
-4. LAUNCH_FINISH, entry registers of the vCPUs that start; the guest can run.
+4. LAUNCH_FINISH, without SEV-ES the entry registers of the vCPUs that start; the guest can run.
 
 An owner who is not asked from here has made its session beforehand (`launch_for`). It fetches the measurement and
 brings its secret between steps 2 and 4, by any channel it likes.
@@ -16,7 +17,9 @@ import threading
 from dataclasses import dataclass, replace
 
 from sealift.errors import UserError
-from sealift.launch.image import EntryState, GuestRecipe
+from sealift.launch.entry import EntryState
+from sealift.launch.image import GuestRecipe
+from sealift.sev.policy import Policy
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
 from sealift.wire import platform as wire
@@ -54,7 +57,7 @@ class Launch:
         self.launched = launched
         self.secret_gpa = recipe.areas().secret.gpa
         self._platform = platform
-        self._entries = [recipe.entry(vcpu) for vcpu in range(recipe.vcpus)]
+        self._entries = [] if recipe.es else [recipe.entry(vcpu) for vcpu in range(recipe.vcpus)]
         self._finished = False
         self._lock = threading.Lock()
 
@@ -72,7 +75,7 @@ class Launch:
             self._platform.do(wire.LaunchSecret(header, payload, where))
 
     def finish(self) -> Launched:
-        """LAUNCH_FINISH and the vCPUs' first registers; again does nothing.
+        """LAUNCH_FINISH, and the vCPUs' first registers unless VMSAs hold them; again does nothing.
 
         Raises:
             FirmwareError: the platform's reason.
@@ -139,7 +142,7 @@ def complete(
 ) -> Launch:
     """Launch `recipe` as the owner agreed to; raises as `launch`."""
     grant = begun.grant
-    recipe = replace(recipe, handler_digest=begun.handler_digest)
+    recipe = replace(recipe, handler_digest=begun.handler_digest).under(Policy(grant.policy))
     measured = _measured(platform, memory, recipe, LaunchTerms(grant.policy, grant.dh_cert, grant.session))
     secret = owner.release(grant.launch_id, measured.launched.measure)
     measured.inject(secret.header, secret.payload)
@@ -152,7 +155,8 @@ def launch_for(platform: Platform, memory: SharedMemory, recipe: GuestRecipe, te
     Raises:
         FirmwareError: the platform refused a command; BAD_MEASUREMENT for a session that does not fit.
     """
-    return _measured(platform, memory, replace(recipe, handler_digest=platform.info().handler_digest), terms)
+    recipe = replace(recipe, handler_digest=platform.info().handler_digest).under(Policy(terms.policy))
+    return _measured(platform, memory, recipe, terms)
 
 
 def _measured(platform: Platform, memory: SharedMemory, recipe: GuestRecipe, terms: LaunchTerms) -> Launch:
@@ -162,6 +166,8 @@ def _measured(platform: Platform, memory: SharedMemory, recipe: GuestRecipe, ter
         memory.place(piece.gpa, piece.data)
         platform.do(wire.LaunchUpdateData(piece.gpa, len(piece.data)))
         memory.forget(piece.gpa, len(piece.data))
+    for vcpu, vmsa in enumerate(recipe.vmsas()):
+        platform.do(wire.LaunchUpdateVmsa(vcpu, vmsa))
     measure = platform.request(wire.LaunchMeasure(), wire.Measurement).measure
     return Launch(platform, recipe, Launched(terms.policy, measure))
 

@@ -20,6 +20,8 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from sealift.address import PAGE_SIZE
+
 CPU_LIMIT = 16 * 1024
 """Bytes of a CPU's description: 256 entries of CPUID, at most 40 bytes each, with room."""
 
@@ -70,6 +72,7 @@ class CreateVm(Message, frozen=True):
     given back when it is here. (A guest that is launched so would count every page as written.)
     With `irqchip` it has interrupt controllers, a timer and a clock. A guest that is to arrive brings the position of
     its C-bit and a description of its CPU, which this host must be able to give; `cbit` 0 is this host's own.
+    With `es` its policy will ask for SEV-ES, and an engine is taken that hides registers.
     """
 
     blocks: tuple[Block, ...]
@@ -78,6 +81,7 @@ class CreateVm(Message, frozen=True):
     irqchip: bool = False
     cbit: Annotated[int, msgspec.Meta(ge=0, lt=64)] = 0
     cpu: Annotated[bytes, msgspec.Meta(max_length=CPU_LIMIT)] = b""
+    es: bool = False
 
 
 class VmCreated(Message, frozen=True):
@@ -238,6 +242,13 @@ class LaunchUpdateData(Message, frozen=True):
 
     gpa: int
     length: int
+
+
+class LaunchUpdateVmsa(Message, frozen=True):
+    """LAUNCH_UPDATE_VMSA: measure a page of registers, and start vCPU `index` of an SEV-ES guest from it."""
+
+    index: int
+    vmsa: Annotated[bytes, msgspec.Meta(max_length=PAGE_SIZE)]
 
 
 class LaunchMeasure(Message, frozen=True):
@@ -406,6 +417,7 @@ Request: TypeAlias = (
     | PdhCertExport
     | LaunchStart
     | LaunchUpdateData
+    | LaunchUpdateVmsa
     | LaunchMeasure
     | LaunchSecret
     | LaunchFinish
@@ -538,6 +550,7 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     CreateVcpu: _SETUP,
     LaunchStart: frozenset({Phase.CREATED}),
     LaunchUpdateData: _LAUNCHING,
+    LaunchUpdateVmsa: _LAUNCHING,
     LaunchMeasure: _LAUNCHING,
     LaunchSecret: _LAUNCHING,
     LaunchFinish: _LAUNCHING,

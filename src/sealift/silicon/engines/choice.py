@@ -15,12 +15,22 @@ AUTO: Final = "auto"
 NAMES: Final = (AUTO, KvmFactory.name, UnicornFactory.name)
 
 
+_ASKED_FOR: Final = "it was asked for"
+
+
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """An engine's factory, and a sentence about why it is this one."""
 
     factory: EngineFactory
     reason: str
+
+    def for_guest(self, *, es: bool) -> Chosen:
+        """The choice for a guest with SEV-ES or without; what was asked for by name stays, able or not."""
+        if not es or self.factory.hides_registers or self.reason == _ASKED_FOR:
+            return self
+        reason = "the guest's policy asks for SEV-ES, and the engine kvm would see its registers"
+        return Chosen(UnicornFactory(), reason)
 
 
 def choose(name: str) -> Chosen:
@@ -31,10 +41,10 @@ def choose(name: str) -> Chosen:
     """
     match name:
         case "unicorn":
-            return Chosen(UnicornFactory(), "it was asked for")
+            return Chosen(UnicornFactory(), _ASKED_FOR)
         case "kvm":
             check()
-            return Chosen(KvmFactory(), "it was asked for")
+            return Chosen(KvmFactory(), _ASKED_FOR)
         case "auto":
             try:
                 check()

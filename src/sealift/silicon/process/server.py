@@ -10,6 +10,7 @@ from sealift.address import PAGE_SHIFT, Gpa, RamBlock, RamLayout
 from sealift.errors import InternalError, LostError, RefusedError, SealiftError, StreamError
 from sealift.guest.handler.digest import handler_digest
 from sealift.pageset import PageSet
+from sealift.sev.policy import Policy
 from sealift.silicon.engines.choice import Chosen
 from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.memory.plane import Plane
@@ -65,6 +66,7 @@ class Server:
             wire.PdhCertExport: self._pdh_cert_export,
             wire.LaunchStart: self._launch_start,
             wire.LaunchUpdateData: self._launch_update_data,
+            wire.LaunchUpdateVmsa: self._launch_update_vmsa,
             wire.LaunchMeasure: self._launch_measure,
             wire.LaunchSecret: self._launch_secret,
             wire.LaunchFinish: self._launch_finish,
@@ -141,10 +143,11 @@ class Server:
         layout = RamLayout(tuple(RamBlock(block.name, Gpa(block.gpa), block.size) for block in request.blocks))
         if layout.size > _RAM_LIMIT:
             raise RefusedError(f"guest RAM of {layout.size >> 30} GiB is over the limit of {_RAM_LIMIT >> 30} GiB")
+        self._engine = self._engine.for_guest(es=request.es)
         first_encrypted = 1 << (request.cbit or self._engine.factory.cbit)
         if layout.end > first_encrypted:
             raise RefusedError(f"guest RAM must end below the C-bit at {first_encrypted:#x}")
-        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu)
+        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es)
         vm = VirtualMachine(layout, shape, self._engine.factory, self._launch_phase, self._digest)
         self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))
         self._vm = vm
@@ -236,6 +239,7 @@ class Server:
         return wire.PdhCertificates(certificates.pdh, certificates.cert_chain), ()
 
     def _launch_start(self, request: wire.LaunchStart) -> _Answer:
+        self._machine.require_kind(Policy(request.policy))
         self._handle = self._processor.launch_start(
             self._machine.memory, request.policy, request.dh_cert, request.session
         )
@@ -244,6 +248,11 @@ class Server:
 
     def _launch_update_data(self, request: wire.LaunchUpdateData) -> _Answer:
         self._processor.launch_update_data(self._handle, request.gpa, request.length)
+        return wire.Done(), ()
+
+    def _launch_update_vmsa(self, request: wire.LaunchUpdateVmsa) -> _Answer:
+        self._machine.require_stopped(request.index)
+        self._processor.launch_update_vmsa(self._handle, request.index, request.vmsa)
         return wire.Done(), ()
 
     def _launch_measure(self, _: wire.LaunchMeasure) -> _Answer:
