@@ -19,6 +19,7 @@ from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import Owner
+from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.secret import SecretEntry
 from sealift.vmm.console import Console
 from sealift.vmm.launch import Launched, launch
@@ -138,6 +139,7 @@ class World:
     notices: list[str] = field(default_factory=list)
     token_path: Path | None = None
     engine: str = "auto"
+    policy: Policy = DEFAULT_POLICY
 
     def platform(self, host: str) -> Platform:
         """A platform process on a host."""
@@ -147,8 +149,10 @@ class World:
         """Launch the guest on host A and run it."""
         screen = Screen()
         platform = self.platform("a")
-        machine = Machine(platform, MachineSpec(self.recipe.layout, self.recipe.vcpus), screen.console, lambda _: None)
-        launched = launch(platform, machine.memory, self.recipe, self.owner).finish()
+        recipe = self.recipe.under(self.policy)
+        spec = MachineSpec(recipe.layout, recipe.vcpus, es=recipe.es)
+        machine = Machine(platform, spec, screen.console, lambda _: None)
+        launched = launch(platform, machine.memory, recipe, self.owner).finish()
         machine.resume()
         guest = Guest(machine, launched, screen)
         self.guests.append(guest)
@@ -274,12 +278,12 @@ def recipe(vcpus: int = 1, megabytes: int = 16, command_line: str = COMMAND_LINE
 
 
 @contextmanager
-def world(path: Path, made: GuestRecipe) -> Iterator[World]:
-    """Hosts with their identities in `path`, and a fresh owner that trusts them."""
+def world(path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY) -> Iterator[World]:
+    """Hosts with their identities in `path`, and a fresh owner that trusts them; its guest has that policy."""
     owner_path = path / f"owner-{os.urandom(4).hex()}"
     owner_path.mkdir(mode=0o700)
     entries = (SecretEntry(GUEST_GUID, SECRET),)
-    owner = Owner(owner_path, GuestDefinition(made, entries=entries))
+    owner = Owner(owner_path, GuestDefinition(made, policy=policy, entries=entries))
     platform = Platform.start(path / "a", path / "manufacturer")
     try:
         ca_chain = platform.info().ca_chain
@@ -287,7 +291,7 @@ def world(path: Path, made: GuestRecipe) -> Iterator[World]:
         platform.close()
     owner.trust(ca_chain[len(ca_chain) // 2 :])
     owner.accept_handler(handler_digest())
-    found = World(path, owner, made)
+    found = World(path, owner, made, policy=policy)
     try:
         yield found
     finally:
