@@ -143,6 +143,7 @@ class World:
     engine: str = "auto"
     target: Callable[[], Platform] | None = None
     """Starts a platform process where guests go; host B if None."""
+    policy: Policy = DEFAULT_POLICY
 
     def platform(self, host: str) -> Platform:
         """A platform process on a host."""
@@ -152,13 +153,10 @@ class World:
         """Launch the guest on host A and run it."""
         screen = Screen()
         platform = self.platform("a")
-        machine = Machine(
-            platform,
-            MachineSpec(self.recipe.layout, self.recipe.vcpus, es=self.recipe.es),
-            screen.console,
-            lambda _: None,
-        )
-        launched = launch(platform, machine.memory, self.recipe, self.owner).finish()
+        recipe = self.recipe.under(self.policy)
+        spec = MachineSpec(recipe.layout, recipe.vcpus, es=recipe.es)
+        machine = Machine(platform, spec, screen.console, lambda _: None)
+        launched = launch(platform, machine.memory, recipe, self.owner).finish()
         machine.resume()
         guest = Guest(machine, launched, screen)
         self.guests.append(guest)
@@ -309,7 +307,7 @@ def world(path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY) -> Ite
         platform.close()
     owner.trust(ca_chain[len(ca_chain) // 2 :])
     owner.accept_handler(handler_digest())
-    found = World(path, owner, made)
+    found = World(path, owner, made, policy=policy)
     try:
         yield found
     finally:

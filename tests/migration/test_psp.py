@@ -54,7 +54,7 @@ def test_no_page_is_lost_while_several_vcpus_write_and_flip_pages(hosts: Path) -
 
 
 def test_the_registers_of_an_es_guest_move_encrypted(hosts: Path) -> None:
-    with rig.world(hosts, rig.recipe(vcpus=2).under(ES), ES) as world:
+    with rig.world(hosts, rig.recipe(vcpus=2), ES) as world:
         guest = world.start()
         guest.work(4)
         there, _ = psp.moved(world, guest)
@@ -72,7 +72,7 @@ def test_the_registers_of_an_es_guest_leave_no_other_way(hosts: Path) -> None:
             states.append(found.record)
         return found.data
 
-    with rig.world(hosts, rig.recipe().under(ES), ES) as world:
+    with rig.world(hosts, rig.recipe(), ES) as world:
         guest = world.start()
         guest.work(8)
         attempt = rig.attempt(world, guest, psp.PARAMETERS, edit=psp.Meddler(look))

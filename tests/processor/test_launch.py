@@ -23,7 +23,7 @@ from sealift.silicon.processor.identity import PlatformIdentity
 from sealift.silicon.processor.room import ShortBufferError
 from sealift.silicon.processor.states import COMMANDS, Command, GuestState, PlatformState
 
-from .conftest import Memory, offer
+from .memory import Memory, offer
 
 TABLE = secret.build_table([SecretEntry(LUKS_KEY_GUID, b"open sesame")])
 

@@ -5,17 +5,15 @@ Sources: AMD SEV API 0.24, "Platform State Machine" and "Guest State Machine"; A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from sealift.sev.policy import Policy
 from sealift.sev.status import Status
-from sealift.silicon.processor.firmware import INIT_ES, SecureProcessor
-from sealift.silicon.processor.identity import PlatformIdentity
 from sealift.silicon.processor.states import Command, GuestState, PlatformState
 
-from .bench import Bench, make_bench
+from .bench import Bench
 
 PLATFORM = """
     command              UNINIT   INIT     WORKING
@@ -90,25 +88,6 @@ PLATFORM_CELLS, GUEST_CELLS = _cells(PLATFORM), _cells(GUEST)
 INACTIVE = {Command.DECOMMISSION, Command.ACTIVATE}
 """Commands for guests without an ASID."""
 KEYS_WIPED = {Command.LAUNCH_FINISH, Command.SEND_FINISH, Command.SEND_CANCEL, Command.RECEIVE_FINISH}
-
-
-@pytest.fixture
-def make(identity: PlatformIdentity, target: SecureProcessor) -> Iterator[Callable[[], Bench]]:
-    """Makes a bench after the other."""
-    made: list[SecureProcessor] = []
-
-    def bench() -> Bench:
-        while made:
-            made.pop().close()
-        processor = SecureProcessor(identity)
-        made.append(processor)
-        processor.init(INIT_ES)
-        processor.pek_gen()
-        return make_bench(processor, target)
-
-    yield bench
-    while made:
-        made.pop().close()
 
 
 def test_the_tables_know_every_command() -> None:

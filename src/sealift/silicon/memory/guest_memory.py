@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
-from sealift.errors import FirmwareError, GuestError
+from sealift.errors import GuestError
 from sealift.pageset import PageNumbers, PageSet, Span
-from sealift.sev.status import Status
+from sealift.sev.status import Status, failure
 from sealift.silicon.memory.plane import Plane
 from sealift.silicon.memory.xts import PageCipher
 
@@ -255,7 +255,7 @@ class GuestMemory:
         """
         page = self.vmsa(vcpu)
         if page is None:
-            raise FirmwareError(Status.INVALID_ADDRESS, f"vCPU {vcpu} has no VMSA")
+            raise failure(Status.INVALID_ADDRESS, f"vCPU {vcpu} has no VMSA")
         return page
 
     # --- the launch and the host's view -------------------------------------------------------------------------
@@ -372,7 +372,7 @@ class GuestMemory:
     def _offset(self, gpa: int, length: int) -> int:
         offset = self.layout.offset(gpa, length)
         if offset is None:
-            raise FirmwareError(Status.INVALID_ADDRESS, f"{length} bytes at GPA {gpa:#x} are not all guest RAM")
+            raise failure(Status.INVALID_ADDRESS, f"{length} bytes at GPA {gpa:#x} are not all guest RAM")
         return offset
 
     def shared_pages(self) -> PageSet:

@@ -68,6 +68,7 @@ class PlatformIdentity:
         secret = self._directory.read(_CHIP_FILE, CHIP_SECRET_SIZE)
         endorsement = self._directory.read(_ENDORSEMENT_FILE, certificate.SIZE + CA_CHAIN_SIZE)
         self._cek_key = _endorsement_key(secret)
+        self._verified: tuple[bytes, PlatformKeys] | None = None  # what the file held, and the keys that made
         self.chip_id = _chip_id(secret)
         self.ca_chain = endorsement[certificate.SIZE :]
         try:
@@ -88,12 +89,15 @@ class PlatformIdentity:
         if not self._directory.has(_KEYS_FILE):
             return None
         stored = self._directory.read(_KEYS_FILE, platformkeys.SIZE)
+        if self._verified is not None and self._verified[0] == stored:
+            return self._verified[1]
         try:
             loaded = PlatformKeys.decode(stored)
             chain = PlatformChain(loaded.pdh, loaded.pek, loaded.oca, self.cek, self._ask, self._ark)
             chain.verify({self.root})
         except (StreamError, SealError) as error:
             raise self._tampered() from error
+        self._verified = stored, loaded
         return loaded
 
     @property

@@ -19,7 +19,7 @@ from typing import Final
 
 from sealift.address import PAGE_SIZE
 from sealift.errors import SealError, StreamError
-from sealift.sev import certificate, chain, packet, session
+from sealift.sev import packet, session
 from sealift.sev.certificate import Certificate
 from sealift.sev.chain import OwnerChain, PlatformChain
 from sealift.sev.packet import Context
@@ -69,8 +69,7 @@ class SendCommands(Core):
         Raises:
             FirmwareError: INVALID_PLATFORM_STATE, INVALID_GUEST, INVALID_LENGTH (`ShortBufferError`),
                 INVALID_GUEST_STATE, POLICY_FAILURE (NOSEND, then the chain of SEV, then that of DOMAIN),
-                INVALID_LENGTH, INVALID_CERTIFICATE (the PDH), in this order. A chain of another length is
-                INVALID_LENGTH when its turn comes.
+                INVALID_LENGTH, INVALID_CERTIFICATE (the PDH), in this order.
         """
         guest = self._guest(Command.SEND_START, handle)
         if session_room != session.SIZE:
@@ -180,7 +179,6 @@ def _sealed(guest: GuestContext, context: Context, plain: bytes | memoryview) ->
 
 def _check_chip(policy: Policy, pdh: bytes, plat_certs: bytes, amd_certs: bytes, root: bytes) -> None:
     """SEV: the target is a genuine platform, of an API version that the policy accepts."""
-    _check_lengths(pdh, plat_certs)
     try:
         target = PlatformChain.decode(pdh, plat_certs, amd_certs)
         target.verify_platform({root})
@@ -193,7 +191,6 @@ def _check_chip(policy: Policy, pdh: bytes, plat_certs: bytes, amd_certs: bytes,
 
 def _check_domain(pdh: bytes, plat_certs: bytes, own: Certificate) -> None:
     """DOMAIN: the target has the same owner, to the last byte of its certificate."""
-    _check_lengths(pdh, plat_certs)
     try:
         target = OwnerChain.decode(pdh, plat_certs)
         target.verify()
@@ -201,12 +198,3 @@ def _check_domain(pdh: bytes, plat_certs: bytes, own: Certificate) -> None:
         raise failure(Status.POLICY_FAILURE, "the policy has DOMAIN, and the target's chain does not hold") from error
     if target.oca != own:
         raise failure(Status.POLICY_FAILURE, "the policy has DOMAIN, and the target's OCA is not this platform's")
-
-
-def _check_lengths(pdh: bytes, plat_certs: bytes) -> None:
-    for name, blob, size in (
-        ("target's PDH", pdh, certificate.SIZE),
-        ("target's PEK, OCA and CEK", plat_certs, chain.CERT_CHAIN_SIZE),
-    ):
-        if len(blob) != size:
-            raise failure(Status.INVALID_LENGTH, f"the {name} have {size} bytes, not {len(blob)}")
