@@ -69,7 +69,7 @@ def test_the_id_is_upper_case_hexadecimal_and_another_hosts_is_another(
 def test_export_has_every_layout_and_a_complete_chain_that_verifies(
     sealift: Callable[..., Sealift], tmp_path: Path
 ) -> None:
-    full = exported(sealift, tmp_path / "full", "--full")
+    full = exported(sealift, tmp_path / "whole", "--full")
     chain = full.platform()
     chain.verify({chain.ark.fingerprint()})
     assert all(not link.fault for link in full.links())

@@ -73,6 +73,19 @@ def test_everything_holds_whatever_carries_the_pages(
     assert_nothing_is_left(scratch)
 
 
+@pytest.mark.timeout(LIMIT_S + 40)
+def test_everything_holds_for_a_guest_that_hides_its_registers(scratch: Path, sealift: Callable[..., Sealift]) -> None:
+    demo = sealift("demo", "--json", "--memory", "32M", "--policy", "es,nodbg,nosend")
+    assert demo.process.wait(LIMIT_S) == 0
+    report = json.loads(demo.stdout.finish().splitlines()[-1])
+    assert report["ok"] is True
+    assert report["engine"] == "unicorn"
+    assert report["launch"]["measurement_verified"] is True
+    assert report["migration"]["status"] == "completed"
+    assert report["guest"]["faults"] == 0
+    assert_nothing_is_left(scratch)
+
+
 @pytest.mark.timeout(LIMIT_S)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_guest_outlives_a_demonstration_that_is_broken_off(

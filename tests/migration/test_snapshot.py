@@ -463,7 +463,7 @@ def test_qemus_analyser_finds_the_description_of_a_snapshot(world: rig.World, fi
 def test_a_guest_with_sev_es_is_saved_and_restored(hosts: Path, file: Path, method: Method) -> None:
     """Its registers are in private memory, and come back with it."""
     policy = Policy.NODBG | Policy.ES | Policy.SEV
-    with rig.world(hosts, rig.recipe(vcpus=2).under(policy), policy) as world:
+    with rig.world(hosts, rig.recipe(vcpus=2), policy) as world:
         guest = world.start()
         guest.work(8)
         saved(guest, file, Parameters(method=method))

@@ -19,16 +19,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from sealift.cli.blobs import read_blob
 from sealift.cli.guest_options import GuestOptions, SecretFiles
 from sealift.errors import SealiftError, UserError, sentence
 from sealift.launch.image import GuestRecipe
+from sealift.owner.files import read
+from sealift.owner.secretfiles import SealedSecret
 from sealift.sev.policy import parse_policy
+from sealift.sev.text import decode_base64
 from sealift.vmm.guest import Guest
 from sealift.vmm.launch import Launch, LaunchTerms, launch_for
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
+
+_LIMIT: Final = 4096
+"""Bytes of a certificate (2780 as base64) or a session."""
 
 _STEP_S: Final = 0.2
 """How often to look for the secret's files, and how long they must be still before they count as written."""
@@ -74,8 +79,8 @@ class AbsentOwner:
         if options.dh_cert_file is None or options.session_file is None:
             self._terms = LaunchTerms(policy)
         else:
-            dh_cert = read_blob("DH certificate", options.dh_cert_file)
-            self._terms = LaunchTerms(policy, dh_cert, read_blob("launch session", options.session_file))
+            dh_cert = _read("DH certificate", options.dh_cert_file)
+            self._terms = LaunchTerms(policy, dh_cert, _read("launch session", options.session_file))
 
     def prepare(self) -> tuple[str, ...]:
         """Nothing is to be set up."""
@@ -126,13 +131,25 @@ class SecretWatch:
 
     def _plant(self) -> None:
         try:
-            header = read_blob("secret's header", self._files.header)
-            self._guest.inject_secret(header, read_blob("secret's payload", self._files.payload))
+            secret = SealedSecret.read(self._files.header, self._files.payload)
+            self._guest.inject_secret(secret.header, secret.payload)
             self._notify("the launch secret is in its place")
             if self._start:
                 self._guest.resume()
         except SealiftError as error:
             self._guest.machine.cannot_start(sentence(error))
+
+
+def _read(what: str, path: Path) -> bytes:
+    """What a file holds, raw or as base64 text; whether it is of the right size the firmware says.
+
+    Raises:
+        UserError: it cannot be read, is empty, or has more bytes than any such file.
+    """
+    data = read(what, path, _LIMIT)
+    if not data:
+        raise UserError(f"the {what} {path} is empty")
+    return decode_base64(data) or data
 
 
 def _looks(paths: Sequence[Path]) -> list[tuple[int, int]] | None:

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
     "snapshot": "Save a running guest to a file.",
+    "qmp": "Send a guest's VMM a QMP command.",
     "owner": "What a guest's owner does without a VMM.",
     "platform": "A host's secure processor: its state, certificates and owner.",
     "check": "Look whether KVM can be used here.",

@@ -38,13 +38,15 @@ _OPTIONS: Final = (
         show_default=True,
         help="SEV-ES with --firmware: what the host's KVM leaves in FPU registers; legacy before Linux 6.10.",
     ),
-    file_option("--vmsa-cpu0", "SEV-ES: the first vCPU's VMSA, in place of a computed one."),
-    file_option("--vmsa-cpu1", "SEV-ES: every other vCPU's."),
+    file_option("--vmsa-cpu0", "SEV-ES with --firmware: the first vCPU's VMSA, in place of a computed one."),
+    file_option("--vmsa-cpu1", "SEV-ES with --firmware: every other vCPU's."),
 )
 _OWN_IMAGE: Final = ("memory", "payload")
 """Options that mean nothing with ``--firmware``."""
-_FIRMWARE_IMAGE: Final = ("vcpu_type", "vcpu_signature", "fpu", "kernel_hashes")
+_FIRMWARE_IMAGE: Final = ("vcpu_type", "vcpu_signature", "fpu", "kernel_hashes", "vmsa_cpu0", "vmsa_cpu1")
 """Options that mean nothing without."""
+_ES_ONLY: Final = ("vcpus", "vcpu_type", "vcpu_signature", "fpu", "vmsa_cpu0", "vmsa_cpu1")
+"""Options that mean nothing without SEV-ES, where a firmware image is measured."""
 
 
 def measured_options(function: F) -> F:
@@ -76,19 +78,14 @@ def measured_guest(settings: dict[str, Any]) -> MeasuredGuest:
         UsageError: options that mean nothing together.
         UserError: it cannot be measured, or a file cannot be read.
     """
-    from sealift.sev.policy import Policy, parse_policy
+    from sealift.sev.policy import parse_policy
 
     policy = parse_policy(settings["policy"])
-    es = Policy.ES in policy
-    if settings["vmsa_cpu0"] is None and settings["vmsa_cpu1"] is not None:
-        raise click.UsageError("--vmsa-cpu1 goes with --vmsa-cpu0")
-    if settings["vmsa_cpu0"] is not None and not es:
-        raise click.UsageError("a VMSA is measured of an SEV-ES guest alone; --policy says otherwise")
     if settings["firmware"] is None:
         _refuse(_FIRMWARE_IMAGE, "has no use without --firmware")
         return _own_image(settings, policy)
     _refuse(_OWN_IMAGE, "has no use with --firmware")
-    return _firmware_image(settings, policy, es=es)
+    return _firmware_image(settings, policy)
 
 
 def _own_image(settings: dict[str, Any], policy: Policy) -> MeasuredGuest:
@@ -97,12 +94,10 @@ def _own_image(settings: dict[str, Any], policy: Policy) -> MeasuredGuest:
 
     names = ("memory", "vcpus", "kernel", "payload", "append", "initrd")
     recipe = make_recipe(*(settings[name] for name in names)).under(policy)
-    files = _vmsa_files(settings)
-    vmsas = () if files is None else (files.first, *(files.others for _ in range(1, recipe.vcpus)))
-    return MeasuredGuest(DirectBoot(recipe, vmsas), policy, recipe)
+    return MeasuredGuest(DirectBoot(recipe), policy, recipe)
 
 
-def _firmware_image(settings: dict[str, Any], policy: Policy, *, es: bool) -> MeasuredGuest:
+def _firmware_image(settings: dict[str, Any], policy: Policy) -> MeasuredGuest:
     from sealift.launch.flash import SIZE_LIMIT, FlashImage
     from sealift.owner.files import parsed
     from sealift.owner.guestimage import FirmwareBoot
@@ -110,9 +105,9 @@ def _firmware_image(settings: dict[str, Any], policy: Policy, *, es: bool) -> Me
     firmware = parsed("firmware", settings["firmware"], SIZE_LIMIT, FlashImage.decode)
     kernel = _kernel_files(settings)
     hashes = kernel.hashes() if kernel is not None and settings["kernel_hashes"] else None
-    vcpus = _es_vcpus(settings) if es else None
-    if not es:
-        _refuse(("vcpus", "vcpu_type", "vcpu_signature", "fpu"), "is measured of an SEV-ES guest alone; see --policy")
+    vcpus = _es_vcpus(settings) if policy.ES in policy else None
+    if vcpus is None:
+        _refuse(_ES_ONLY, "is measured of an SEV-ES guest alone; see --policy")
     return MeasuredGuest(FirmwareBoot(firmware, kernel, hashes, vcpus), policy)
 
 
@@ -164,6 +159,8 @@ def _vmsa_files(settings: dict[str, Any]) -> VmsaFiles | None:
     from sealift.owner.vcpus import VmsaFiles, vmsa_page
 
     first, others = settings["vmsa_cpu0"], settings["vmsa_cpu1"]
+    if first is None and others is not None:
+        raise click.UsageError("--vmsa-cpu1 goes with --vmsa-cpu0")
     if first is None:
         return None
     if others is None and settings["vcpus"] > 1:

@@ -68,15 +68,14 @@ def kernel_image(kernel: str) -> bytes:
     return read_file("kernel", path)
 
 
-def read_file(what: str, path: Path, limit: int = FILE_LIMIT) -> bytes:
-    """A whole file of `limit` bytes at most; `what` it is, messages say.
+def read_file(what: str, path: Path) -> bytes:
+    """A whole file; `what` it is, messages say.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        if _check_file(what, path) > limit:
-            raise UserError(f"the {what} {path} is larger than the {limit:,} bytes such a file can have")
+        _check_file(what, path)
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"the {what} {path} cannot be read") from error

@@ -435,7 +435,8 @@ class GuestMemory:
         self.shared.close()
 
     def forget(self) -> None:
-        """Give the private plane back to the machine; the guest is not here any more."""
+        """Give the private plane back to the machine, and all save areas; the guest is not here any more."""
+        self._vmsas.clear()
         self.private.punch(PageSet.full(self.layout.pages))
 
     def _quiesced(self) -> AbstractContextManager[None]:

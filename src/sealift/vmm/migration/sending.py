@@ -145,6 +145,7 @@ class Sender:
         """PREPARED, FINAL, STARTED."""
         self._stats.downtime_part(DowntimePart.PREPARED)
         prepared = self._returns.expect(FrameKind.PREPARED, self._returns.patience.prepared_s)
+        self._returns.check()  # a target that is already gone costs a method without tokens the guest
         self._watch.settled()
         self._stats.downtime_part(DowntimePart.START)
         # Before the target can have the right to start: it finds the images complete and free.
