@@ -57,6 +57,7 @@ def test_a_guest_is_saved_runs_on_and_is_run_twice_more(
     guest.stderr.wait_for(f"guest a is saved in {file}")
     (listed,) = json.loads(printed(sealift("ps", "--json")))
     assert (listed["state"], listed["migration"]) == ("running", "snapshot completed")
+    progress(guest, len(guest.stdout.text))
     at = max(updates(guest.stdout.text))
 
     here = running(sealift, "again", "--restore", file)
