@@ -2,8 +2,9 @@
  * What an SEV-ES guest needs to go on as if it were none: the handler of #VC, and each vCPU's GHCB.
  *
  * The processor raises #VC where another guest would exit. The handler tells the hypervisor what the instruction
- * needs, takes back what it brings, and steps over it; nothing else of the registers ever leaves. It believes no more
- * of an answer than that it is one: what does not say that it is complete ends the guest.
+ * needs, takes back what it brings, and steps over it; nothing else of the registers ever leaves. What a VMM can
+ * write to the page meanwhile it could have answered as well, so an answer is only looked at for being complete; one
+ * that is not ends the guest.
  *
  * It must not execute anything that raises #VC itself. RDMSR and WRMSR of the GHCB MSR do not.
  */
@@ -82,17 +83,23 @@ static void ask(volatile u64 *ghcb, u64 exit_code, u64 info)
 		terminate(); /* refused, or an exception, for which nobody here has a handler */
 }
 
+/*
+ * By the MSR: the page is in the VMM's reach, and a VMM that could say where the C-bit is would have the guest lay
+ * everything open. There are no subleaves that way; programs here ask for none.
+ */
 static void handle_cpuid(struct frame *frame)
 {
-	volatile u64 *ghcb = begin();
-	put(ghcb, GHCB_RAX, (u32)frame->rax);
-	put(ghcb, GHCB_RCX, (u32)frame->rcx);
-	put(ghcb, GHCB_XCR0, 1); /* x87, without which no vCPU is */
-	ask(ghcb, EXIT_CPUID, 0);
-	frame->rax = (u32)take(ghcb, GHCB_RAX);
-	frame->rbx = (u32)take(ghcb, GHCB_RBX);
-	frame->rcx = (u32)take(ghcb, GHCB_RCX);
-	frame->rdx = (u32)take(ghcb, GHCB_RDX);
+	u64 *result[4] = {&frame->rax, &frame->rbx, &frame->rcx, &frame->rdx};
+	u64 leaf = (u32)frame->rax, page = read_msr(MSR_GHCB);
+	for (u64 i = 0; i < 4; i++) {
+		write_msr(MSR_GHCB, leaf << GHCB_CPUID_LEAF_SHIFT | i << GHCB_CPUID_REGISTER_SHIFT | GHCB_CPUID);
+		vmgexit();
+		u64 response = read_msr(MSR_GHCB);
+		if ((response & GHCB_INFO) != GHCB_CPUID_DONE)
+			terminate();
+		*result[i] = response >> 32;
+	}
+	write_msr(MSR_GHCB, page);
 	frame->rip += 2;
 }
 
