@@ -1,8 +1,9 @@
 """VMGEXIT of one vCPU: what KVM does with the GHCB of an SEV-ES guest (Linux ``arch/x86/kvm/svm/sev.c``).
 
 Requests come out as the exits that every guest has, so whoever serves those need not know of GHCBs; results go back
-into the page or the MSR. The page is copied once, and only the copy is believed and changed: a VMM that writes to the
-page meanwhile confuses a guest that does not check, and nobody else.
+into the page or the MSR. The page is copied once, and only the copy is believed and changed. A VMM that writes to the
+page before that asks in its guest's name, as a hypervisor on silicon could act; one that writes after it lies to a
+guest that takes answers for no more than answers.
 """
 
 from __future__ import annotations
