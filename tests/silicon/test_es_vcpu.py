@@ -172,7 +172,7 @@ def test_cpuid_by_msr_says_sev_es(board: EsBoard) -> None:
 
 
 @pytest.mark.parametrize(("operation", "attributes"), [(1, 0x10), (2, 0)], ids=["private", "shared"])
-@pytest.mark.parametrize(("result", "response"), [(0, 0x015), (-12, 0x1_0000_0015)], ids=["done", "refused"])
+@pytest.mark.parametrize(("result", "response"), [(0, 0x015), (-12, 0xC_0000_0015)], ids=["done", "refused"])
 def test_a_page_state_change_by_msr_is_the_hypercall(
     board: EsBoard, operation: int, attributes: int, result: int, response: int
 ) -> None:
@@ -261,13 +261,19 @@ def test_an_msr_that_is_not_the_vcpus_own_is_a_protection_fault(board: EsBoard) 
 
 
 def test_a_hypercall_takes_its_result_through_the_page(board: EsBoard) -> None:
-    board.ask(ghcb(ExitCode.VMMCALL, rax=12, cpl=0, rbx=OTHER, rcx=1, rdx=16))
+    board.ask(ghcb(ExitCode.VMMCALL, rax=9, cpl=0, rbx=OTHER, rcx=1, rdx=16))
     board.load(0, by_msr(GHCB) + HLT, rax=FULL)
-    assert board.run() == Hypercall(12, (OTHER, 1, 16, 0))
+    assert board.run() == Hypercall(9, (OTHER, 1, 16, 0))
     board.vcpu.complete_hypercall(-22)
     assert board.run() == Halt()
     assert board.answer().rax == (1 << 64) - 22
     assert board.value("rax") == GHCB, "the register is the guest's own"
+
+
+def test_nobody_changes_page_states_by_a_page_that_a_vmm_can_write_to(board: EsBoard) -> None:
+    answer = exchanged(board, ghcb(ExitCode.VMMCALL, rax=12, cpl=0, rbx=OTHER, rcx=1, rdx=0))
+    assert answer.rax == (1 << 64) - 1
+    assert OTHER // PAGE_SIZE not in board.memory.states
 
 
 def test_what_is_malformed_is_answered_and_the_guest_goes_on(board: EsBoard) -> None:

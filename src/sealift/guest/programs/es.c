@@ -158,8 +158,36 @@ static void handle_msr(struct frame *frame)
 	frame->rip += 2;
 }
 
-/* KVM's hypercalls: a number, and up to four arguments. */
-static void handle_hypercall(struct frame *frame)
+/* Returns 0 or an errno. Keeps the MSR. */
+static u64 change_page_state(u64 gpa, u64 state)
+{
+	u64 page = read_msr(MSR_GHCB);
+	write_msr(MSR_GHCB, state | gpa | GHCB_PAGE_STATE);
+	vmgexit();
+	u64 response = read_msr(MSR_GHCB);
+	if ((response & GHCB_INFO) != GHCB_PAGE_STATE_DONE)
+		terminate();
+	write_msr(MSR_GHCB, page);
+	return response >> GHCB_ERROR_SHIFT;
+}
+
+/*
+ * KVM_HC_MAP_GPA_RANGE, by the MSR as well: a VMM must not be able to ask for other pages in this guest's name, and
+ * the platform takes it no other way.
+ */
+static u64 declare_range(const struct frame *frame)
+{
+	u64 state = frame->rdx & MAP_GPA_ENCRYPTED ? GHCB_PRIVATE : GHCB_SHARED;
+	for (u64 i = 0; i < frame->rcx; i++) {
+		u64 error = change_page_state(frame->rbx + i * PAGE_SIZE, state);
+		if (error)
+			return -error;
+	}
+	return 0;
+}
+
+/* Other hypercalls of KVM: a number, and up to four arguments. */
+static u64 call(const struct frame *frame)
 {
 	volatile u64 *ghcb = begin();
 	put(ghcb, GHCB_CPL, 0);
@@ -169,7 +197,12 @@ static void handle_hypercall(struct frame *frame)
 	put(ghcb, GHCB_RDX, frame->rdx);
 	put(ghcb, GHCB_RSI, frame->rsi);
 	ask(ghcb, EXIT_VMMCALL, 0);
-	frame->rax = take(ghcb, GHCB_RAX);
+	return take(ghcb, GHCB_RAX);
+}
+
+static void handle_hypercall(struct frame *frame)
+{
+	frame->rax = frame->rax == MAP_GPA_RANGE ? declare_range(frame) : call(frame);
 	frame->rip += 3;
 }
 
@@ -193,9 +226,7 @@ void startup_communicate(struct frame *frame)
 void startup_share_ghcb(const struct startup_table *table, u32 vcpu)
 {
 	u64 gpa = table->ghcbs.gpa + vcpu * PAGE_SIZE;
-	write_msr(MSR_GHCB, GHCB_SHARED | gpa | GHCB_PAGE_STATE);
-	vmgexit();
-	if (read_msr(MSR_GHCB) != GHCB_PAGE_STATE_DONE)
+	if (change_page_state(gpa, GHCB_SHARED))
 		terminate();
 	write_msr(MSR_GHCB, gpa);
 }

@@ -14,7 +14,9 @@
 #define GHCB_CPUID_DONE 0x005ul
 #define GHCB_PAGE_STATE 0x014ul
 #define GHCB_PAGE_STATE_DONE 0x015ul
+#define GHCB_PRIVATE (1ul << 52)
 #define GHCB_SHARED (2ul << 52)
+#define GHCB_ERROR_SHIFT 32
 #define GHCB_TERMINATE 0x100ul
 
 /* Exit codes, as #VC has them for its error code. */
