@@ -290,6 +290,7 @@ def test_keys_erased_behind_a_platforms_back_are_missed(
     neighbour.platform_reset()
     assert _status(processor.launch_start, memory, 0, b"", b"") is Status.SECURE_DATA_INVALID
     assert _status(processor.pek_csr) is Status.SECURE_DATA_INVALID
+    assert processor.platform_status().state is PlatformState.INIT
     processor.shutdown()
     processor.init()
     processor.launch_start(memory, 0, b"", b"")
