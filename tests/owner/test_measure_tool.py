@@ -82,7 +82,10 @@ def test_a_measurement_can_be_a_file_in_any_form(firmware: Path, keys: tuple[str
     raw, armored = tmp_path / "measure.bin", tmp_path / "measure.b64"
     raw.write_bytes(base64.b64decode(text))
     armored.write_text(f"{text}\n")
-    for form in (text, raw, armored):
+    answer, reply = tmp_path / "answer.json", tmp_path / "reply.json"
+    answer.write_text(json.dumps({"data": text}))
+    reply.write_text(json.dumps({"return": {"data": text}, "id": "libvirt-1"}))
+    for form in (text, raw, armored, answer, reply):
         assert validate("--measurement", form, "--firmware", firmware, *keys).out.startswith(
             "OK: the guest is the expected one, policy 0x9 (nodbg,nosend)"
         )
@@ -177,6 +180,7 @@ def test_mistakes_are_sentences(
         (["--measurement", "YWJj", "--tk", "KEYS", *VERSION], 1, "the measurement 'YWJj' is neither 48 bytes"),
         (["--measurement", "YWJj"], 2, "the session's keys are needed"),
         (["--tk", "KEYS"], 2, "--measurement"),
+        (["--measurement", "ANSWER", "--tk", "KEYS", *VERSION], 1, "looks like QMP's answer, but has no data"),
         (["--measurement", "KEYS", "--tk", "KEYS", *VERSION], 1, "the measurement KEYS does not parse"),
     ],
 )
@@ -185,4 +189,5 @@ def test_mistakes_of_validation(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("KEYS").write_bytes(os.urandom(32))
+    Path("ANSWER").write_text('{"error": {}}')
     assert reason in owner("validate", *words, status=status).complaint

@@ -17,7 +17,7 @@ FORMATS = ("sevctl", "sev-tool")
     "session",
     short_help="Make a launch session for a platform.",
     epilog=examples(
-        "sealift owner session chain.cert --trust 2f6c... --name vm",
+        "sealift owner session chain.cert --trust ask_ark.cert --name vm",
         "sealift owner session pdh.cert cert_chain.cert --ca ask_ark.cert --policy nodbg,nosend,es",
         "sealift owner session pdh.cert --unverified --format sev-tool --directory launch",
     ),
