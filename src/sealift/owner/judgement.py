@@ -65,8 +65,8 @@ def _untrusted(certificates: CertificateSet, roots: Collection[bytes]) -> Iterat
     root = certificates.root
     if root is not None and root.fingerprint() not in roots:
         yield (
-            f"the root is {whose(root)}, and not one that is trusted here; if you have the same from a source you trust, "
-            f"say --trust {root.fingerprint().hex()}"
+            f"the root is {whose(root)}, and not one that is trusted here; if you have the same from a source you "
+            f"trust, say --trust {root.fingerprint().hex()}"
         )
 
 
