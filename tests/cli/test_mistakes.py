@@ -16,6 +16,9 @@ from sealift.cli.places import Host
 from sealift.errors import UserError, sentence
 
 
+OWNER_TOOLS = [["owner", tool] for tool in ("chain", "session", "measure", "validate", "secret", "report")]
+
+
 def assert_nothing_is_left(state_dir: Path) -> None:
     """No process, no run directory."""
     assert processes_naming(state_dir) == {}
@@ -148,7 +151,7 @@ def test_a_configuration_that_means_nothing_is_refused(
     assert_nothing_is_left(state_dir)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["ps"], ["console"], ["stop"], ["migrate"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["ps"], ["console"], ["stop"], ["migrate"], *OWNER_TOOLS])
 def test_every_help_ends_with_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ get mode 0600. A file appears whole or not at all.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import stat
 import tempfile
@@ -26,6 +27,9 @@ _PUBLIC: Final = 0o644
 _SECRET: Final = 0o600
 _TEXT_LIMIT: Final = 4096
 """Bytes of a file that holds a key, a measurement or a report, raw or as text: the longest has 280."""
+
+_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises: for wrong JSON, for text that is no UTF-8, and for JSON that is nested too deeply."""
 
 T = TypeVar("T")
 
@@ -99,14 +103,11 @@ def _data_of(content: bytes, sizes: Collection[int]) -> bytes:
     """What is to be read: `content`, or if that is a QMP answer, the data in it."""
     if len(content) in sizes or not content.lstrip().startswith(b"{"):
         return content
-    try:
+    with contextlib.suppress(*_NO_JSON):
         return msgspec.json.decode(content, type=_Reply).answer.data.encode()
-    except msgspec.DecodeError:
-        pass
-    try:
+    with contextlib.suppress(*_NO_JSON):
         return msgspec.json.decode(content, type=_Answer).data.encode()
-    except msgspec.DecodeError as error:
-        raise StreamError("it looks like QMP's answer, but has no data") from error
+    raise StreamError("it looks like QMP's answer, but has no data")
 
 
 def read_transport(tek: Path, tik: Path) -> TransportKeys:
