@@ -15,7 +15,6 @@ from sealift.cli.main import main
 from sealift.cli.places import Host
 from sealift.errors import UserError, sentence
 
-
 OWNER_TOOLS = [["owner", tool] for tool in ("chain", "session", "measure", "validate", "secret", "report")]
 
 

@@ -22,14 +22,12 @@ from sealift.errors import StreamError, UserError
 from sealift.sev import kdf
 from sealift.sev.session import TransportKeys
 from sealift.sev.text import raw_or_base64
+from sealift.wire.packed import UNDECODABLE
 
 _PUBLIC: Final = 0o644
 _SECRET: Final = 0o600
 _TEXT_LIMIT: Final = 4096
 """Bytes of a file that holds a key, a measurement or a report, raw or as text: the longest has 280."""
-
-_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises: for wrong JSON, for text that is no UTF-8, and for JSON that is nested too deeply."""
 
 T = TypeVar("T")
 
@@ -103,9 +101,9 @@ def _data_of(content: bytes, sizes: Collection[int]) -> bytes:
     """What is to be read: `content`, or if that is a QMP answer, the data in it."""
     if len(content) in sizes or not content.lstrip().startswith(b"{"):
         return content
-    with contextlib.suppress(*_NO_JSON):
+    with contextlib.suppress(*UNDECODABLE):
         return msgspec.json.decode(content, type=_Reply).answer.data.encode()
-    with contextlib.suppress(*_NO_JSON):
+    with contextlib.suppress(*UNDECODABLE):
         return msgspec.json.decode(content, type=_Answer).data.encode()
     raise StreamError("it looks like QMP's answer, but has no data")
 
