@@ -77,6 +77,13 @@ def test_vmsa_files_stand_for_computed_ones(firmware: Path, tmp_path: Path) -> N
     assert files == owner(*common, "--vcpu-type", "EPYC-Rome", "--fpu", "legacy").out
 
 
+def test_sev_features_are_measured(firmware: Path, tmp_path: Path) -> None:
+    page = tmp_path / "cpu0"
+    page.write_bytes(reset_vmsa(RESET_EIP, CPU_SIGNATURES["EPYC-v4"], FpuProfile.INIT2, 0x20))
+    common = ("measure", "--firmware", firmware, "--policy", "es", "--vcpus", "1")
+    assert owner(*common, "--sev-features", "0x20").out == owner(*common, "--vmsa-cpu0", page).out
+
+
 def test_a_measurement_can_be_a_file_in_any_form(firmware: Path, keys: tuple[str | Path, ...], tmp_path: Path) -> None:
     text = measured("--firmware", firmware, *keys)
     raw, armored = tmp_path / "measure.bin", tmp_path / "measure.b64"
@@ -132,6 +139,7 @@ def test_our_own_guests_command_line_is_explained(keys: tuple[str | Path, ...]) 
         (["--firmware", "FIRMWARE", "--policy", "es", "--vcpus", "513"], 1, "at most 512 vCPUs, not 513"),
         (["--firmware", "FIRMWARE", "--policy", "es", "--vcpu-type", "386"], 1, "there is no vCPU type '386'"),
         (["--firmware", "FIRMWARE", "--policy", "es", "--vcpu-signature", "x"], 1, "'x' is no vCPU signature"),
+        (["--firmware", "FIRMWARE", "--policy", "es", "--sev-features", "-1"], 1, "'-1' is no SEV_FEATURES"),
         (
             ["--firmware", "FIRMWARE", "--policy", "es", "--vcpu-signature", "1", "--vcpu-type", "EPYC"],
             2,
