@@ -6,12 +6,18 @@ import base64
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launch.flashes import BLOCKS, OVMF, with_blocks
+from owner.conftest import Host
 from owner.tool import owner
+from sealift.address import Gpa, RamBlock, RamLayout
+from sealift.sev.policy import DEFAULT_POLICY
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.processor.asids import fitting
 from sev.test_peers import MISMATCH, validator
 
 IMAGES = (OVMF, Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/ovmf/OVMF.fd"))
@@ -133,6 +139,34 @@ def test_we_validate_what_libvirt_would_and_open_its_secret(firmware: Path, tmp_
     assert owner("validate", "--measurement", made, "--firmware", firmware, "--tk", tk, *VERSION).out.startswith("OK")
     listed = owner("secret", "--open", header, payload, "--measurement", made, "--tk", tk).out
     assert listed.splitlines()[1].split() == ["luks-key", str(len(data))]
+
+
+def test_firmware_takes_the_secret_that_libvirt_seals(
+    firmware: Path, make_host: Callable[[str], Host], tmp_path: Path
+) -> None:
+    """Test a whole launch whose owner is libvirt's validator, but for the session."""
+    processor, pdh = make_host("a").processor, tmp_path / "pdh.cert"
+    pdh.write_bytes(processor.endorsed_certificates().pdh)
+    owner("session", pdh, "--unverified", "--format", "sev-tool", "--directory", tmp_path)
+    image = firmware.read_bytes()
+    memory = GuestMemory(RamLayout((RamBlock("ram", Gpa(0), 8 << 20),)), bytes(32))
+    godh, session = ((tmp_path / name).read_bytes() for name in ("godh.cert", "launch_blob.bin"))
+    handle = processor.launch_start(memory, DEFAULT_POLICY, godh, session)
+    processor.activate(handle, fitting(DEFAULT_POLICY).start)
+    memory.shared.data[: len(image)] = image
+    processor.launch_update_data(handle, 0, len(image))
+    measured = base64.b64encode(processor.launch_measure(handle)).decode()
+    (tmp_path / "passphrase").write_bytes(b"correct horse")
+    parts = [tmp_path / "header.b64", tmp_path / "payload.b64"]
+    done = libvirt(
+        *("--measurement", measured, "--firmware", firmware, "--tk", tmp_path / "tmp_tk.bin"),
+        *("--policy", int(DEFAULT_POLICY), "--inject-secret", f"luks-key:{tmp_path / 'passphrase'}"),
+        *("--secret-header", parts[0], "--secret-payload", parts[1]),
+    )
+    assert done.returncode == 0, done.stderr
+    header, payload = (base64.b64decode(part.read_text()) for part in parts)
+    processor.launch_secret(handle, header, payload, 4 << 20, len(payload))
+    assert b"correct horse" in bytes(memory.read_private(Gpa(4 << 20), len(payload)))
 
 
 @pytest.mark.parametrize("size", [8, 13, 24])
