@@ -28,6 +28,7 @@ from sealift.sev import certificate
 from sealift.sev.certificate import Certificate
 from sealift.sev.chain import PlatformChain
 from sealift.sev.measurement import FirmwareVersion
+from sealift.sev.policy import Policy
 from sealift.sev.report import AttestationReport
 from sealift.vmm.guest import Guest
 from sealift.vmm.launch import evidence_of
@@ -109,6 +110,23 @@ def test_an_owner_elsewhere_validates_plants_its_secret_and_the_guest_uses_it(
     assert ask(served, "cont") == {}
     assert ask(served, "query-sev")["state"] == "running"
     assert measure_of(served) == measure
+    assert_chain_with(SECRET, served.guest)
+
+
+def test_an_sev_es_guest_of_an_owner_elsewhere_is_measured_with_its_vcpus(
+    places: Places, tmp_path: Path, guest: Callable[..., HostedGuest], serve: Callable[[Guest], Served]
+) -> None:
+    owner = AbsentOwner.make(places, tmp_path, Policy.NODBG | Policy.ES)
+    session = {"dh_cert_file": owner.dh_cert_file, "session_file": owner.session_file}
+    hosted = guest(policy="nodbg,es", kernel="ledger", append=APPEND, memory=MEMORY, engine="unicorn", **session)
+    served = serve(hosted.guest)
+    info = ask(served, "query-sev")
+    assert (info["policy"], info["state"]) == (int(owner.policy), "launch-secret")
+    version = FirmwareVersion(info["api-major"], info["api-minor"], info["build-id"])
+    measure = measure_of(served)
+    assert owner.expects(measure, version, MEMORY, "ledger", APPEND)
+    inject(served, owner.packet(measure))
+    ask(served, "cont")
     assert_chain_with(SECRET, served.guest)
 
 
