@@ -148,6 +148,7 @@ def test_what_nothing_explains_gets_no_explanation() -> None:
         ({"command_line": "quiet "}, "a command line that ends with a blank"),
         ({"command_line": ""}, "an empty command line"),
         ({"payload": b""}, "no payload"),
+        ({"es": True}, "a guest with SEV-ES"),
         ({"kernel": None, "payload": b"", "command_line": ""}, "the receiver's image, without a kernel"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

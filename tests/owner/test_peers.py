@@ -72,8 +72,8 @@ def test_kernel_hashes_are_theirs(
     amd_sev: Path, kernel_files: tuple[Path, Path], mode: str, line: str, *, with_initrd: bool
 ) -> None:
     kernel, initrd = kernel_files
-    common: list[str | Path] = ["--kernel", kernel, "--append", line, *(["--initrd", initrd] if with_initrd else [])]
-    es = ["--policy", "es", "--vcpus", "2"] if mode == "seves" else []
+    common: list[str | Path] = ["--kernel", kernel, "--append", line, *(("--initrd", initrd) if with_initrd else ())]
+    es: list[str | Path] = ["--policy", "es", "--vcpus", "2"] if mode == "seves" else []
     own = owner("measure", "--firmware", amd_sev, *common, *es).out
     theirs_es = ["--vcpus", "2", "--vcpu-type", "EPYC-v4"] if es else []
     assert own.strip() == theirs("--mode", mode, "--ovmf", amd_sev, *common, *theirs_es)

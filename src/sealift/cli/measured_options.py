@@ -38,13 +38,29 @@ _OPTIONS: Final = (
         show_default=True,
         help="SEV-ES with --firmware: what the host's KVM leaves in FPU registers; legacy before Linux 6.10.",
     ),
-    file_option("--vmsa-cpu0", "SEV-ES: the first vCPU's VMSA, in place of a computed one."),
-    file_option("--vmsa-cpu1", "SEV-ES: every other vCPU's."),
+    click.option(
+        "--sev-features",
+        default="0",
+        show_default=True,
+        help="SEV-ES with --firmware: SEV_FEATURES; 0x20 where KVM swaps debug registers.",
+    ),
+    file_option("--vmsa-cpu0", "SEV-ES with --firmware: the first vCPU's VMSA, in place of a computed one."),
+    file_option("--vmsa-cpu1", "SEV-ES with --firmware: every other vCPU's."),
 )
 _OWN_IMAGE: Final = ("memory", "payload")
 """Options that mean nothing with ``--firmware``."""
-_FIRMWARE_IMAGE: Final = ("vcpu_type", "vcpu_signature", "fpu", "kernel_hashes")
+_FIRMWARE_IMAGE: Final = (
+    "vcpu_type",
+    "vcpu_signature",
+    "fpu",
+    "sev_features",
+    "kernel_hashes",
+    "vmsa_cpu0",
+    "vmsa_cpu1",
+)
 """Options that mean nothing without."""
+_ES_ONLY: Final = ("vcpus", "vcpu_type", "vcpu_signature", "fpu", "sev_features", "vmsa_cpu0", "vmsa_cpu1")
+"""Options that mean nothing without SEV-ES, where a firmware image is measured."""
 
 
 def measured_options(function: F) -> F:
@@ -76,19 +92,14 @@ def measured_guest(settings: dict[str, Any]) -> MeasuredGuest:
         UsageError: options that mean nothing together.
         UserError: it cannot be measured, or a file cannot be read.
     """
-    from sealift.sev.policy import Policy, parse_policy
+    from sealift.sev.policy import parse_policy
 
     policy = parse_policy(settings["policy"])
-    es = Policy.ES in policy
-    if settings["vmsa_cpu0"] is None and settings["vmsa_cpu1"] is not None:
-        raise click.UsageError("--vmsa-cpu1 goes with --vmsa-cpu0")
-    if settings["vmsa_cpu0"] is not None and not es:
-        raise click.UsageError("a VMSA is measured of an SEV-ES guest alone; --policy says otherwise")
     if settings["firmware"] is None:
         _refuse(_FIRMWARE_IMAGE, "has no use without --firmware")
         return _own_image(settings, policy)
     _refuse(_OWN_IMAGE, "has no use with --firmware")
-    return _firmware_image(settings, policy, es=es)
+    return _firmware_image(settings, policy)
 
 
 def _own_image(settings: dict[str, Any], policy: Policy) -> MeasuredGuest:
@@ -97,12 +108,10 @@ def _own_image(settings: dict[str, Any], policy: Policy) -> MeasuredGuest:
 
     names = ("memory", "vcpus", "kernel", "payload", "append", "initrd")
     recipe = make_recipe(*(settings[name] for name in names)).under(policy)
-    files = _vmsa_files(settings)
-    vmsas = () if files is None else (files.first, *(files.others for _ in range(1, recipe.vcpus)))
-    return MeasuredGuest(DirectBoot(recipe, vmsas), policy, recipe)
+    return MeasuredGuest(DirectBoot(recipe), policy, recipe)
 
 
-def _firmware_image(settings: dict[str, Any], policy: Policy, *, es: bool) -> MeasuredGuest:
+def _firmware_image(settings: dict[str, Any], policy: Policy) -> MeasuredGuest:
     from sealift.launch.flash import SIZE_LIMIT, FlashImage
     from sealift.owner.files import parsed
     from sealift.owner.guestimage import FirmwareBoot
@@ -110,9 +119,9 @@ def _firmware_image(settings: dict[str, Any], policy: Policy, *, es: bool) -> Me
     firmware = parsed("firmware", settings["firmware"], SIZE_LIMIT, FlashImage.decode)
     kernel = _kernel_files(settings)
     hashes = kernel.hashes() if kernel is not None and settings["kernel_hashes"] else None
-    vcpus = _es_vcpus(settings) if es else None
-    if not es:
-        _refuse(("vcpus", "vcpu_type", "vcpu_signature", "fpu"), "is measured of an SEV-ES guest alone; see --policy")
+    vcpus = _es_vcpus(settings) if policy.ES in policy else None
+    if vcpus is None:
+        _refuse(_ES_ONLY, "is measured of an SEV-ES guest alone; see --policy")
     return MeasuredGuest(FirmwareBoot(firmware, kernel, hashes, vcpus), policy)
 
 
@@ -134,7 +143,8 @@ def _es_vcpus(settings: dict[str, Any]) -> EsVcpus:
     count = settings["vcpus"]
     if count > COUNT_LIMIT:
         raise UserError(f"an SEV-ES guest has at most {COUNT_LIMIT} vCPUs, not {count}")
-    return EsVcpus(count, _signature(settings), FpuProfile(settings["fpu"]), files=_vmsa_files(settings))
+    features = _number("SEV_FEATURES", settings["sev_features"], bits=64)
+    return EsVcpus(count, _signature(settings), FpuProfile(settings["fpu"]), features, _vmsa_files(settings))
 
 
 def _signature(settings: dict[str, Any]) -> int:
@@ -149,13 +159,22 @@ def _signature(settings: dict[str, Any]) -> int:
         if name not in CPU_SIGNATURES:
             raise UserError(f"there is no vCPU type {name!r}; there are {', '.join(CPU_SIGNATURES)}")
         return CPU_SIGNATURES[name]
+    return _number("vCPU signature", number, bits=32)
+
+
+def _number(what: str, text: str, *, bits: int) -> int:
+    """A number in decimal or, with 0x, in hexadecimal.
+
+    Raises:
+        UserError: it is none, or has more bits.
+    """
     try:
-        signature = int(number, 0)
+        number = int(text, 0)
     except ValueError:
-        signature = -1
-    if not 0 <= signature < 1 << 32:
-        raise UserError(f"{number!r} is no vCPU signature; write a 32-bit number like 0x800f12")
-    return signature
+        number = -1
+    if not 0 <= number < 1 << bits:
+        raise UserError(f"{text!r} is no {what}; write a number of {bits} bits, such as 0x20")
+    return number
 
 
 def _vmsa_files(settings: dict[str, Any]) -> VmsaFiles | None:
@@ -164,6 +183,8 @@ def _vmsa_files(settings: dict[str, Any]) -> VmsaFiles | None:
     from sealift.owner.vcpus import VmsaFiles, vmsa_page
 
     first, others = settings["vmsa_cpu0"], settings["vmsa_cpu1"]
+    if first is None and others is not None:
+        raise click.UsageError("--vmsa-cpu1 goes with --vmsa-cpu0")
     if first is None:
         return None
     if others is None and settings["vcpus"] > 1:

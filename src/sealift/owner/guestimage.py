@@ -122,12 +122,10 @@ class DirectBoot:
     """Sealift's own image: start-up code, table and what the kernel needs.
 
     Attributes:
-        recipe: what is loaded.
-        vmsas: what follows it of an SEV-ES guest, in place of the recipe's own.
+        recipe: what is loaded, and what its vCPUs start with.
     """
 
     recipe: GuestRecipe
-    vmsas: tuple[bytes, ...] = ()
 
     def buffers(self) -> Iterator[Buffer]:
         """Pieces, VMSAs.
@@ -136,7 +134,7 @@ class DirectBoot:
             UserError: a file can no longer be read.
         """
         yield from (Buffer(piece.name, piece.gpa, piece.data) for piece in self.recipe.pieces())
-        yield from _vmsas(self.vmsas or self.recipe.vmsas())
+        yield from _vmsas(self.recipe.vmsas())
 
     def variants(self) -> Iterator[Variant]:
         """Other machines, other command lines, no files."""
@@ -152,6 +150,7 @@ class DirectBoot:
             yield from self._with(words, command_line=line)
         if len(recipe.initrd):
             yield from self._with("no initrd", initrd=b"")
+        yield from self._with("a guest without SEV-ES" if recipe.es else "a guest with SEV-ES", es=not recipe.es)
         if len(recipe.payload):
             yield from self._with("no payload", payload=b"")
         yield from self._with("the receiver's image, without a kernel", **_NO_KERNEL)
@@ -159,7 +158,7 @@ class DirectBoot:
     def _with(self, words: str, **fields: Any) -> Iterator[Variant]:  # noqa: ANN401  # GuestRecipe's fields
         """The image with other fields, unless they do not fit together."""
         with contextlib.suppress(UserError):
-            yield words, replace(self, recipe=replace(self.recipe, **fields))
+            yield words, DirectBoot(replace(self.recipe, **fields))
 
 
 _NO_KERNEL: Final = {"kernel": None, "payload": b"", "command_line": "", "initrd": b""}

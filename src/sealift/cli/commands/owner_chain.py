@@ -23,7 +23,7 @@ LAYOUTS = ("pdh", "cert-chain", "platform", "full", "ca")
     "chain",
     short_help="Read and verify a platform's certificates.",
     epilog=examples(
-        "sealift owner chain chain.cert --trust 2f6c...",
+        "sealift owner chain chain.cert --trust ask_ark.cert",
         "sealift owner chain pdh.cert cert_chain.cert --ca ask_ark_milan.cert",
         "sealift owner chain --host --output pdh.cert --layout pdh",
     ),
@@ -79,18 +79,11 @@ def command(
 
 
 def _of_host(host: Host) -> CertificateSet:
-    """The certificates of the local host's platform, with the manufacturer's."""
-    from sealift.cli.places import default_manufacturer
-    from sealift.sev.certfile import CertificateSet
-    from sealift.vmm.launch import evidence_of
-    from sealift.vmm.platform import Platform
+    """The certificates of a local host's platform, with the manufacturer's."""
+    from sealift.cli.host_platform import open_platform
 
-    platform = Platform.start(host.identity, default_manufacturer(), engine="unicorn")
-    try:
-        evidence = evidence_of(platform)
-    finally:
-        platform.close()
-    return CertificateSet.decode(evidence.pdh + evidence.cert_chain + evidence.ca_chain)
+    with open_platform(host) as platform:
+        return platform.certificates()
 
 
 def _write(certificates: CertificateSet, *, output: Path, layout: str | None, as_base64: bool, force: bool) -> None:
