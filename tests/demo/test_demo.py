@@ -44,13 +44,16 @@ def assert_nothing_is_left(scratch: Path) -> None:
 
 
 @pytest.mark.timeout(LIMIT_S + 40)
-@pytest.mark.parametrize("transfer", ["ring", "mailbox"])
-def test_everything_holds_by_either_transfer(
-    transfer: str, scratch: Path, tmp_path: Path, sealift: Callable[..., Sealift]
+@pytest.mark.parametrize(
+    ("options", "transfer"),
+    [(["--transfer", "ring"], "ring"), (["--transfer", "mailbox"], "mailbox"), (["--method", "psp"], "packets")],
+)
+def test_everything_holds_whatever_carries_the_pages(
+    options: list[str], transfer: str, scratch: Path, tmp_path: Path, sealift: Callable[..., Sealift]
 ) -> None:
     payload = tmp_path / "payload"
     payload.write_bytes(b"line\n" * 3333)
-    demo = sealift("demo", "--json", "--memory", "32M", "--payload", payload, "--transfer", transfer)
+    demo = sealift("demo", "--json", "--memory", "32M", "--payload", payload, *options)
     assert demo.process.wait(LIMIT_S) == 0
     report = json.loads(demo.stdout.finish().splitlines()[-1])
     digest = hashlib.sha256(payload.read_bytes()).hexdigest()

@@ -17,6 +17,7 @@ from sealift.guest.handler.digest import handler_digest
 from sealift.guest.programs import program, startup_blob
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID
+from sealift.owner.authority import OwnerAuthority
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import Owner
 from sealift.sev.policy import DEFAULT_POLICY, Policy
@@ -35,6 +36,7 @@ from sealift.vmm.migration.target import Arrived, Incoming, TargetHost
 from sealift.vmm.migration.transport import Address, TcpAddress
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
+from sealift.wire import platform as wire
 
 SECRET = b"a secret that the owner planted, 45 bytes long"
 MARKER = "SEALIFT-CONTROL-MARKER"
@@ -139,6 +141,8 @@ class World:
     notices: list[str] = field(default_factory=list)
     token_path: Path | None = None
     engine: str = "auto"
+    target: Callable[[], Platform] | None = None
+    """Starts a platform process where guests go; host B if None."""
     policy: Policy = DEFAULT_POLICY
 
     def platform(self, host: str) -> Platform:
@@ -161,7 +165,7 @@ class World:
     def host(self, console: Console, owner: Owner | None = None) -> TargetHost:
         """A host that takes guests."""
         return TargetHost(
-            platform=lambda: self.platform("b"),
+            platform=self.target or (lambda: self.platform("b")),
             owner=owner or self.owner,
             startup=startup_blob(),
             console=lambda: console,
@@ -230,6 +234,18 @@ class Attempt:
         found = Guest(self.arrived.machine, self.arrived.launched, self.screen, self.arrived.name)
         self.world.guests.append(found)
         return found
+
+
+def provision(world: World, *hosts: str) -> None:
+    """Give hosts one external owner."""
+    authority = OwnerAuthority.generate()
+    for host in hosts:
+        platform = world.platform(host)
+        try:
+            signed = authority.signed(platform.request(wire.PekCsr(), wire.PekRequest).pek)
+            platform.do(wire.PekCertImport(signed, authority.certificate.encode()))
+        finally:
+            platform.close()
 
 
 def attempt(

@@ -244,6 +244,14 @@ class UnicornVcpu:
             self.request_code_flush()
             self.started = True
 
+    def save_visible(self) -> bytes:
+        """All of it: the host of a guest without SEV-ES sees its registers."""
+        return self.save()
+
+    def restore_visible(self, state: bytes) -> None:
+        """Load `save_visible`'s state."""
+        self.restore(state)
+
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     def _fill(self, uc: Uc, address: int, access: int, entry: Any, _user: object) -> bool:  # noqa: ANN401  # ctypes
