@@ -65,6 +65,7 @@ class Migration:
         self._stats = Statistics(machine.layout.size, clock)
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
+        self._why_cancelled = "the migration was cancelled"
         self._fencing = False
         self._sock: socket.socket | None = None
         self._method: SourceMethod | None = None
@@ -94,8 +95,11 @@ class Migration:
             self._disconnect()
         return self.info()
 
-    def cancel(self) -> None:
+    def cancel(self, why: str | None = None) -> None:
         """Give it up, from any thread; returns at once. Does nothing once it has ended.
+
+        Args:
+            why: a sentence, if it is not the user who gives it up.
 
         Raises:
             UserError: the guest was handed over already.
@@ -105,6 +109,7 @@ class Migration:
                 return
             if self._fencing:
                 raise UserError("the guest is being handed over to the target; it is too late to cancel")
+            self._why_cancelled = why or self._why_cancelled
             self._cancelled.set()
             if self._status.status is not _S.NONE:
                 self._status.move(_S.CANCELLING)
@@ -164,7 +169,7 @@ class Migration:
 
     def _check(self) -> None:
         if self._cancelled.is_set():
-            raise CancelledError("the migration was cancelled")
+            raise CancelledError(self._why_cancelled)
 
     def _enter(self, status: MigrationStatus) -> None:
         with self._lock:
@@ -195,7 +200,7 @@ class Migration:
             else:
                 self._machine.take_back()
                 if self._cancelled.is_set():
-                    self._stats.error, ending = "the migration was cancelled", _S.CANCELLED
+                    self._stats.error, ending = self._why_cancelled, _S.CANCELLED
         except Exception as worse:  # whatever it is, the migration comes to an end
             self._stats.error += f"; and the guest cannot run on here: {sentence(worse)}"
         self._stats.end()
