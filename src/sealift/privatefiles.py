@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from sealift.errors import UserError
+from sealift.errors import InternalError, UserError
 
 _DIRECTORY_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
@@ -45,6 +45,18 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def convert(self, access: Access) -> bool:
+        """Turn it into a lock for `access`; False, and a lock for use, if somebody stands in the way."""
+        if self._descriptor is None:
+            raise InternalError("a lock that was released cannot be converted")
+        try:
+            fcntl.flock(self._descriptor, access.value | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # The kernel drops the old lock before it finds that it cannot give the new one (flock(2)).
+            fcntl.flock(self._descriptor, Access.USE.value)
+            return False
+        return True
 
 
 class PrivateDirectory:

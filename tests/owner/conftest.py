@@ -16,8 +16,10 @@ from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID, MigrationFlags, MigrationSecret, take_migration_secret
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import LOG_FILE, Owner
+from sealift.sev.policy import Policy
 from sealift.sev.secret import SecretEntry
 from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.processor.asids import fitting
 from sealift.silicon.processor.firmware import SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
 from sealift.silicon.processor.manufacturer import Manufacturer
@@ -54,6 +56,7 @@ class Host:
         recipe = replace(recipe, handler_digest=self.handler)
         self.memory = GuestMemory(recipe.layout, os.urandom(32))
         self.handle = self.processor.launch_start(self.memory, grant.policy, grant.dh_cert, grant.session)
+        self.processor.activate(self.handle, fitting(Policy(grant.policy)).start)
         for piece in recipe.pieces():
             offset = recipe.layout.offset(piece.gpa, len(piece.data))
             assert offset is not None

@@ -1,47 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from sealift.sev import session
-from sealift.sev.certificate import Certificate
-from sealift.sev.policy import DEFAULT_POLICY, Policy
-from sealift.sev.session import OwnerSession
-from sealift.sev.status import Status, failure
-from sealift.silicon.processor.firmware import SecureProcessor
+from sealift.silicon.processor.firmware import INIT_ES, SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
 
-
-@dataclass
-class Memory:
-    """Guest memory of one block at 0: what the VMM put there, and what the guest will find."""
-
-    shared: bytearray
-    private: bytearray = field(default_factory=bytearray)
-
-    def __post_init__(self) -> None:
-        self.private = bytearray(len(self.shared))
-
-    def move_to_private(self, gpa: int, length: int) -> Iterable[memoryview]:
-        """Move content over and yield it page by page."""
-        self._check(gpa, length)
-        self.private[gpa : gpa + length] = self.shared[gpa : gpa + length]
-        self.shared[gpa : gpa + length] = b"\xcc" * length
-        view = memoryview(self.private)
-        for start in range(gpa, gpa + length, 4096):
-            yield view[start : min(start + 4096, gpa + length)]
-
-    def write_private(self, gpa: int, data: bytes) -> None:
-        """Put data where the guest finds it."""
-        self._check(gpa, len(data))
-        self.private[gpa : gpa + len(data)] = data
-
-    def _check(self, gpa: int, length: int) -> None:
-        if gpa + length > len(self.shared):
-            raise failure(Status.INVALID_ADDRESS, "outside the test's memory")
+from .bench import Bench, make_bench
+from .memory import Memory
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +44,38 @@ def memory() -> Memory:
     return Memory(bytearray(b"content of the launch image, page by page".ljust(4096, b".") * 4))
 
 
-def offer(processor: SecureProcessor, policy: Policy = DEFAULT_POLICY) -> OwnerSession:
-    """An owner's session for this platform."""
-    return session.offer(Certificate.decode(processor.pdh_cert_export().pdh), policy)
+@pytest.fixture(scope="session")
+def target_path(tmp_path_factory: pytest.TempPathFactory, manufacturer_path: Path) -> Path:
+    """Another host, with a chip of the same manufacturer."""
+    path = tmp_path_factory.mktemp("target") / "identity"
+    PlatformIdentity(path, manufacturer_path)
+    return path
+
+
+@pytest.fixture
+def target(target_path: Path, manufacturer_path: Path) -> Iterator[SecureProcessor]:
+    made = SecureProcessor(PlatformIdentity(target_path, manufacturer_path))
+    made.init(INIT_ES)
+    made.pek_gen()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make(identity: PlatformIdentity, target: SecureProcessor) -> Iterator[Callable[[], Bench]]:
+    """Makes one bench after the other, each on the same host."""
+    made: list[Bench] = []
+
+    def bench() -> Bench:
+        while made:
+            made.pop().clear()
+        processor = SecureProcessor(identity)
+        processor.init(INIT_ES)
+        if processor.platform_status().owned:
+            processor.pek_gen()
+        made.append(make_bench(processor, target))
+        return made[-1]
+
+    yield bench
+    while made:
+        made.pop().clear()

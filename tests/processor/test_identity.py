@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sealift.errors import UserError
+from sealift.errors import FirmwareError, UserError
+from sealift.privatefiles import Access
 from sealift.sev.chain import PlatformChain
+from sealift.sev.status import Status
 from sealift.silicon.processor.identity import PlatformIdentity
 from sealift.silicon.processor.manufacturer import CA_CHAIN_SIZE, Manufacturer
-from sealift.silicon.processor.platformkeys import PlatformKeys
 
 API = (1, 55)
 
@@ -140,17 +141,40 @@ def test_keys_of_another_chip_are_refused(own_path: Path, manufacturer_path: Pat
         PlatformIdentity(own_path, Path("/nonexistent")).keys()
 
 
+def _stored(identity: PlatformIdentity) -> bytes:
+    keys = identity.keys()
+    assert keys is not None
+    return keys.encode()
+
+
 def test_keys_do_not_change_under_a_guest(own_path: Path) -> None:
     identity = PlatformIdentity(own_path, Path("/nonexistent"))
-    fresh = PlatformKeys.generate(identity._cek_key, API)
-    held = identity.hold()
-    with pytest.raises(UserError, match="can change when they end"):
-        identity.replace(fresh)
+    before, held = _stored(identity), identity.hold()
+    elsewhere = PlatformIdentity(own_path, Path("/nonexistent"))
+    with pytest.raises(FirmwareError, match="can change when it is done") as caught, elsewhere.changing():
+        elsewhere.regenerate(API)
+    assert caught.value.status == Status.INVALID_PLATFORM_STATE
+    assert _stored(identity) == before
     held.release()
-    identity.replace(fresh)
-    found = identity.keys()
-    assert found is not None
-    assert found.encode() == fresh.encode()
+    with elsewhere.changing():
+        fresh = elsewhere.regenerate(API)
+    assert _stored(identity) == fresh.encode() != before
+    assert fresh.pdh_key.public_key() == fresh.pdh.key()
+
+
+def test_a_guests_own_lock_does_not_stand_in_its_way(own_path: Path) -> None:
+    """Test that whoever holds the keys alone may change them, and holds them for use again afterwards."""
+    identity, other = (PlatformIdentity(own_path, Path("/nonexistent")) for _ in range(2))
+    held = identity.hold()
+    with identity.changing(held):
+        identity.regenerate(API)
+        assert other._directory.try_hold(Access.USE) is None
+    beside = other.hold()
+    with pytest.raises(FirmwareError), identity.changing(held):
+        identity.erase()
+    beside.release()
+    assert other._directory.try_hold(Access.CHANGE) is None, "a refused change must not cost the lock"
+    held.release()
 
 
 def test_two_processes_starting_at_once_agree(manufacturer_path: Path, tmp_path: Path) -> None:

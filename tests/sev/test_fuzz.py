@@ -13,10 +13,11 @@ from sealift.errors import SealiftError
 from sealift.sev import keys, secret, session
 from sealift.sev.ca import CaCertificate, decode_ca_chain
 from sealift.sev.certificate import Certificate, Usage
-from sealift.sev.chain import PlatformChain
+from sealift.sev.chain import OwnerChain, PlatformChain
 from sealift.sev.keys import Algorithm
 from sealift.sev.packet import Header
 from sealift.sev.policy import DEFAULT_POLICY, parse_policy
+from sealift.sev.report import AttestationReport
 from sealift.sev.session import Session
 
 from .conftest import Platform
@@ -42,6 +43,7 @@ def _edited(data: bytes, edits: Edits) -> bytes:
         decode_ca_chain,
         Session.decode,
         Header.decode,
+        AttestationReport.decode,
         secret.parse_table,
         lambda data: parse_policy(data.decode("latin-1")),
     ],
@@ -89,6 +91,25 @@ def test_altered_chains_never_verify(platform: Platform, edits: Edits) -> None:
         assert (decoded.ask, decoded.ark) == (chain.ask, chain.ark)
         verified = (decoded.pdh, decoded.pek, decoded.oca, decoded.cek)
         assert [cert.body() for cert in verified] == [cert.body() for cert in certs]
+
+
+@given(edits=EDITS)
+def test_altered_owner_chains_never_verify(platform: Platform, edits: Edits) -> None:
+    """Test the branch that DOMAIN asks for, likewise."""
+    certs = (platform.chain.pdh, platform.chain.pek, platform.chain.oca)
+    altered = _edited(b"".join(cert.encode() for cert in certs), edits)
+    with contextlib.suppress(SealiftError):
+        decoded = OwnerChain.decode(altered[:2084], altered[2084:] + bytes(2084))
+        decoded.verify()
+        assert [cert.body() for cert in (decoded.pdh, decoded.pek, decoded.oca)] == [cert.body() for cert in certs]
+
+
+@given(edits=EDITS)
+def test_altered_reports_never_verify(platform: Platform, edits: Edits) -> None:
+    report = AttestationReport(bytes(16), bytes(range(32)), DEFAULT_POLICY).signed(platform.pek).encode()
+    decoded = AttestationReport.decode(_edited(report, edits))
+    if decoded.verifies(platform.pek.public_key()):
+        assert decoded.body() == report[:52]
 
 
 @given(edits=EDITS)

@@ -9,7 +9,7 @@ import pytest
 
 from sealift.wire.platform import Halt, Interrupted
 
-from .board import DATA, OPEN_DATA, OPEN_OTHER, OTHER, PD, PDPT, PML4, PT, Board, Ports
+from .board import CODE, DATA, OPEN_DATA, OPEN_OTHER, OTHER, PD, PDPT, PML4, PT, Board, Ports
 from .code import HLT, INC_AT_RBX, UD2, forever, inc, jump_to, load, mov, port_out, store, store_value
 from .dram import encrypted
 
@@ -52,6 +52,22 @@ def test_instructions_of_a_shared_page_come_from_the_private_plane_and_its_data_
     assert board.run() == Halt()
     assert board.value("rax") == board.value("rcx") == int.from_bytes(UD2 * 4, "little")
     assert board.value("rdx") == 1
+
+
+def test_code_that_firmware_patches_is_what_runs_next(
+    board: Board, threads: ThreadPoolExecutor, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Test DBG_ENCRYPT under a loop that runs: code that was translated or cached must not run on."""
+    code = {value: forever(mov("rax", value) + store("rbx", "rax")) for value in (1, 2)}
+    board.load(0, code[1], rbx=DATA)
+    running = threads.submit(board.run)
+    try:
+        eventually(lambda: board.private(DATA) == 1)
+        board.memory.patch_private(board.memory.layout.gpa(CODE), code[2].ljust(32, HLT))
+        eventually(lambda: board.private(DATA) == 2)
+    finally:
+        board.vcpus[0].kick()
+        assert running.result(20) == Interrupted()
 
 
 def test_page_walks_read_the_private_plane_whatever_the_state_of_the_table(board: Board) -> None:

@@ -83,6 +83,44 @@ def test_a_host_write_makes_the_engine_forget_code_of_private_pages(guest: Scrip
     assert guest.remapped[-1].numbers().tolist() == [1, 3]
 
 
+# --- firmware's own reads and writes ----------------------------------------------------------------------------------
+
+
+def test_what_firmware_patches_is_unsent_and_no_vcpu_goes_on_with_what_it_cached(
+    guest: ScriptedGuest, memory: GuestMemory
+) -> None:
+    """Test a patch over the border of two pages of a guest that runs."""
+    guest.write(1, SECRET, cbit=True)
+    memory.take_unsent()
+    gpa = 2 * PAGE_SIZE - 16
+    memory.patch_private(gpa, b"from the debugger, 32 bytes long")
+    assert bytes(memory.view_private(gpa, 32)) == b"from the debugger, 32 bytes long"
+    assert guest.read(1, cbit=True)[:-16] == SECRET[:-16]
+    assert guest.remapped[-1].numbers().tolist() == [1, 2]
+    assert memory.take_unsent().numbers().tolist() == [1, 2]
+    assert not memory.take_shared_dirty()
+
+
+def test_firmwares_view_is_to_read_and_of_ram_alone(memory: GuestMemory) -> None:
+    with pytest.raises(TypeError):
+        memory.view_private(0, 16)[0] = 1
+    for refused in (
+        lambda: memory.view_private(LAYOUT.pages * PAGE_SIZE * 2, 16),
+        lambda: memory.patch_private(1 << 40, bytes(16)),
+        lambda: memory.read_vmsa(0),
+    ):
+        with pytest.raises(FirmwareError) as caught:
+            refused()
+        assert caught.value.status == Status.INVALID_ADDRESS
+
+
+def test_a_vmsa_is_not_in_ram(memory: GuestMemory) -> None:
+    page = filled("registers")
+    memory.place_vmsa(0, page)
+    assert memory.read_vmsa(0) == page
+    assert not memory.private.populated()
+
+
 # --- LAUNCH_UPDATE_DATA -----------------------------------------------------------------------------------------------
 
 

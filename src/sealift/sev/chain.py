@@ -30,6 +30,37 @@ _ECDH: Final = frozenset({Algorithm.ECDH_SHA256, Algorithm.ECDH_SHA384})
 
 
 @dataclass(frozen=True, slots=True)
+class OwnerChain:
+    """The branch of a platform's chain that says who owns it; `verify` says whether it holds together."""
+
+    pdh: Certificate
+    pek: Certificate
+    oca: Certificate
+
+    @classmethod
+    def decode(cls, pdh: bytes, cert_chain: bytes) -> OwnerChain:
+        """Read PDH, and PEK and OCA out of PEK||OCA||CEK.
+
+        Raises:
+            StreamError: a certificate does not parse, or is not the one that belongs in its place.
+        """
+        pek, oca, _ = _split(cert_chain)
+        return cls(_decode(Usage.PDH, pdh), _decode(Usage.PEK, pek), _decode(Usage.OCA, oca))
+
+    def verify(self) -> None:
+        """Check PDH <- PEK <- OCA and that the OCA is self-signed.
+
+        Raises:
+            SealError: the sentence names the certificate that fails and why.
+        """
+        _require_exchange(self.pdh)
+        oca = _key(self.oca)
+        _require(self.oca, Usage.OCA, oca)
+        _require(self.pek, Usage.OCA, oca)
+        _require(self.pdh, Usage.PEK, _key(self.pek))
+
+
+@dataclass(frozen=True, slots=True)
 class PlatformChain:
     """The certificates of one platform; `verify` says whether they hold together."""
 
@@ -47,11 +78,7 @@ class PlatformChain:
         Raises:
             StreamError: a certificate does not parse, or is not the one that belongs in its place.
         """
-        if len(cert_chain) != CERT_CHAIN_SIZE:
-            raise StreamError(f"PEK, OCA and CEK have {CERT_CHAIN_SIZE} bytes, not {len(cert_chain)}")
-        pek, oca, cek = (
-            cert_chain[start : start + certificate.SIZE] for start in range(0, CERT_CHAIN_SIZE, certificate.SIZE)
-        )
+        pek, oca, cek = _split(cert_chain)
         return cls(
             _decode(Usage.PDH, pdh),
             _decode(Usage.PEK, pek),
@@ -71,11 +98,12 @@ class PlatformChain:
 
     def verify_owner(self) -> None:
         """Check PDH <- PEK <- OCA and that the OCA is self-signed: the branch a DOMAIN policy asks for."""
-        if self.pdh.algorithm not in _ECDH:
-            raise SealError(f"the PDH's algorithm is {self.pdh.algorithm.name}, which exchanges no keys")
-        oca = _key(self.oca)
-        _require(self.oca, Usage.OCA, oca)
-        _require(self.pek, Usage.OCA, oca)
+        OwnerChain(self.pdh, self.pek, self.oca).verify()
+
+    def verify_platform(self, roots: Collection[bytes]) -> None:
+        """Check PDH <- PEK <- CEK up to one of `roots`, whoever owns it: the branch an SEV policy asks for."""
+        _require_exchange(self.pdh)
+        self.verify_chip(roots)
         _require(self.pdh, Usage.PEK, _key(self.pek))
 
     def verify_chip(self, roots: Collection[bytes]) -> None:
@@ -91,6 +119,19 @@ class PlatformChain:
             raise SealError("the CEK is unsigned, as firmware exports it; put the manufacturer's copy in its place")
         _require(self.cek, Usage.ASK, ask)
         _require(self.pek, Usage.CEK, _key(self.cek))
+
+
+def _split(cert_chain: bytes) -> tuple[bytes, bytes, bytes]:
+    """PEK, OCA and CEK out of PEK||OCA||CEK."""
+    if len(cert_chain) != CERT_CHAIN_SIZE:
+        raise StreamError(f"PEK, OCA and CEK have {CERT_CHAIN_SIZE} bytes, not {len(cert_chain)}")
+    first, second = certificate.SIZE, 2 * certificate.SIZE
+    return cert_chain[:first], cert_chain[first:second], cert_chain[second:]
+
+
+def _require_exchange(pdh: Certificate) -> None:
+    if pdh.algorithm not in _ECDH:
+        raise SealError(f"the PDH's algorithm is {pdh.algorithm.name}, which exchanges no keys")
 
 
 def _decode(usage: Usage, data: bytes) -> Certificate:

@@ -17,8 +17,14 @@ P384_ORDER: Final = int(
 )
 """Order of the P-384 group (FIPS 186-4, D.1.2.4)."""
 
+SECP256K1_ORDER: Final = int("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141", 16)
+"""Order of the secp256k1 group (SEC 2, 2.4.1)."""
+
 _EXTRA_BITS: Final = 56
 """Bytes for a P-384 scalar by the "extra random bits" method: 48 plus the 64 bits that hide the bias."""
+
+_ID_EXTRA_BITS: Final = 40
+"""Bytes for a secp256k1 scalar likewise: 32 plus 64 bits."""
 
 
 def derive(key: bytes, label: str, context: bytes, length: int) -> bytes:
@@ -53,3 +59,12 @@ def endorsement_scalar(seed: bytes) -> int:
     """
     number = int.from_bytes(derive(seed, "sev-chip-endorsement-key", b"", _EXTRA_BITS), "big")
     return number % (P384_ORDER - 1) + 1
+
+
+def identity_scalar(seed: bytes) -> int:
+    """Private scalar of the chip's id (GET_ID), from the same seed.
+
+    How silicon comes by it is not published; the label is ours.
+    """
+    number = int.from_bytes(derive(seed, "sev-chip-id", b"", _ID_EXTRA_BITS), "big")
+    return number % (SECP256K1_ORDER - 1) + 1

@@ -62,9 +62,17 @@ class Header:
         return _LAYOUT.pack(self.flags, self.iv, self.mac)
 
 
-def seal(transport: TransportKeys, context: Context, plain: bytes, extra: bytes = b"") -> tuple[Header, bytes]:
+def seal(
+    transport: TransportKeys, context: Context, plain: bytes | memoryview, extra: bytes = b""
+) -> tuple[Header, bytes]:
     """Encrypt and authenticate `plain` (a whole number of blocks) under a fresh IV."""
-    iv = os.urandom(BLOCK_SIZE)
+    return seal_with(transport, context, plain, os.urandom(BLOCK_SIZE), extra)
+
+
+def seal_with(
+    transport: TransportKeys, context: Context, plain: bytes | memoryview, iv: bytes, extra: bytes = b""
+) -> tuple[Header, bytes]:
+    """`seal` with a given IV, for known answers; an IV must never repeat under one key."""
     payload = ctr(transport.tek, iv, plain)
     unsigned = Header(0, iv, b"")
     return Header(0, iv, _mac(transport, context, unsigned, payload, extra)), payload
@@ -86,5 +94,8 @@ def unseal(transport: TransportKeys, context: Context, header: Header, payload: 
 def _mac(transport: TransportKeys, context: Context, header: Header, payload: bytes, extra: bytes) -> bytes:
     """The MAC; guest and transport length are equal, since nothing is compressed."""
     length = len(payload).to_bytes(4, "little")
-    fields = (bytes((context,)), header.flags.to_bytes(4, "little"), header.iv, length, length, payload, extra)
-    return hmac.digest(transport.tik, b"".join(fields), "sha256")
+    head = bytes((context,)) + header.flags.to_bytes(4, "little") + header.iv + length + length
+    mac = hmac.new(transport.tik, head, "sha256")
+    mac.update(payload)
+    mac.update(extra)
+    return mac.digest()

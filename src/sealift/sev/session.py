@@ -156,15 +156,26 @@ def accept(private: ec.EllipticCurvePrivateKey, dh_cert: bytes, session: bytes, 
     Raises:
         FirmwareError: INVALID_LENGTH (session, then certificate), INVALID_CERTIFICATE, BAD_MEASUREMENT.
     """
-    for name, blob, size in (("session", session, SIZE), ("DH certificate", dh_cert, certificate.SIZE)):
-        if len(blob) != size:
-            raise failure(Status.INVALID_LENGTH, f"the {name} has {size} bytes, not {len(blob)}")
+    if len(session) != SIZE:
+        raise failure(Status.INVALID_LENGTH, f"the session has {SIZE} bytes, not {len(session)}")
+    secret = shared_secret(private, peer_key(dh_cert))
+    return Session.decode(session).unwrap(secret, policy)
+
+
+def peer_key(dh_cert: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of an encoded certificate for the exchange, as firmware is given it.
+
+    Raises:
+        FirmwareError: INVALID_LENGTH, INVALID_CERTIFICATE.
+    """
+    if len(dh_cert) != certificate.SIZE:
+        detail = f"the Diffie-Hellman certificate has {certificate.SIZE} bytes, not {len(dh_cert)}"
+        raise failure(Status.INVALID_LENGTH, detail)
     try:
         peer = Certificate.decode(dh_cert)
     except StreamError as error:
-        raise failure(Status.INVALID_CERTIFICATE, "the DH certificate does not parse") from error
-    secret = shared_secret(private, exchange_key(peer))
-    return Session.decode(session).unwrap(secret, policy)
+        raise failure(Status.INVALID_CERTIFICATE, "the Diffie-Hellman certificate does not parse") from error
+    return exchange_key(peer)
 
 
 def exchange_key(cert: Certificate) -> ec.EllipticCurvePublicKey:
@@ -195,7 +206,7 @@ def policy_mac(transport: TransportKeys, policy: Policy) -> bytes:
     return hmac.digest(transport.tik, policy.encode(), "sha256")
 
 
-def ctr(key: bytes, iv: bytes, data: bytes) -> bytes:
+def ctr(key: bytes, iv: bytes, data: bytes | memoryview) -> bytes:
     """AES-128-CTR, which is its own inverse; the counter is the IV as a 128-bit big-endian number."""
     encryptor = Cipher(algorithms.AES(key), modes.CTR(iv)).encryptor()
     return encryptor.update(data) + encryptor.finalize()

@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
-from sealift.errors import FirmwareError, GuestError
+from sealift.errors import GuestError
 from sealift.pageset import PageNumbers, PageSet, Span
-from sealift.sev.status import Status
+from sealift.sev.status import Status, failure
 from sealift.silicon.memory.plane import Plane
 from sealift.silicon.memory.xts import PageCipher
 
@@ -103,6 +103,7 @@ class GuestMemory:
         self._addresses = PageAddresses(layout)
         self._lock = threading.Lock()
         self._windows: Windows | None = None
+        self._vmsas: dict[int, bytes] = {}
 
     def attach(self, windows: Windows) -> None:
         """Connect the engine whose logs are read and whose windows follow the page states."""
@@ -230,6 +231,22 @@ class GuestMemory:
         with self._lock:
             return self._shared_dirty.take()
 
+    # --- save areas of SEV-ES vCPUs ------------------------------------------------------------------------------
+
+    def place_vmsa(self, vcpu: int, page: bytes) -> None:
+        """Make `page` the save area of a vCPU: a private page outside of RAM, as KVM gives each vCPU."""
+        self._vmsas[vcpu] = page
+
+    def read_vmsa(self, vcpu: int) -> bytes:
+        """The save area of a vCPU.
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, it has none.
+        """
+        if vcpu not in self._vmsas:
+            raise failure(Status.INVALID_ADDRESS, f"vCPU {vcpu} has no VMSA")
+        return self._vmsas[vcpu]
+
     # --- the launch and the host's view -------------------------------------------------------------------------
 
     def move_to_private(self, gpa: int, length: int) -> Iterator[memoryview]:
@@ -266,14 +283,38 @@ class GuestMemory:
         self.private.data[offset : offset + len(data)] = data
         self._written(offset, len(data))
 
+    def patch_private(self, gpa: int, data: bytes) -> None:
+        """`write_private` under a guest that may be running (DBG_ENCRYPT): what vCPUs had cached of it goes.
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
+        """
+        offset = self._offset(gpa, len(data))
+        first, count = offset >> PAGE_SHIFT, pages_spanned(offset, len(data))
+        span = Span.covering(first, count)
+        with self._quiesced():
+            self.private.data[offset : offset + len(data)] = data
+            self._written(offset, len(data))
+            with self._lock:
+                if self._windows is not None:
+                    self._windows.remap(span, span.of_range(first, count), self.states.part(span))
+
+    def view_private(self, gpa: int, length: int) -> memoryview:
+        """The private plane itself, to read inside the boundary (SEND_UPDATE_DATA, DBG_DECRYPT).
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
+        """
+        offset = self._offset(gpa, length)
+        return self.private.data[offset : offset + length].toreadonly()
+
     def read_private(self, gpa: int, length: int) -> bytes:
         """Read plaintext inside the boundary (start-up table, secret area).
 
         Raises:
             FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
         """
-        offset = self._offset(gpa, length)
-        return bytes(self.private.data[offset : offset + length])
+        return bytes(self.view_private(gpa, length))
 
     def read_host_view(self, first: int, count: int) -> None:
         """Leave on the shared plane the ciphertext of those of the pages that are private."""
@@ -320,7 +361,7 @@ class GuestMemory:
     def _offset(self, gpa: int, length: int) -> int:
         offset = self.layout.offset(gpa, length)
         if offset is None:
-            raise FirmwareError(Status.INVALID_ADDRESS, f"{length} bytes at GPA {gpa:#x} are not all guest RAM")
+            raise failure(Status.INVALID_ADDRESS, f"{length} bytes at GPA {gpa:#x} are not all guest RAM")
         return offset
 
     def shared_pages(self) -> PageSet:

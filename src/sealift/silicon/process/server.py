@@ -15,6 +15,7 @@ from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.memory.plane import Plane
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
 from sealift.silicon.process.vm import VirtualMachine
+from sealift.silicon.processor import asids
 from sealift.silicon.processor.firmware import SecureProcessor
 from sealift.silicon.processor.states import GuestState
 from sealift.wire import platform as wire
@@ -76,7 +77,8 @@ class Server:
             while True:
                 self._serve_one()
         except LostError:
-            return  # between requests or in the middle of one: the VMM is gone, and with it the guest
+            # Between requests or in the middle of one: the VMM is gone, and with it the guest.
+            self._end_guest()
 
     def _serve_one(self) -> None:
         try:
@@ -232,6 +234,7 @@ class Server:
         self._handle = self._processor.launch_start(
             self._machine.memory, request.policy, request.dh_cert, request.session
         )
+        self._activate()
         return wire.Done(), ()
 
     def _launch_update_data(self, request: wire.LaunchUpdateData) -> _Answer:
@@ -254,6 +257,21 @@ class Server:
             raise InternalError("a launch finished without having been measured")
         self._machine.start_handler(facts.measure, facts.policy)
         return wire.Done(), ()
+
+    def _activate(self) -> None:
+        """Give the guest an ASID: which one is the host's choice, and there is no other guest."""
+        policy = self._processor.guest_status(self._handle).policy
+        self._processor.activate(self._handle, asids.fitting(policy).start)
+
+    def _end_guest(self) -> None:
+        """Leave the secure processor as a host does that goes on after its guest."""
+        if not self._handle:
+            return
+        if self._processor.guest_status(self._handle).asid:
+            self._processor.deactivate(self._handle)
+        self._processor.wbinvd()
+        self._processor.df_flush()
+        self._processor.decommission(self._handle)
 
     def _guest_status(self, _: wire.GetGuestStatus) -> _Answer:
         if not self._handle:

@@ -9,7 +9,6 @@ from typing import Final, Protocol
 from cryptography.hazmat.primitives import hashes
 
 from sealift.errors import InternalError
-from sealift.privatefiles import Lock
 from sealift.sev.policy import Policy
 from sealift.sev.session import TransportKeys
 from sealift.sev.status import Status, failure
@@ -18,26 +17,38 @@ from sealift.silicon.processor.states import COMMANDS, Command, GuestState
 ALIGNMENT: Final = 16
 """Addresses and lengths of guest memory in commands are multiples of this."""
 
+DIGEST_SIZE: Final = 32
+"""Bytes of a launch digest."""
 
-class LaunchMemory(Protocol):
-    """Guest memory as the launch commands need it."""
+
+class FirmwareMemory(Protocol):
+    """Guest memory as firmware's commands need it: in pieces of a command's size, never page by page.
+
+    Every method raises `FirmwareError` INVALID_ADDRESS, and changes nothing, if part of the range is not RAM or the
+    vCPU has no such page.
+    """
 
     def move_to_private(self, gpa: int, length: int) -> Iterable[memoryview]:
         """Take what the VMM put at `gpa` as the guest's content, and yield it in order.
 
         Bytes are copied once from the shared plane to the private plane, ciphertext stays behind, and what is
         yielded is the private copy: what is measured is what the guest will find.
-
-        Raises:
-            FirmwareError: INVALID_ADDRESS, part of the range is not RAM; nothing has moved.
         """
+
+    def view_private(self, gpa: int, length: int) -> memoryview:
+        """The private plane itself, to read; a guest that runs changes it meanwhile."""
 
     def write_private(self, gpa: int, data: bytes) -> None:
-        """Put `data` on the private plane.
+        """Put `data` on the private plane of a guest that is not running, and mark it unsent."""
 
-        Raises:
-            FirmwareError: INVALID_ADDRESS, as above.
-        """
+    def patch_private(self, gpa: int, data: bytes) -> None:
+        """`write_private` under a guest that may be running: no vCPU goes on with what it had cached."""
+
+    def place_vmsa(self, vcpu: int, page: bytes) -> None:
+        """Make `page` the save area, with all registers, of a vCPU."""
+
+    def read_vmsa(self, vcpu: int) -> bytes:
+        """The save area of a vCPU that is out of guest mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +80,22 @@ class GuestContext:
         policy: the owner's.
         state: where the guest is; only `advance` changes it.
         memory: the guest's.
-        keys_held: keeps the host's keys as they are while the guest exists.
         transport: keys of the open session; None when there is none.
         asid: None while the guest is not active.
         digest: the launch digest so far.
+        launch_digest: the launch digest, once LAUNCH_MEASURE has closed it; zeros before, and for a guest that was
+            received instead of launched.
         measure: LAUNCH_MEASURE's output.
     """
 
     handle: int
     policy: Policy
     state: GuestState
-    memory: LaunchMemory = field(repr=False)
-    keys_held: Lock = field(repr=False)
+    memory: FirmwareMemory = field(repr=False)
     transport: TransportKeys | None
-    asid: int | None
+    asid: int | None = None
     digest: hashes.Hash = field(default_factory=lambda: hashes.Hash(hashes.SHA256()), repr=False)
+    launch_digest: bytes = bytes(DIGEST_SIZE)
     measure: bytes | None = None
 
     def advance(self, command: Command) -> None:
@@ -106,18 +118,35 @@ class GuestContext:
         if self.asid is None:
             raise failure(Status.INACTIVE, f"guest {self.handle} has no ASID")
 
+    def require_es(self, command: Command) -> None:
+        """Demand a guest whose registers are encrypted.
+
+        Raises:
+            FirmwareError: UNSUPPORTED.
+        """
+        if not self.policy & Policy.ES:
+            raise failure(Status.UNSUPPORTED, f"{command.name} is for SEV-ES guests; this one's policy has no ES bit")
+
     def facts(self) -> GuestFacts:
         """What anybody may know."""
         return GuestFacts(self.handle, self.policy, self.state, self.measure)
 
 
-def check_range(gpa: int, length: int) -> None:
-    """Check a range of guest memory, as far as firmware does before it looks at the guest.
+def check_address(gpa: int) -> None:
+    """Check an address of guest memory, as far as firmware does before it looks at the guest.
 
     Raises:
-        FirmwareError: INVALID_ADDRESS, then INVALID_LENGTH.
+        FirmwareError: INVALID_ADDRESS.
     """
     if gpa < 0 or gpa % ALIGNMENT:
         raise failure(Status.INVALID_ADDRESS, f"{gpa:#x} is not a multiple of {ALIGNMENT}")
+
+
+def check_length(length: int) -> None:
+    """Check a length of guest memory likewise.
+
+    Raises:
+        FirmwareError: INVALID_LENGTH.
+    """
     if length <= 0 or length % ALIGNMENT:
         raise failure(Status.INVALID_LENGTH, f"{length} bytes are not a whole number of {ALIGNMENT}-byte blocks")

@@ -6,7 +6,7 @@ An OCA made by the platform itself signs one PEK and its private key is forgotte
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -55,17 +55,22 @@ class PlatformKeys:
             api: the firmware's API version, which certificates carry.
         """
         ecdsa = Algorithm.ECDSA_SHA256
-        oca_key, pek_key, pdh_key = (keys.generate() for _ in range(3))
+        oca_key, pek_key = keys.generate(), keys.generate()
         oca = Certificate.of(Usage.OCA, ecdsa, oca_key.public_key(), api)
         pek = Certificate.of(Usage.PEK, ecdsa, pek_key.public_key(), api)
-        pdh = Certificate.of(Usage.PDH, Algorithm.ECDH_SHA256, pdh_key.public_key(), api)
+        pdh, pdh_key = _new_pdh(pek_key, api)
         return cls(
             oca.signed(Usage.OCA, oca_key, ecdsa),
             pek.signed(Usage.OCA, oca_key, ecdsa).signed(Usage.CEK, cek_key, ecdsa),
-            pdh.signed(Usage.PEK, pek_key, ecdsa),
+            pdh,
             pek_key,
             pdh_key,
         )
+
+    def with_new_pdh(self, api: tuple[int, int]) -> PlatformKeys:
+        """The same platform with a fresh PDH."""
+        pdh, pdh_key = _new_pdh(self.pek_key, api)
+        return replace(self, pdh=pdh, pdh_key=pdh_key)
 
     def encode(self) -> bytes:
         """The keys as the platform stores them; secret."""
@@ -90,6 +95,14 @@ class PlatformKeys:
             raise StreamError(f"platform keys of version {version} with flags {flags:#x} are unknown here")
         oca, pek, pdh = (Certificate.decode(cert) for cert in certs)
         return cls(oca, pek, pdh, _key(pek_scalar, pek), _key(pdh_scalar, pdh), bool(flags))
+
+
+def _new_pdh(
+    pek_key: ec.EllipticCurvePrivateKey, api: tuple[int, int]
+) -> tuple[Certificate, ec.EllipticCurvePrivateKey]:
+    key = keys.generate()
+    pdh = Certificate.of(Usage.PDH, Algorithm.ECDH_SHA256, key.public_key(), api)
+    return pdh.signed(Usage.PEK, pek_key, Algorithm.ECDSA_SHA256), key
 
 
 def _key(scalar: bytes, cert: Certificate) -> ec.EllipticCurvePrivateKey:
