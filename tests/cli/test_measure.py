@@ -70,7 +70,6 @@ def test_a_linux_image_is_measured_piece_by_piece(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--policy", "es"), "an SEV-ES guest's digest goes on"),
         (("--policy", "what"), "is no guest policy"),
         (("--initrd", "/proc/version"), "only Linux takes an initrd"),
         (("--kernel", "/nonexistent/vmlinuz"), "/nonexistent/vmlinuz cannot be read"),

@@ -11,7 +11,8 @@ import pytest
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.errors import StreamError, UserError
 from sealift.guest.programs import program, startup_blob
-from sealift.launch.image import EntryState, GuestRecipe
+from sealift.launch.entry import EntryState
+from sealift.launch.image import GuestRecipe
 from sealift.launch.pieces import PIECE_LIMIT
 from sealift.launch.startup import STACK_SIZE, StartupTable
 

@@ -40,6 +40,7 @@ TABLE = StartupTable(
     stacks=Area(Gpa(0xA15000), 0x10000),
     free=Gpa(0xB04000),
     boot_params=Gpa(0x10000),
+    ghcbs=Area(Gpa(0x900000), 0x4000),
     command_line="ws=4 flip=1",
 )
 
@@ -95,7 +96,7 @@ def test_a_changed_byte_is_refused_or_gives_another_table(at: int, change: int) 
         (0xC, bytes(4), "makes no sense"),
         (0x90, b"\x11", "17 RAMBlocks"),
         (0x94, struct.pack("<I", 1025), "1025 bytes of command line"),
-        (0xA0, b"\1", "must be 0"),
+        (0xB0, b"\1", "must be 0"),
         (0x108, b"\1", "makes no sense"),
         (0x500, b"\xff", "makes no sense"),
         (0x500, b"\n", "makes no sense"),

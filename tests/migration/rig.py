@@ -148,7 +148,7 @@ class World:
         screen = Screen()
         platform = self.platform("a")
         machine = Machine(platform, MachineSpec(self.recipe.layout, self.recipe.vcpus), screen.console, lambda _: None)
-        launched = launch(platform, machine.memory, self.recipe, self.owner)
+        launched = launch(platform, machine.memory, self.recipe, self.owner).finish()
         machine.resume()
         guest = Guest(machine, launched, screen)
         self.guests.append(guest)

@@ -27,7 +27,8 @@ from unicorn import (
 )
 
 from sealift.address import PAGE_SIZE
-from sealift.launch.image import EntryState, GuestRecipe
+from sealift.launch.entry import EntryState
+from sealift.launch.image import GuestRecipe
 
 SHARED_BASE = 1 << 41
 """Where an engine's physical memory shows the shared plane; the private one is at 0."""

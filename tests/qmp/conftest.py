@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +25,25 @@ class Served:
     path: Path
 
 
-@pytest.fixture(scope="module")
-def served(manufacturer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One guest for a module's tests, which leave it as they found it: running."""
-    base = tmp_path_factory.mktemp("qmp")
-    places = Places(Host(base / "host"), base / "owner", manufacturer)
+@contextmanager
+def serving(guest: Guest, path: Path) -> Iterator[Served]:
+    """Serve QMP for a guest at `path`."""
     with ExitStack() as ending:
-        options = GuestOptions(name="served", kernel="idle", memory=16 << 20)
-        guest = ending.enter_context(start_guest(options, places)).guest
         listening = ending.enter_context(socket.socket(socket.AF_UNIX))
-        listening.bind(str(base / "qmp.sock"))
+        listening.bind(str(path))
         listening.listen()
         control = ControlThread()
         ending.callback(control.close)
         server = control.make(lambda: QmpServer(guest, lambda: None))
         control.start(server.serve(listening))
-        yield Served(guest, server, base / "qmp.sock")
+        yield Served(guest, server, path)
+
+
+@pytest.fixture(scope="module")
+def served(manufacturer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One guest for a module's tests, which leave it as they found it: running."""
+    base = tmp_path_factory.mktemp("qmp")
+    places = Places(Host(base / "host"), base / "owner", manufacturer)
+    options = GuestOptions(name="served", kernel="idle", memory=16 << 20)
+    with start_guest(options, places) as hosted, serving(hosted.guest, base / "qmp.sock") as server:
+        yield server

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 
 from sealift.sev import kdf, measurement
 from sealift.sev.measurement import FirmwareVersion
-from sealift.sev.policy import Policy
+from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.session import Session, TransportKeys
 
 KEK = bytes.fromhex("b6abfbfb75ea1ea74ed8750b8afdb973")
@@ -38,3 +39,12 @@ def test_measurement() -> None:
     assert output.hex() == (
         "6faab2daae389bcd3405a05d6cafe33c0414f7bedd0bae19ba5f38b7fd1664ea4fbe0bedbad6c86ae8f68971d103e554"
     )
+
+
+def test_firmware_before_api_0_17_binds_no_version() -> None:
+    """Test the older message, 52 bytes, written out here (AMDESE/sev-tool ``commands.cpp``)."""
+    tik, nonce, digest = bytes(range(16)), bytes(range(16, 32)), bytes(range(32))
+    expected = hmac.new(tik, bytes((9, 0, 0, 0)) + digest + nonce, "sha256").digest() + nonce
+    for version in (FirmwareVersion(0, 16, 1), FirmwareVersion(0, 12, 200)):
+        assert measurement.measure(tik, version, DEFAULT_POLICY, digest, nonce) == expected
+    assert measurement.measure(tik, FirmwareVersion(0, 17, 1), DEFAULT_POLICY, digest, nonce) != expected

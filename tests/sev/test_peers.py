@@ -24,7 +24,7 @@ MISMATCH = 1
 """The validator's exit code for a measurement that is not the expected one."""
 
 
-def _validator() -> list[str]:
+def validator() -> list[str]:
     """The command of libvirt's validator; it runs under the system's Python, where its libraries are."""
     tool = shutil.which("virt-qemu-sev-validate")
     command = ["/usr/bin/python3", str(tool)]
@@ -70,7 +70,7 @@ def _validate(launch: Launch, firmware: Path, *more: str) -> subprocess.Complete
         "--tk": launch.key_file,
     }
     arguments = [str(word) for pair in numbers.items() for word in pair]
-    return subprocess.run([*_validator(), *arguments, *more], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([*validator(), *arguments, *more], capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_libvirt_takes_our_measurement(launch: Launch, firmware: Path) -> None:

@@ -12,10 +12,10 @@ from sealift.guest.handler.interfaces import LaunchFacts
 from sealift.guest.handler.sealer import Pull
 from sealift.launch.secrets import MigrationSecret, pair_key
 from sealift.pageset import PageSet
-from sealift.silicon.engines.interface import Hypercall
+from sealift.silicon.engines.interface import MAP_GPA_RANGE, Hypercall
 from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.guest_access import GuestMachine, MonotonicClock, guest_access
-from sealift.silicon.process.hypercalls import KVM_HC_MAP_GPA_RANGE, carry_out
+from sealift.silicon.process.hypercalls import carry_out
 from sealift.silicon.process.vcpu_service import VcpuService
 from sealift.wire.exits import exit_link
 from sealift.wire.platform import Halt, Phase
@@ -45,7 +45,7 @@ _CALLS = (
     + b"\x48\x89\xc1"  # mov rcx, rax
     + _NEXT
     + b"\x48\x89\xc6"  # mov rsi, rax
-    + mov("rax", KVM_HC_MAP_GPA_RANGE)
+    + mov("rax", MAP_GPA_RANGE)
     + b"\x48\x87\xd6"
     + VMMCALL
     + b"\x48\x87\xd6"  # xchg rdx, rsi, and back

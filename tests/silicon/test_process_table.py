@@ -17,10 +17,19 @@ ALLOWED = """
 GetPlatformInfo      x      x        x        x        x       x       x     x
 PdhCertExport        x      x        x        x        x       x       x     x
 GetGuestStatus       x      x        x        x        x       x       x     x
+GetPlatformStatus    x      x        x        x        x       x       x     x
+GetId                x      x        x        x        x       x       x     x
+PlatformReset        x      x        x        x        x       x       x     x
+PekGen               x      x        x        x        x       x       x     x
+PekCsr               x      x        x        x        x       x       x     x
+PekCertImport        x      x        x        x        x       x       x     x
+PdhGen               x      x        x        x        x       x       x     x
+GetAttestation       -      -        x        x        x       x       x     x
 CreateVm             x      -        -        -        -       -       -     -
 CreateVcpu           -      x        x        -        -       -       -     -
 LaunchStart          -      x        -        -        -       -       -     -
 LaunchUpdateData     -      -        x        -        -       -       -     -
+LaunchUpdateVmsa     -      -        x        -        -       -       -     -
 LaunchFinish         -      -        x        -        -       -       -     -
 LaunchMeasure        -      -        x        -        -       -       -     -
 LaunchSecret         -      -        x        -        -       -       -     -
@@ -47,10 +56,19 @@ SAMPLES: dict[str, wire.Message] = {
         wire.GetPlatformInfo(),
         wire.PdhCertExport(),
         wire.GetGuestStatus(),
+        wire.GetPlatformStatus(),
+        wire.GetId(),
+        wire.PlatformReset(),
+        wire.PekGen(),
+        wire.PekCsr(),
+        wire.PekCertImport(b"no certificate", b"no certificate"),
+        wire.PdhGen(),
+        wire.GetAttestation(bytes(16)),
         wire.CreateVm((), 1),
         wire.CreateVcpu(9),
         wire.LaunchStart(0, b"no certificate", b"no session"),
         wire.LaunchUpdateData(0, 0),
+        wire.LaunchUpdateVmsa(0, b"no page"),
         wire.LaunchFinish(),
         wire.LaunchMeasure(),
         wire.LaunchSecret(b"no header", b"no payload", 0),

@@ -7,9 +7,9 @@ import pytest
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.errors import GuestError
 from sealift.pageset import PageSet
-from sealift.silicon.engines.interface import Hypercall
+from sealift.silicon.engines.interface import MAP_GPA_RANGE, Hypercall
 from sealift.silicon.memory.guest_memory import GuestMemory
-from sealift.silicon.process.hypercalls import _PAGES_AT_ONCE, KVM_HC_MAP_GPA_RANGE, carry_out
+from sealift.silicon.process.hypercalls import _PAGES_AT_ONCE, carry_out
 from sealift.wire.platform import PageStateChange
 
 from .windows import KEY, LAYOUT, ScriptedGuest, filled
@@ -83,7 +83,7 @@ def test_after_a_refusal_the_guest_goes_on_as_if_it_had_not_asked(guest: Scripte
 def declare(memory: GuestMemory, first: int, pages: int, *, encrypted: bool) -> tuple[int, PageStateChange | None]:
     """As the guest does, which has one block at 0."""
     attributes = ENCRYPTED if encrypted else 0
-    return carry_out(memory, Hypercall(KVM_HC_MAP_GPA_RANGE, (first * PAGE_SIZE, pages, attributes, 0)))
+    return carry_out(memory, Hypercall(MAP_GPA_RANGE, (first * PAGE_SIZE, pages, attributes, 0)))
 
 
 def test_the_guest_is_told_that_there_was_no_room(scattered: GuestMemory) -> None:

@@ -6,6 +6,7 @@ one that ends the guest decides the exit status.
 
 from __future__ import annotations
 
+import base64
 import queue
 import signal
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from sealift.vmm.runstate import RunState
 
 DONE: Final = 0
 FAILED: Final = 1
+
+_HERE: Final = frozenset({RunState.PRELAUNCH, RunState.RUNNING, RunState.PAUSED})
 
 Say: TypeAlias = Callable[[str], None]
 
@@ -165,10 +168,13 @@ class _Foreground:
 
     def _run_state(self, state: RunState) -> int | None:
         guest = self._guest
-        if state in {RunState.RUNNING, RunState.PAUSED} and not self._watching_platform:
+        if state in _HERE and not self._watching_platform:
             self._watching_platform = True
             self._control.start(self._await_platform(guest.machine.platform.pid))
         match state:
+            case RunState.PRELAUNCH:
+                measure = base64.b64encode(guest.launched.measure).decode()
+                self._say(f"guest {guest.name} waits to be started; its launch measurement is {measure}")
             case RunState.RUNNING:
                 self._say(f"guest {guest.name} runs")
             case RunState.PAUSED:

@@ -41,6 +41,26 @@ class DiskPath:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretFiles:
+    """Where an owner's packet for LAUNCH_SECRET is, or will be."""
+
+    header: Path
+    payload: Path
+
+    @classmethod
+    def parse(cls, text: str) -> SecretFiles:
+        """From ``HEADER:PAYLOAD``.
+
+        Raises:
+            UserError: these are not two paths.
+        """
+        header, _, payload = text.partition(":")
+        if not header or not payload or ":" in payload:
+            raise UserError(f"{text!r} does not name two files; write --launch-secret HEADER:PAYLOAD")
+        return cls(Path(header), Path(payload))
+
+
+@dataclass(frozen=True, slots=True)
 class GuestOptions:
     """One guest.
 
@@ -59,6 +79,11 @@ class GuestOptions:
         disks: images for Linux's /dev/vda and on.
         engine: what runs vCPUs: auto, kvm or unicorn.
         verbose: tell why the engine is which it is.
+        dh_cert_file: the Diffie-Hellman certificate of an owner who is not asked from here; with `session_file`.
+        session_file: the launch session that this owner made.
+        launch_secret: where this owner leaves its secret.
+        no_owner: launch without a channel to any owner.
+        paused: do not start the guest until somebody asks for it.
     """
 
     name: str = DEFAULT_NAME
@@ -75,6 +100,11 @@ class GuestOptions:
     disks: tuple[DiskPath, ...] = ()
     engine: str = DEFAULT_ENGINE
     verbose: bool = False
+    dh_cert_file: Path | None = None
+    session_file: Path | None = None
+    launch_secret: SecretFiles | None = None
+    no_owner: bool = False
+    paused: bool = False
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -97,6 +127,11 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     disk: list[str] | None = None
     engine: Literal["auto", "kvm", "unicorn"] | None = None
     verbose: bool | None = None
+    dh_cert_file: str | None = None
+    session_file: str | None = None
+    launch_secret: str | None = None
+    no_owner: bool | None = None
+    paused: bool | None = None
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -125,11 +160,14 @@ def read_config(path: Path) -> dict[str, object]:
 
 def _resolved(found: dict[str, object], base: Path) -> dict[str, object]:
     """The same with sizes as numbers and paths that no longer depend on where the file is."""
-    for key in ("initrd", "payload", "secret", "host", "owner"):
+    for key in ("initrd", "payload", "secret", "host", "owner", "dh_cert_file", "session_file"):
         if key in found:
             found[key] = base / str(found[key])
     if isinstance(disks := found.get("disk"), list):
         found["disk"] = [str(base / str(disk)) for disk in disks]
+    if "launch_secret" in found:
+        files = SecretFiles.parse(str(found["launch_secret"]))
+        found["launch_secret"] = f"{base / files.header}:{base / files.payload}"
     if "kernel" in found and "/" in str(found["kernel"]):
         found["kernel"] = str(base / str(found["kernel"]))
     if isinstance(memory := found.get("memory"), str):

@@ -24,7 +24,9 @@ _COMMANDS: Final = {
     "console": "Attach to a guest's console.",
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
+    "qmp": "Send a guest's VMM a QMP command.",
     "owner": "What a guest's owner does without a VMM.",
+    "platform": "A host's secure processor: its state, certificates and owner.",
     "check": "Look whether KVM can be used here.",
     "bench": "Measure this machine: sealed memory in motion, idle guests.",
 }

@@ -21,6 +21,10 @@ from typing import Final, TypeAlias, TypeVar
 import msgspec
 
 from sealift.errors import InternalError, LostError
+from sealift.launch.image import GuestRecipe
+from sealift.vmm.launch import Launch, launch
+from sealift.vmm.memory import SharedMemory
+from sealift.vmm.platform import Platform
 from sealift.wire.channel import Channel, socket_pair
 from sealift.wire.failure import from_failed
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
@@ -143,6 +147,10 @@ class OwnerClient:
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """See `OwnerService.release`."""
         return self._ask(Release(launch_id, measure), Secret).grant
+
+    def launch(self, platform: Platform, memory: SharedMemory, recipe: GuestRecipe) -> Launch:
+        """Launch this owner's guest, up to and with its secret; raises as `sealift.vmm.launch.launch`."""
+        return launch(platform, memory, recipe, self)
 
     def close(self) -> None:
         """End the process; again does nothing."""

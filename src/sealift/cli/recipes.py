@@ -6,17 +6,12 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from sealift.address import Gpa, RamBlock, RamLayout, page_aligned
 from sealift.errors import UserError
 from sealift.guest import programs
 from sealift.guest.handler.digest import handler_digest
-from sealift.launch import microvm
 from sealift.launch.image import GuestRecipe, machine_for
-from sealift.launch.machine import MachineType
 from sealift.launch.pieces import Content
-
-RAM_BLOCK: Final = "pc.ram"
-HIGH_RAM_BLOCK: Final = "ram-above-4g"
+from sealift.launch.ram import ram_layout
 
 FILE_LIMIT: Final = 4 << 30
 """Bytes of a kernel, payload or initrd: more than any guest here has memory for."""
@@ -56,21 +51,6 @@ def make_recipe(
         machine=machine,
         initrd=b"" if initrd is None else file_content("initrd", Path(initrd)),
     )
-
-
-def ram_layout(memory: int, machine: MachineType) -> RamLayout:
-    """The RAM of a guest with `memory` bytes: one RAMBlock, or two where devices are in the way.
-
-    Raises:
-        UserError: that is not a whole number of pages.
-    """
-    if memory <= 0 or not page_aligned(memory):
-        raise UserError(f"a guest's memory is made of pages of 4 KiB; {memory:,} bytes are not")
-    low = min(memory, microvm.LOW_RAM_LIMIT) if machine is MachineType.MICROVM else memory
-    blocks = [RamBlock(RAM_BLOCK, Gpa(0), low)]
-    if memory > low:
-        blocks.append(RamBlock(HIGH_RAM_BLOCK, Gpa(microvm.HIGH_RAM), memory - low))
-    return RamLayout(tuple(blocks))
 
 
 def kernel_image(kernel: str) -> bytes:

@@ -6,6 +6,7 @@
     Guest ── Machine ── Platform ─────► platform process (sealift.silicon.process)
                 ▲
               launch ── OwnerClient ──► owner process (sealift.cli.owner_process), until the guest is launched
+                   or ─ AbsentOwner ── files of an owner elsewhere (sealift.cli.absent_owner)
 
 Nothing stays half-started: whatever fails ends what was started before it.
 """
@@ -16,8 +17,9 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
+from sealift.cli.absent_owner import AbsentOwner, SecretWatch, is_absent, starts_at_once
 from sealift.cli.guest_options import DiskPath, GuestOptions
 from sealift.cli.owner_link import Assignment, OwnerClient
 from sealift.cli.places import Host, Places
@@ -26,11 +28,12 @@ from sealift.errors import SealiftError, UserError, sentence
 from sealift.guest import programs
 from sealift.launch.image import GuestRecipe
 from sealift.launch.machine import MachineType
-from sealift.sev.policy import parse_policy
+from sealift.sev.policy import Policy, parse_policy
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.guest import Guest
-from sealift.vmm.launch import launch
+from sealift.vmm.launch import Launch
 from sealift.vmm.machine import Machine, MachineSpec
+from sealift.vmm.memory import SharedMemory
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.target import Incoming, TargetHost
@@ -68,16 +71,32 @@ class HostedGuest:
         self._ending.close()
 
 
+class _LaunchOwner(Protocol):
+    """A guest's owner as a launch needs it."""
+
+    def prepare(self) -> tuple[str, ...]:
+        """Wait until it is ready; its notes to the user."""
+
+    def launch(self, platform: Platform, memory: SharedMemory, recipe: GuestRecipe) -> Launch:
+        """Launch its guest, up to and with the secret that it has for it now."""
+
+    def close(self) -> None:
+        """It is not needed any more."""
+
+
 def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) -> HostedGuest:
-    """Launch a guest and let it run.
+    """Launch a guest and let it run, unless it is to wait for somebody who asks for that.
 
     Raises:
         UserError: the options do not fit together, or a file cannot be read.
         RefusedError: the owner does not want its guest on this platform.
+        FirmwareError: the platform does not take the session of an owner elsewhere.
     """
+    absent = is_absent(options)
     kernel = _kernel(options)
     assignment = _assignment(options, places, kernel)
     recipe = make_recipe(options.memory, options.vcpus, kernel, assignment.payload, options.append, assignment.initrd)
+    recipe = recipe.under(Policy(assignment.policy))
     if version := recipe.kernel_version():
         notify(f"the kernel is Linux {version}")
     guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
@@ -86,28 +105,32 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         for disk in disks:
             undo.callback(disk.close)
             disk.lock()
-        spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks)
-        owner = OwnerClient.start(assignment)
+        spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks, es=recipe.es)
+        owner: _LaunchOwner = AbsentOwner(options) if absent else OwnerClient.start(assignment)
         undo.callback(owner.close)
         platform = Platform.start(places.host.identity, places.manufacturer, engine=options.engine)
         undo.callback(platform.close)
         for note in owner.prepare():
             notify(note)
-        _tell_engine(platform, options, recipe, notify)
+        _require_engine(platform, recipe)
         machine = Machine(platform, spec, guest.console, guest.events.run_state_changed)
         undo.callback(machine.close)
-        guest.attach(machine, launch(platform, machine.memory, recipe, owner))
+        if options.verbose:
+            info = platform.info()
+            notify(f"the engine is {info.engine}: {info.engine_reason}")
+        guest.launching(machine, owner.launch(platform, machine.memory, recipe))
         undo.callback(guest.close)  # before the machine's end: a migration is given up first
         owner.close()
-        machine.resume()
+        if options.launch_secret is not None:
+            undo.callback(SecretWatch(guest, options.launch_secret, notify, start=not options.paused).close)
+        if starts_at_once(options):
+            guest.resume()
         return HostedGuest(guest, undo.pop_all())
 
 
-def _tell_engine(platform: Platform, options: GuestOptions, recipe: GuestRecipe, notify: Notify) -> None:
-    """Say which engine runs the guest, to a user who wants to know; and refuse one that cannot run Linux."""
+def _require_engine(platform: Platform, recipe: GuestRecipe) -> None:
+    """Refuse an engine that cannot run Linux."""
     info = platform.info()
-    if options.verbose:
-        notify(f"the engine is {info.engine}: {info.engine_reason}")
     if recipe.machine is MachineType.MICROVM and info.engine != "kvm":
         raise UserError(
             f"Linux needs the engine kvm, and this platform runs guests on {info.engine}: {info.engine_reason}"

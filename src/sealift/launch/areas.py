@@ -9,6 +9,7 @@ found through the GUIDed table at its end, so only the anchor is a constant::
     0x814000  start-up table, one page               (`sealift.launch.startup`)
     0x820000  mailbox of the migration handler, two pages, shared by the start-up code
     0x822000  for Linux: page tables and stack of the start-up code, up to 0x900000
+    0x900000  with SEV-ES: a page for each vCPU's GHCB, shared by the start-up code
     0xa00000  our own kernels are linked here
 """
 
@@ -29,6 +30,9 @@ Read: TypeAlias = Callable[[Gpa, int], bytes]
 
 ANCHOR = Gpa(0x81_0000)
 """End of the start-up code."""
+
+GHCBS = Gpa(0x90_0000)
+"""GHCB of vCPU 0; in the 2 MiB of the mailbox, so that no further page table is needed."""
 
 BOOT_GUID = UUID("6654b260-afdf-4881-b4b1-b7f717d46309")
 """Data: u32 entry point of every vCPU, u32 CR3 of the bootstrap page tables."""

@@ -3,12 +3,13 @@
 A recipe is all the owner has to know to recompute the launch digest. The order of the pieces is fixed, since
 LAUNCH_UPDATE_DATA hashes contents in call order and no addresses:
 
-    bare     start-up code | start-up table | kernel segments by address | payload
+    bare     start-up code | start-up table | kernel segments by address | payload [| VMSA of every vCPU]
     microvm  start-up code | start-up table | kernel | boot_params | command line | ACPI tables | initrd
 
 Where pieces go is in the start-up table and in boot_params, which are among them; so addresses are measured after
 all. A large one is several pieces, read one by one as they are loaded.
 A *receiver image* is the start-up code and table alone: it waits for a guest to arrive.
+The vCPUs' registers of an SEV-ES guest are measured behind all that (LAUNCH_UPDATE_VMSA).
 """
 
 from __future__ import annotations
@@ -17,37 +18,17 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sealift.address import Gpa, RamLayout, page_aligned
+from sealift.address import PAGE_SIZE, Gpa, RamLayout, page_aligned
 from sealift.errors import UserError
 from sealift.launch import bare, bzimage, linux
-from sealift.launch.areas import ANCHOR, Area, StartupAreas, areas_of
+from sealift.launch.areas import ANCHOR, GHCBS, Area, StartupAreas, areas_of
+from sealift.launch.entry import EntryState
 from sealift.launch.machine import MachineType
 from sealift.launch.pieces import Content, Load, Piece, Plan
 from sealift.launch.startup import StartupTable
+from sealift.sev.policy import Policy
 
 _NOWHERE = Area(Gpa(0), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class EntryState:
-    """Registers a vCPU starts with, in 64-bit mode with flat segments; what is not named here is 0.
-
-    There is no GDT and no IDT: segment registers are not reloaded until Linux is entered, and a fault ends the guest.
-    The start-up code takes nothing from `rsp`, `rdi` and `rsi`, which the VMM of a guest without SEV-ES could set as
-    it likes.
-    """
-
-    rip: int
-    cr3: int
-    rsp: int = 0
-    rdi: int = 0
-    rsi: int = 0
-    cr0: int = 0x8005_0033
-    """PG, AM, WP, NE, ET, MP, PE."""
-    cr4: int = 0x20
-    """PAE."""
-    efer: int = 0x500
-    """LMA, LME."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +45,7 @@ class GuestRecipe:
         command_line: printable ASCII, at most 1024 bytes; for Linux, as many as its kernel takes.
         machine: what the guest runs on.
         initrd: what Linux unpacks as its first file system.
+        es: whether the guest's policy asks for SEV-ES.
 
     Raises:
         UserError: it does not fit together; the message gives the sizes.
@@ -79,6 +61,7 @@ class GuestRecipe:
     command_line: str = ""
     machine: MachineType = MachineType.BARE
     initrd: Content = b""
+    es: bool = False
 
     def __post_init__(self) -> None:
         _check_start_up_area(self, self.areas())
@@ -88,6 +71,14 @@ class GuestRecipe:
     def receiver(self) -> GuestRecipe:
         """The image a migration target launches to receive this guest."""
         return replace(self, kernel=None, payload=b"", command_line="", initrd=b"")
+
+    def under(self, policy: Policy) -> GuestRecipe:
+        """The recipe of the same guest with this policy, which decides about SEV-ES.
+
+        Raises:
+            UserError: the guest cannot have SEV-ES.
+        """
+        return replace(self, es=Policy.ES in policy)
 
     def areas(self) -> StartupAreas:
         """The areas the start-up code names."""
@@ -100,7 +91,8 @@ class GuestRecipe:
     def plan(self) -> Plan:
         """Where kernel and company go."""
         base, areas = _empty_table(self), self.areas()
-        start_up = (_code_area(self), areas.secret, areas.table, areas.mailbox)
+        with_es = (base.ghcbs,) if self.es else ()
+        start_up = (_code_area(self), areas.secret, areas.table, areas.mailbox, *with_es)
         if self.kernel is None:
             return Plan(base)
         match self.machine:
@@ -125,24 +117,33 @@ class GuestRecipe:
             yield from load.pieces()
 
     def launch_digest(self) -> bytes:
-        """SHA-256 over all pieces: the launch digest of an SEV guest; the VMSAs of an SEV-ES guest follow it."""
+        """SHA-256 over all pieces, and over the VMSAs of an SEV-ES guest behind them."""
         digest = hashlib.sha256()
         for piece in self.pieces():
             digest.update(piece.data)
+        for vmsa in self.vmsas():
+            digest.update(vmsa)
         return digest.digest()
+
+    def vmsas(self) -> Iterator[bytes]:
+        """The VMSA of every vCPU in order, if the guest is one with SEV-ES."""
+        for vcpu in range(self.vcpus if self.es else 0):
+            if (entry := self.entry(vcpu)) is not None:
+                yield entry.vmsa()
 
     def entry(self, vcpu: int) -> EntryState | None:
         """The registers `vcpu` starts with, the same for all: each reads its number from CPUID.
 
         Returns:
-            None for a vCPU that is not started: it waits for another one's SIPI, or for a guest to arrive.
+            None for a vCPU that is not started: it waits for another one's SIPI, or for a guest to arrive. With
+            SEV-ES all are: nobody could start them later.
 
         Raises:
             ValueError: there is no such vCPU.
         """
         if not 0 <= vcpu < self.vcpus:
             raise ValueError(f"the guest has vCPUs 0 to {self.vcpus - 1}, not {vcpu}")
-        if vcpu and (self.kernel is None or self.machine is MachineType.MICROVM):
+        if vcpu and not self.es and (self.kernel is None or self.machine is MachineType.MICROVM):
             return None
         areas = self.areas()
         return EntryState(rip=areas.entry, cr3=areas.bootstrap_cr3)
@@ -161,6 +162,11 @@ def machine_for(kernel: bytes) -> MachineType:
 
 def _check_kind(recipe: GuestRecipe) -> None:
     """Kernel, machine and what belongs to the kernel must be of one kind."""
+    if recipe.es and recipe.machine is MachineType.MICROVM:
+        raise UserError(
+            "Linux runs on the engine kvm alone, whose host would see the registers of an SEV-ES guest: "
+            "take a policy without es for it, or one of our own kernels"
+        )
     if recipe.kernel is None:
         if len(recipe.payload) or len(recipe.initrd) or recipe.command_line:
             raise UserError("a payload, an initrd or a command line needs a kernel that reads it")
@@ -190,11 +196,16 @@ def _empty_table(recipe: GuestRecipe) -> StartupTable:
         stacks=_NOWHERE,
         free=Gpa(0),
         boot_params=Gpa(0),
+        ghcbs=_ghcbs(recipe),
     )
 
 
 def _code_area(recipe: GuestRecipe) -> Area:
     return Area(Gpa(ANCHOR - len(recipe.startup)), len(recipe.startup))
+
+
+def _ghcbs(recipe: GuestRecipe) -> Area:
+    return Area(GHCBS, recipe.vcpus * PAGE_SIZE) if recipe.es else _NOWHERE
 
 
 def _check_start_up_area(recipe: GuestRecipe, areas: StartupAreas) -> None:
@@ -205,6 +216,8 @@ def _check_start_up_area(recipe: GuestRecipe, areas: StartupAreas) -> None:
     if areas.entry < code.gpa or areas.bootstrap_cr3 < code.gpa:
         raise UserError(f"the start-up code starts or has its page tables below {code.gpa:#x}")
     named = {"code": code, "secret block": areas.secret, "table": areas.table, "mailbox": areas.mailbox}
+    if recipe.es:
+        named["GHCBs"] = _ghcbs(recipe)
     for name, area in named.items():
         if recipe.layout.offset(area.gpa, area.size) is None:
             raise UserError(f"memory of {recipe.layout.size >> 10} KiB is too small: the start-up {name} is at {area}")

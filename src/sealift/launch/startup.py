@@ -17,6 +17,7 @@ Offsets; integers are little-endian, unnamed bytes are 0. ``guest/programs/runti
 0x090   u32    RAMBlocks
 0x094   u32    bytes of command line
 0x098   u64    Linux: GPA of its boot_params; 0 for our own kernels
+0x0a0   2 u64  GHCBs, a page for each vCPU: GPA, size; 0 in a guest without SEV-ES
 0x100   16 x   RAMBlock: u64 GPA, u64 size, 48 bytes of name
 0x500   1024   command line of our own kernels, printable ASCII
 ======  =====  ================================================================
@@ -32,7 +33,7 @@ from sealift.errors import StreamError, UserError
 from sealift.launch.areas import Area, Read, areas_in_memory
 
 MAGIC = b"SLSTART\0"
-VERSION = 2
+VERSION = 3
 
 READY_PORT = 0x5EA1
 """I/O port at which a receiver's start-up code says that it is done: with an in-kernel interrupt controller, nobody
@@ -49,7 +50,7 @@ STACK_SIZE = 16 << 10
 """Bytes of stack for each vCPU: as Linux gives its kernel threads."""
 DIGEST_SIZE = 32
 
-_HEAD = struct.Struct("<8sII32s 12Q II Q")
+_HEAD = struct.Struct("<8sII32s 12Q II Q 2Q")
 _BLOCK = struct.Struct(f"<QQ{MAX_BLOCK_NAME}s")
 _BLOCKS_AT = 0x100
 _COMMAND_LINE_AT = 0x500
@@ -74,6 +75,7 @@ class StartupTable:
     stacks: Area
     free: Gpa
     boot_params: Gpa
+    ghcbs: Area
     command_line: str = ""
 
     def __post_init__(self) -> None:
@@ -105,6 +107,8 @@ class StartupTable:
             len(self.layout.blocks),
             len(self.command_line),
             self.boot_params,
+            self.ghcbs.gpa,
+            self.ghcbs.size,
         )
         for index, block in enumerate(self.layout.blocks):
             _BLOCK.pack_into(page, _BLOCKS_AT + index * _BLOCK.size, block.gpa, block.size, block.name.encode())
@@ -121,7 +125,9 @@ class StartupTable:
         """
         if len(page) != PAGE_SIZE or not page.startswith(MAGIC):
             raise StreamError("there is no start-up table where the start-up code says")
-        _, version, vcpus, digest, entry, *numbers, blocks, text_size, boot_params = _HEAD.unpack_from(page)
+        _, version, vcpus, digest, entry, *numbers, blocks, text_size, boot_params, ghcbs, ghcbs_size = (
+            _HEAD.unpack_from(page)
+        )
         if version != VERSION:
             raise StreamError(f"the start-up table has version {version}, only {VERSION} is known")
         if blocks > MAX_BLOCKS or text_size > MAX_COMMAND_LINE:
@@ -141,6 +147,7 @@ class StartupTable:
                 free=Gpa(numbers[10]),
                 command_line=page[_COMMAND_LINE_AT : _COMMAND_LINE_AT + text_size].decode("ascii"),
                 boot_params=Gpa(boot_params),
+                ghcbs=Area(Gpa(ghcbs), ghcbs_size),
             )
         except (UserError, UnicodeDecodeError) as error:
             raise StreamError("the start-up table holds a field that makes no sense") from error

@@ -1,26 +1,34 @@
-"""What the owner expects a platform to measure, piece by piece; computed from its files, without any platform."""
+"""What the owner expects a platform to measure, buffer by buffer; computed from its files, without any platform."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from sealift.launch.image import GuestRecipe
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """One LAUNCH_UPDATE_DATA, or a VMSA's LAUNCH_UPDATE_VMSA, which has no GPA of its own."""
+
+    name: str
+    gpa: int | None
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPiece:
-    """One LAUNCH_UPDATE_DATA.
+    """One measured buffer.
 
     Attributes:
         name: what it is.
-        gpa: where it is loaded.
-        size: bytes, whole pages.
+        gpa: where it is loaded; None for a VMSA.
+        size: bytes.
         sha256: of these bytes, hexadecimal.
     """
 
     name: str
-    gpa: int
+    gpa: int | None
     size: int
     sha256: str
 
@@ -30,7 +38,7 @@ class MeasuredImage:
     """A launch image.
 
     Attributes:
-        digest: SHA-256 over all pieces in order: the launch digest, hexadecimal.
+        digest: SHA-256 over all buffers in order: the launch digest, hexadecimal.
         pieces: in the order in which they are measured.
     """
 
@@ -38,16 +46,16 @@ class MeasuredImage:
     pieces: tuple[MeasuredPiece, ...]
 
 
-def measure(recipe: GuestRecipe) -> MeasuredImage:
-    """Measure a recipe's image; its files are read once.
+def measure(buffers: Iterable[Buffer]) -> MeasuredImage:
+    """Measure buffers in order; each is looked at once.
 
     Raises:
         UserError: a file can no longer be read.
     """
     whole = hashlib.sha256()
     pieces = []
-    for piece in recipe.pieces():
-        whole.update(piece.data)
-        sha256 = hashlib.sha256(piece.data).hexdigest()
-        pieces.append(MeasuredPiece(piece.name, piece.gpa, len(piece.data), sha256))
+    for buffer in buffers:
+        whole.update(buffer.data)
+        sha256 = hashlib.sha256(buffer.data).hexdigest()
+        pieces.append(MeasuredPiece(buffer.name, buffer.gpa, len(buffer.data), sha256))
     return MeasuredImage(whole.hexdigest(), tuple(pieces))

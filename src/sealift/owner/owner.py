@@ -111,8 +111,7 @@ class Owner:
                 raise RefusedError("this owner was given no guest to launch")
             platform = self._verify(evidence, self.settings)
             guest = self._guest
-            recipe = replace(guest.recipe, handler_digest=platform.handler_digest)
-            return self._open(platform, recipe, _fresh(guest))
+            return self._open(platform, guest.recipe, _fresh(guest))
 
     def begin_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> SessionGrant:
         """Start a launch that is to receive a guest; see `OwnerService.begin_receiver`."""
@@ -124,8 +123,7 @@ class Owner:
             platform = self._verify(evidence, trusted)
             if trusted.receivers is ReceiverRule.LISTED and platform.host not in trusted.hosts:
                 raise RefusedError(f"host {platform.host.hex()} is not on the owner's list of receivers")
-            recipe = replace(source.receiver, handler_digest=platform.handler_digest)
-            return self._open(platform, recipe, _following(source))
+            return self._open(platform, source.receiver, _following(source))
 
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """Verify what was launched and release its secret; see `OwnerService.release`."""
@@ -160,6 +158,7 @@ class Owner:
 
     def _open(self, platform: _Platform, recipe: GuestRecipe, terms: _Terms) -> SessionGrant:
         """Make the session, and write down what must be measured before anybody can use it."""
+        recipe = replace(recipe, handler_digest=platform.handler_digest).under(terms.policy)
         offered = session.offer(platform.chain.pdh, terms.policy)
         launch = Launch(
             launch_id=fresh_launch_id(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
@@ -23,7 +24,20 @@ VERSION: Final = 1
 KEY_ID_SIZE: Final = 16
 
 _HEADER: Final = struct.Struct("<I16s16sI16sII")
-_BITS: Final = frozenset({2048, 4096})
+NOT_AMD: Final = b"not AMD "
+"""How the key ids of roots begin that are ours and not AMD's."""
+
+AMD_KEY_IDS: Final = MappingProxyType(
+    {
+        bytes.fromhex("1bb987c359494606b174945601c9ea5b"): "Naples",
+        bytes.fromhex("e6002122fb58419399d15fee7b131351"): "Rome",
+        bytes.fromhex("94c38e4177d0479292a7ae671d083fb6"): "Milan",
+    }
+)
+"""Key ids of AMD's roots by generation (AMDESE/sev-tool ``amdcert.h``). Anybody can write one into a certificate."""
+
+KEY_SIZES: Final = frozenset({256, 512})
+"""Bytes of the keys there are: RSA-2048 and RSA-4096."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,7 @@ class CaCertificate:
         version, key_id, certifying_id, usage, reserved, exponent_bits, bits = _HEADER.unpack_from(data)
         if version != VERSION or usage not in {Usage.ASK, Usage.ARK}:
             raise StreamError(f"version {version} with usage {usage:#x} is no ASK or ARK certificate")
-        if bits not in _BITS or exponent_bits != bits:
+        if bits % 8 or bits // 8 not in KEY_SIZES or exponent_bits != bits:
             raise StreamError(f"an ASK or ARK has 2048 or 4096 bits, not {bits} ({exponent_bits} for its exponent)")
         size = bits // 8
         if len(data) != _HEADER.size + 3 * size:

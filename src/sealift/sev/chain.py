@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -25,6 +25,8 @@ from sealift.sev.keys import Algorithm, PublicKey
 
 CERT_CHAIN_SIZE: Final = 3 * certificate.SIZE
 """Bytes of PEK||OCA||CEK, the second output of PDH_CERT_EXPORT."""
+
+AnyCertificate: TypeAlias = Certificate | CaCertificate
 
 _ECDH: Final = frozenset({Algorithm.ECDH_SHA256, Algorithm.ECDH_SHA384})
 
@@ -53,11 +55,10 @@ class OwnerChain:
         Raises:
             SealError: the sentence names the certificate that fails and why.
         """
-        _require_exchange(self.pdh)
-        oca = _key(self.oca)
-        _require(self.oca, Usage.OCA, oca)
-        _require(self.pek, Usage.OCA, oca)
-        _require(self.pdh, Usage.PEK, _key(self.pek))
+        check_exchange(self.pdh)
+        check_link(self.oca, self.oca)
+        check_link(self.pek, self.oca)
+        check_link(self.pdh, self.pek)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +103,52 @@ class PlatformChain:
 
     def verify_platform(self, roots: Collection[bytes]) -> None:
         """Check PDH <- PEK <- CEK up to one of `roots`, whoever owns it: the branch an SEV policy asks for."""
-        _require_exchange(self.pdh)
+        check_exchange(self.pdh)
         self.verify_chip(roots)
-        _require(self.pdh, Usage.PEK, _key(self.pek))
+        check_link(self.pdh, self.pek)
 
     def verify_chip(self, roots: Collection[bytes]) -> None:
         """Check PEK <- CEK <- ASK <- ARK and that the ARK is one of `roots`."""
         if self.ark.fingerprint() not in roots:
             raise SealError(f"the ARK {self.ark.key_id.hex()} is not a root this side trusts")
-        ark, ask = _ca_key(self.ark), _ca_key(self.ask)
-        if not self.ark.verifies(ark):
-            raise SealError("the ARK's signature is not its own")
-        if not self.ask.verifies(ark):
-            raise SealError("the ASK's signature is not the ARK's")
-        if all(slot.empty for slot in self.cek.signatures):
-            raise SealError("the CEK is unsigned, as firmware exports it; put the manufacturer's copy in its place")
-        _require(self.cek, Usage.ASK, ask)
-        _require(self.pek, Usage.CEK, _key(self.cek))
+        check_link(self.ark, self.ark)
+        check_link(self.ask, self.ark)
+        check_link(self.cek, self.ask)
+        check_link(self.pek, self.cek)
+
+
+def check_exchange(pdh: Certificate) -> None:
+    """Demand that a PDH is for exchanging keys.
+
+    Raises:
+        SealError: its algorithm is another.
+    """
+    if pdh.algorithm not in _ECDH:
+        raise SealError(f"the PDH's algorithm is {pdh.algorithm.name}, which exchanges no keys")
+
+
+def check_link(subject: AnyCertificate, issuer: AnyCertificate) -> None:
+    """Demand that `subject` carries a valid signature of `issuer`.
+
+    Raises:
+        SealError: the sentence names the certificate that fails and why.
+    """
+    if isinstance(subject, CaCertificate):
+        _check_authority(subject, issuer)
+        return
+    if subject.usage is Usage.CEK and all(slot.empty for slot in subject.signatures):
+        raise SealError("the CEK is unsigned, as firmware exports it; put the manufacturer's copy in its place")
+    if any(slot.half_empty for slot in subject.signatures):
+        raise SealError(f"the {subject.usage.name} has a signature slot with a usage or an algorithm, but not both")
+    if not subject.verifies(issuer.usage, _key(issuer)):
+        raise SealError(f"the {subject.usage.name} carries no valid signature of the {issuer.usage.name}")
+
+
+def _check_authority(subject: CaCertificate, issuer: AnyCertificate) -> None:
+    key = _key(issuer)
+    if not isinstance(key, rsa.RSAPublicKey) or not subject.verifies(key):
+        whose = "its own" if subject == issuer else f"the {issuer.usage.name}'s"
+        raise SealError(f"the {subject.usage.name}'s signature is not {whose}")
 
 
 def _split(cert_chain: bytes) -> tuple[bytes, bytes, bytes]:
@@ -127,11 +157,6 @@ def _split(cert_chain: bytes) -> tuple[bytes, bytes, bytes]:
         raise StreamError(f"PEK, OCA and CEK have {CERT_CHAIN_SIZE} bytes, not {len(cert_chain)}")
     first, second = certificate.SIZE, 2 * certificate.SIZE
     return cert_chain[:first], cert_chain[first:second], cert_chain[second:]
-
-
-def _require_exchange(pdh: Certificate) -> None:
-    if pdh.algorithm not in _ECDH:
-        raise SealError(f"the PDH's algorithm is {pdh.algorithm.name}, which exchanges no keys")
 
 
 def _decode(usage: Usage, data: bytes) -> Certificate:
@@ -144,23 +169,8 @@ def _decode(usage: Usage, data: bytes) -> Certificate:
     return decoded
 
 
-def _key(cert: Certificate) -> PublicKey:
+def _key(cert: AnyCertificate) -> PublicKey:
     try:
         return cert.key()
     except StreamError as error:
         raise SealError(f"the {cert.usage.name}'s public key is invalid") from error
-
-
-def _ca_key(cert: CaCertificate) -> rsa.RSAPublicKey:
-    try:
-        return cert.key()
-    except StreamError as error:
-        raise SealError(f"the {cert.usage.name}'s public key is invalid") from error
-
-
-def _require(cert: Certificate, issuer: Usage, key: PublicKey) -> None:
-    """Demand a signature of `issuer` in either slot."""
-    if any(slot.half_empty for slot in cert.signatures):
-        raise SealError(f"the {cert.usage.name} has a signature slot with a usage or an algorithm, but not both")
-    if not cert.verifies(issuer, key):
-        raise SealError(f"the {cert.usage.name} carries no valid signature of the {issuer.name}")

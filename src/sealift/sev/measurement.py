@@ -5,8 +5,8 @@
     measurement = HMAC-SHA256(TIK, 0x04 || api_major || api_minor || build || policy || launch digest || mnonce)
 
 LAUNCH_MEASURE returns measurement (32 bytes) || mnonce (16). The launch digest is SHA-256 over every measured
-buffer in call order; addresses and lengths are not hashed. This is the form of API 0.17 and later; older firmware
-left the first four bytes out (AMD SEV API, "LAUNCH_MEASURE").
+buffer in call order; addresses and lengths are not hashed. Firmware older than API 0.17 leaves the first four bytes
+out, context and version (AMD SEV API, "LAUNCH_MEASURE"; AMDESE/sev-tool).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE: Final = MEASUREMENT_SIZE + MNONCE_SIZE
 """Bytes LAUNCH_MEASURE returns."""
 
 OLDEST_API: Final = (0, 17)
-"""First firmware API (major, minor) whose measurements have this form."""
+"""First firmware API (major, minor) whose measurements bind the version."""
 
 _CONTEXT: Final = b"\x04"
 
@@ -46,6 +46,9 @@ class FirmwareVersion:
         if not all(0 <= number <= 0xFF for number in numbers):
             raise StreamError(f"firmware versions are made of bytes, not {numbers}")
 
+    def __str__(self) -> str:
+        return f"{self.api_major}.{self.api_minor}.{self.build_id}"
+
     @property
     def api(self) -> tuple[int, int]:
         """API version alone, as policies state it."""
@@ -58,7 +61,8 @@ class FirmwareVersion:
 
 def measure(tik: bytes, version: FirmwareVersion, policy: Policy, launch_digest: bytes, mnonce: bytes) -> bytes:
     """The 48 bytes of LAUNCH_MEASURE for a launch digest and a nonce."""
-    message = _CONTEXT + version.encode() + policy.encode() + launch_digest + mnonce
+    bound = _CONTEXT + version.encode() if version.api >= OLDEST_API else b""
+    message = bound + policy.encode() + launch_digest + mnonce
     return hmac.digest(tik, message, "sha256") + mnonce
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from sealift.errors import LostError, UserError
 from sealift.vmm.console import Console
 from sealift.vmm.events import Direction, Ending, Events, MigrationChanged, ShutdownCause
-from sealift.vmm.launch import Launched
+from sealift.vmm.launch import Launch, Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock, SystemClock
 from sealift.vmm.migration.parameters import Parameters
@@ -46,6 +46,7 @@ class Guest:
         self._clock = clock or SystemClock()
         self._parameters = parameters
         self._machine: Machine | None = None
+        self._launch: Launch | None = None
         self._launched: Launched | None = None
         self._migration: Migration | None = None
         self._migrating: threading.Thread | None = None
@@ -58,6 +59,16 @@ class Guest:
         """From now on this is the machine that runs the guest."""
         self._machine, self._launched = machine, launched
 
+    def launching(self, machine: Machine, launch: Launch) -> None:
+        """The same for a guest that has been measured; the first `resume` finishes its launch."""
+        self.attach(machine, launch.launched)
+        self._launch = launch
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the guest has not begun to arrive: there is no machine yet."""
+        return self._machine is None
+
     @property
     def machine(self) -> Machine:
         """The machine.
@@ -66,8 +77,27 @@ class Guest:
             UserError: the guest has not begun to arrive.
         """
         if self._machine is None:
-            raise UserError(f"guest {self.name} has not arrived yet")
+            raise self._awaited()
         return self._machine
+
+    def _awaited(self) -> UserError:
+        return UserError(f"guest {self.name} has not arrived yet")
+
+    @property
+    def launched(self) -> Launched:
+        """What is known of its launch, on this host.
+
+        Raises:
+            UserError: the guest has not begun to arrive.
+        """
+        if self._launched is None:
+            raise self._awaited()
+        return self._launched
+
+    @property
+    def started(self) -> bool:
+        """Whether its launch is finished, so that it runs or has run, here or on the host that it comes from."""
+        return self._launch is None or self._launch.finished
 
     @property
     def state(self) -> RunState:
@@ -78,6 +108,17 @@ class Guest:
         """Somebody typed on the console; before the guest arrives nobody reads it."""
         if self._machine is not None:
             self._machine.type_in(data)
+
+    def inject_secret(self, header: bytes, payload: bytes, gpa: int | None = None) -> None:
+        """Plant a launch secret in a guest that waits to be started; `gpa` None is its own place for it.
+
+        Raises:
+            UserError: it was not launched here, or has been started.
+            FirmwareError: the platform's reason.
+        """
+        if self._launch is None:
+            raise UserError(f"guest {self.name} was not launched on this host, so it takes no launch secret here")
+        self._launch.inject(header, payload, gpa)
 
     # --- running and stopping ------------------------------------------------------------------------------------
 
@@ -99,6 +140,8 @@ class Guest:
         """
         if self._machine is None:
             raise UserError(f"guest {self.name} has not arrived yet; it runs once it has")
+        if self._launch is not None and self.state is RunState.PRELAUNCH:
+            self._launch.finish()
         if self._machine.resume():
             return
         match self.state:

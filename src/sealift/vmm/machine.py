@@ -57,6 +57,7 @@ class MachineSpec:
     Attributes:
         disks: opened images, which become the machine's: it locks and closes them.
         cpu: what the guest must see; by default the best that the host can give.
+        es: whether the guest's policy asks for SEV-ES.
 
     Raises:
         UserError: the machine type has no room for so many disks.
@@ -67,6 +68,7 @@ class MachineSpec:
     type: MachineType = MachineType.BARE
     disks: tuple[DiskImage, ...] = ()
     cpu: CpuShape = ANY_CPU
+    es: bool = False
 
     def __post_init__(self) -> None:
         check_disks(self.disks, self.type)
@@ -104,7 +106,7 @@ class Machine:
         self.ended_by: GuestEnd | None = None
         self.ready = threading.Event()
         microvm = spec.type is MachineType.MICROVM
-        self.memory = platform.create_vm(spec.layout, spec.vcpus, spec.cpu, irqchip=microvm)
+        self.memory = platform.create_vm(spec.layout, spec.vcpus, spec.cpu, irqchip=microvm, es=spec.es)
         self.shared_pages = PageSet(spec.layout.pages)
         self._states_lock = threading.Lock()
         self._device_lock = threading.Lock()
@@ -380,6 +382,12 @@ class Machine:
         self.vcpus.pause()
         self._run_state.move_from(_MOVABLE, RunState.GUEST_PANICKED)
         self.ready.set()
+
+    def cannot_start(self, report: str) -> None:
+        """A guest that waits to be started never will be."""
+        self.report = report
+        if self._run_state.move_from(frozenset({RunState.PRELAUNCH}), RunState.INTERNAL_ERROR):
+            self.ready.set()
 
     def failed(self, vcpu: int, error: SealiftError) -> None:
         """The platform refused to run a vCPU, or is gone."""

@@ -20,6 +20,8 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from sealift.address import PAGE_SIZE
+
 CPU_LIMIT = 16 * 1024
 """Bytes of a CPU's description: 256 entries of CPUID, at most 40 bytes each, with room."""
 
@@ -70,6 +72,7 @@ class CreateVm(Message, frozen=True):
     given back when it is here. (A guest that is launched so would count every page as written.)
     With `irqchip` it has interrupt controllers, a timer and a clock. A guest that is to arrive brings the position of
     its C-bit and a description of its CPU, which this host must be able to give; `cbit` 0 is this host's own.
+    With `es` its policy will ask for SEV-ES, and an engine is taken that hides registers.
     """
 
     blocks: tuple[Block, ...]
@@ -78,6 +81,7 @@ class CreateVm(Message, frozen=True):
     irqchip: bool = False
     cbit: Annotated[int, msgspec.Meta(ge=0, lt=64)] = 0
     cpu: Annotated[bytes, msgspec.Meta(max_length=CPU_LIMIT)] = b""
+    es: bool = False
 
 
 class VmCreated(Message, frozen=True):
@@ -226,7 +230,10 @@ class PdhCertificates(Message, frozen=True):
 
 
 class LaunchStart(Message, frozen=True):
-    """LAUNCH_START with the owner's policy, Diffie-Hellman certificate and session blob."""
+    """LAUNCH_START with the owner's policy, Diffie-Hellman certificate and session blob.
+
+    Without certificate (and session) there is no channel to any owner.
+    """
 
     policy: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
     dh_cert: bytes
@@ -238,6 +245,13 @@ class LaunchUpdateData(Message, frozen=True):
 
     gpa: int
     length: int
+
+
+class LaunchUpdateVmsa(Message, frozen=True):
+    """LAUNCH_UPDATE_VMSA: measure a page of registers, and start vCPU `index` of an SEV-ES guest from it."""
+
+    index: int
+    vmsa: Annotated[bytes, msgspec.Meta(max_length=PAGE_SIZE)]
 
 
 class LaunchMeasure(Message, frozen=True):
@@ -280,6 +294,76 @@ class GuestStatus(Message, frozen=True):
     aware: bool
     ready: bool
     blocked: tuple[str, ...] = ()
+
+
+class GetAttestation(Message, frozen=True):
+    """ATTESTATION with the asker's nonce. Reply: AttestationReport."""
+
+    mnonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+
+
+class AttestationReport(Message, frozen=True):
+    """The report's 208 bytes, signed by the PEK (sealift.sev.report)."""
+
+    report: bytes
+
+
+# --- the platform as such ---------------------------------------------------------------------------------------
+
+
+class GetPlatformStatus(Message, frozen=True):
+    """PLATFORM_STATUS. Reply: PlatformStatus."""
+
+
+class PlatformStatus(Message, frozen=True):
+    """State by the SEV API's number, whether an external owner is in, whether SEV-ES is on, guests of this process."""
+
+    api_major: int
+    api_minor: int
+    build_id: int
+    state: int
+    owned: bool
+    es: bool
+    guests: int
+
+
+class PlatformReset(Message, frozen=True):
+    """SHUTDOWN, PLATFORM_RESET and INIT: other keys and no external owner any more; not while a guest exists."""
+
+
+class PekGen(Message, frozen=True):
+    """PEK_GEN: other keys, and no external owner any more."""
+
+
+class PekCsr(Message, frozen=True):
+    """PEK_CSR. Reply: PekRequest."""
+
+
+class PekRequest(Message, frozen=True):
+    """The PEK's certificate (2084 bytes) for an owner to sign."""
+
+    pek: bytes
+
+
+class PekCertImport(Message, frozen=True):
+    """PEK_CERT_IMPORT: let an owner in, by the PEK that it signed and its own certificate."""
+
+    pek: bytes
+    oca: bytes
+
+
+class PdhGen(Message, frozen=True):
+    """PDH_GEN: another Diffie-Hellman key; sessions made for the old one open no more."""
+
+
+class GetId(Message, frozen=True):
+    """GET_ID. Reply: PlatformId."""
+
+
+class PlatformId(Message, frozen=True):
+    """What names the chip in the manufacturer's records: 64 bytes a socket."""
+
+    chip_id: bytes
 
 
 # --- handler ----------------------------------------------------------------------------------------------------
@@ -336,10 +420,19 @@ Request: TypeAlias = (
     | PdhCertExport
     | LaunchStart
     | LaunchUpdateData
+    | LaunchUpdateVmsa
     | LaunchMeasure
     | LaunchSecret
     | LaunchFinish
     | GetGuestStatus
+    | GetAttestation
+    | GetPlatformStatus
+    | PlatformReset
+    | PekGen
+    | PekCsr
+    | PekCertImport
+    | PdhGen
+    | GetId
     | OpenHandler
 )
 
@@ -352,6 +445,10 @@ Reply: TypeAlias = (
     | PdhCertificates
     | Measurement
     | GuestStatus
+    | AttestationReport
+    | PlatformStatus
+    | PekRequest
+    | PlatformId
     | HandlerOpened
     | Done
     | Failed
@@ -439,14 +536,24 @@ _LAUNCHING = frozenset({Phase.LAUNCHING})
 _RUNNING = frozenset({Phase.RUNNING})
 _ALIVE = frozenset({Phase.RUNNING, Phase.STOPPED})
 
+# What concerns the platform as such is judged by the firmware's own states.
 ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetPlatformInfo: _ANY,
     PdhCertExport: _ANY,
     GetGuestStatus: _ANY,
+    GetAttestation: _MADE - {Phase.CREATED},
+    GetPlatformStatus: _ANY,
+    PlatformReset: _ANY,
+    PekGen: _ANY,
+    PekCsr: _ANY,
+    PekCertImport: _ANY,
+    PdhGen: _ANY,
+    GetId: _ANY,
     CreateVm: _BEFORE,
     CreateVcpu: _SETUP,
     LaunchStart: frozenset({Phase.CREATED}),
     LaunchUpdateData: _LAUNCHING,
+    LaunchUpdateVmsa: _LAUNCHING,
     LaunchMeasure: _LAUNCHING,
     LaunchSecret: _LAUNCHING,
     LaunchFinish: _LAUNCHING,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sealift.cli.guest_options import DEFAULT_POLICY
 from sealift.cli.options import SizeType, examples
 
 if TYPE_CHECKING:
@@ -35,10 +36,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="How pages leave the guest's migration handler; the mailbox is the RFC's, one page at a time.",
 )
+@click.option(
+    "--policy",
+    default=DEFAULT_POLICY,
+    show_default=True,
+    help="What the platforms must enforce: names joined by commas, or a number; es hides the guest's registers too.",
+)
 @click.option("--linux", is_flag=True, help="With an unmodified Linux as guest; this needs a usable /dev/kvm.")
 @click.option("--series", help="Of Linux: 6.1, which is the default, or 6.12.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on the last line.")
-def command(memory: int, payload: Path | None, transfer: str, series: str | None, *, linux: bool, as_json: bool) -> int:
+def command(
+    memory: int, payload: Path | None, transfer: str, policy: str, series: str | None, *, linux: bool, as_json: bool
+) -> int:
     """Show the main job with real processes: two hosts, an owner, and a guest with a secret.
 
     The guest is launched, proved to its owner and moved while it runs; then everything that a VMM or the network
@@ -52,6 +61,8 @@ def command(memory: int, payload: Path | None, transfer: str, series: str | None
 
     if linux and payload is not None:
         raise click.UsageError("--payload is for the built-in guest; Linux has a program of its own")
+    if policy != DEFAULT_POLICY and linux:
+        raise click.UsageError("--policy is for the built-in guest")
     if series is not None and not linux:
         raise click.UsageError("--series is for --linux")
     screen = Screen(sys.stderr if as_json else sys.stdout)
@@ -59,7 +70,7 @@ def command(memory: int, payload: Path | None, transfer: str, series: str | None
         report = (
             _demonstrate_linux(screen, memory, transfer, series)
             if linux
-            else _demonstrate(screen, memory, payload, transfer)
+            else _demonstrate(screen, memory, payload, transfer, policy)
         )
     except SealiftError as error:
         if as_json:
@@ -70,16 +81,18 @@ def command(memory: int, payload: Path | None, transfer: str, series: str | None
     return 0 if report.ok else 1
 
 
-def _demonstrate(screen: Screen, memory: int, payload: Path | None, transfer: str) -> Report:
+def _demonstrate(screen: Screen, memory: int, payload: Path | None, transfer: str, policy: str) -> Report:
     from sealift.cli.demo.ledger import LedgerPart
     from sealift.cli.demo.stage import Stage
     from sealift.cli.demo.story import Story
     from sealift.cli.scratch import scratch
+    from sealift.sev.policy import parse_policy
     from sealift.wire.handover import Transfer
 
     with scratch("demo") as place:
         stage = Stage(place)
-        return Story(stage, LedgerPart(stage, memory, payload, Transfer(transfer)), screen).tell()
+        part = LedgerPart(stage, memory, payload, Transfer(transfer), parse_policy(policy))
+        return Story(stage, part, screen).tell()
 
 
 def _demonstrate_linux(screen: Screen, memory: int, transfer: str, series: str | None) -> Report:

@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from sealift.cli.image_options import image_options
+from sealift.cli.commands import (
+    owner_chain,
+    owner_measure,
+    owner_report,
+    owner_secret,
+    owner_session,
+    owner_validate,
+)
 from sealift.cli.options import examples
 
 
-@click.group("owner", short_help="What a guest's owner does without a VMM.")
-def command() -> None:
-    """Do the owner's part: trust nobody, and know beforehand what a platform must say."""
+class _InOrder(click.Group):
+    """Subcommands in the order of a launch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's interface
+        return list(self.commands)
 
 
-@command.command(
-    "measure",
-    short_help="The launch digest that a guest must have.",
-    epilog=examples(
-        "sealift owner measure --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
-        "sealift owner measure --kernel ledger --pieces",
-        "sealift owner measure --kernel ledger --json | jq .digest",
-    ),
+@click.group(
+    "owner",
+    cls=_InOrder,
+    short_help="What a guest's owner does without a VMM.",
+    epilog=examples("sealift owner chain chain.cert", "sealift owner measure --kernel ledger"),
 )
-@image_options
-@click.option("--pieces", is_flag=True, help="Print every measured piece first: name, GPA, size, SHA-256.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead, with the pieces in it.")
-def measure(*, pieces: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401  # GuestOptions says
-    """Compute a guest's launch digest (SHA-256, hexadecimal) from its files; it is alone on the last line.
+def command() -> None:
+    """Do the owner's part: trust nobody, and know beforehand what a platform must say.
 
-    The guest is the one that `sealift run` launches with the same options, on a platform that runs the migration
-    handler installed here.
+    Every file can be another tool's: sevctl's, sev-tool's, QEMU's or libvirt's.
     """
-    import msgspec
 
-    from sealift.cli.guest_options import GuestOptions
-    from sealift.cli.recipes import make_recipe
-    from sealift.cli.table import print_table
-    from sealift.errors import UserError
-    from sealift.owner.measured import measure as measured
-    from sealift.sev.policy import Policy, parse_policy
 
-    options = GuestOptions(**settings)
-    policy = parse_policy(options.policy)
-    if Policy.ES in policy:
-        raise UserError("an SEV-ES guest's digest goes on with its vCPUs' registers, which are not measured here")
-    recipe = make_recipe(options.memory, options.vcpus, options.kernel, options.payload, options.append, options.initrd)
-    image = measured(recipe)
-    if as_json:
-        shown = {
-            "digest": image.digest,
-            "policy": int(policy),
-            "machine": recipe.machine.value,
-            "kernel-version": recipe.kernel_version(),
-            "handler-digest": recipe.handler_digest.hex(),
-            "pieces": image.pieces,
-        }
-        click.echo(msgspec.json.encode(shown).decode())
-        return
-    if pieces:
-        rows = [(piece.name, f"{piece.gpa:#x}", str(piece.size), piece.sha256) for piece in image.pieces]
-        print_table(("PIECE", "GPA", "SIZE", "SHA-256"), rows)
-    click.echo(image.digest)
+for _step in (owner_chain, owner_session, owner_measure, owner_validate, owner_secret, owner_report):
+    command.add_command(_step.command)

@@ -14,7 +14,10 @@ from sealift.cli.image_options import image_options
 from sealift.cli.options import engine_option, examples, file_option, host_option
 from sealift.cli.places import Host, Places, default_manufacturer, default_owner
 
-_LAUNCH_ONLY: Final = ("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret")
+_LAUNCH_ONLY: Final = (
+    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret"),
+    *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused"),
+)
 
 
 def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -31,6 +34,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         "sealift run guest.toml --secret disk.key",
         "sealift run --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
+        "sealift run --policy 1 --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
 @click.argument(
@@ -47,6 +51,29 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     help="Disk image for Linux's /dev/vda, then /dev/vdb; with --incoming the same images as the guest has.",
 )
 @engine_option
+@file_option(
+    "--dh-cert-file", "Diffie-Hellman certificate of an owner elsewhere, raw or base64; the local one is not asked."
+)
+@file_option(
+    "--session-file", "Launch session that this owner made for the host's PDH and for --policy, raw or base64."
+)
+@click.option(
+    "--launch-secret",
+    metavar="HEADER:PAYLOAD",
+    help="Files in which this owner will leave its secret, raw or base64: when both are there, the guest is started.",
+)
+@click.option(
+    "--no-owner",
+    is_flag=True,
+    help="Ask no owner and launch without a session, as QEMU does by default; proves nothing to anybody.",
+)
+@click.option(
+    "-S",
+    "--paused",
+    is_flag=True,
+    help="Do not start the guest until QMP's cont; implied by --session-file, so that the measurement can be "
+    "validated and a secret injected first.",
+)
 @click.option("--incoming", metavar="URI", help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH.")
 @click.option(
     "--downtime-limit",
@@ -74,6 +101,7 @@ def command(
     owner: Path,
     incoming: str | None,
     disks: tuple[str, ...],
+    launch_secret: str | None,
     *,
     quiet: bool,
     **settings: Any,  # noqa: ANN401  # GuestOptions says
@@ -81,6 +109,9 @@ def command(
     """Run one confidential guest in the foreground, its console on standard output.
 
     CONFIG is a TOML file with the options' long names as keys; options given here win. Ctrl-C ends the guest.
+
+    A guest is launched by the local owner unless another one's session is given: then it is measured and waits, like
+    QEMU's sev-guest, for its secret (QMP: sev-inject-launch-secret) and for the word to run (QMP: cont).
     """
     from sealift.cli.foreground import run_in_foreground
     from sealift.cli.rundir import check_name
@@ -89,6 +120,7 @@ def command(
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
         disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
+        launch_secret=None if launch_secret is None else defaults.SecretFiles.parse(launch_secret),
         **settings,
     )
     check_name(options.name)
@@ -108,10 +140,13 @@ def command(
 
 
 def _check_unused(ctx: click.Context) -> None:
-    """Refuse options that a guest brings along itself; a configuration file may serve both of its hosts."""
+    """Refuse options that say how a guest is launched; a configuration file may serve both of its hosts."""
     for name in _LAUNCH_ONLY:
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} has no use with --incoming: the guest brings its own", ctx)
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no use with --incoming: the guest that comes was launched elsewhere",
+                ctx,
+            )
 
 
 def _say(sentence: str) -> None:

@@ -15,6 +15,7 @@ from sealift.cli.demo.screen import Screen
 from sealift.cli.demo.stage import VCPUS, Stage
 from sealift.cli.recipes import make_recipe, read_file
 from sealift.launch.image import GuestRecipe
+from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.wire.handover import Transfer
 
 KERNEL: Final = "ledger"
@@ -59,9 +60,12 @@ class LedgerPart:
         memory: the guest's, in bytes.
         payload: the user's file, or None for the built-in text.
         transfer: how records leave the handler.
+        policy: the guest's.
     """
 
-    def __init__(self, stage: Stage, memory: int, payload: Path | None, transfer: Transfer) -> None:
+    def __init__(
+        self, stage: Stage, memory: int, payload: Path | None, transfer: Transfer, policy: Policy = DEFAULT_POLICY
+    ) -> None:
         self._stage = stage
         self._payload = payload or stage.write("payload", _BUILT_IN_PAYLOAD.encode())
         self._pace = PACES[transfer]
@@ -70,10 +74,11 @@ class LedgerPart:
         self._here: ConsoleWatcher[Printed]
         self._there: ConsoleWatcher[Printed]
         self.transfer = transfer
-        self.recipe: GuestRecipe = make_recipe(memory, VCPUS, KERNEL, str(self._payload), self._command_line)
+        recipe = make_recipe(memory, VCPUS, KERNEL, str(self._payload), self._command_line)
+        self.recipe: GuestRecipe = recipe.under(policy)
         self.launch_options = [
             *("--kernel", KERNEL, "--payload", str(self._payload), "--append", self._command_line),
-            *("--memory", str(memory), "--vcpus", str(VCPUS)),
+            *("--memory", str(memory), "--vcpus", str(VCPUS), "--policy", policy.describe()),
         ]
         self.arrival_options: list[str] = []
         self.disk: Path | None = None

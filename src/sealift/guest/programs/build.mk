@@ -20,8 +20,8 @@ PROGRAMS := $(OUT)/startup.bin $(OUT)/ledger.elf $(OUT)/idle.elf $(OUT)/linuxloa
 
 all: $(PROGRAMS) $(OUT)/PROVENANCE.md
 
-$(OUT)/startup.bin: startup.S startup.c startup.ld machine.h build.mk
-	$(CC) $(CFLAGS) $(LDFLAGS) -Wl,--oformat=binary -T startup.ld -o $@ startup.S startup.c
+$(OUT)/startup.bin: startup.S startup.c es.c startup.ld machine.h ghcb.h build.mk
+	$(CC) $(CFLAGS) $(LDFLAGS) -Wl,--oformat=binary -T startup.ld -o $@ startup.S startup.c es.c
 	chmod 644 $@
 
 $(OUT)/ledger.elf: ledger.c pages.c flips.c content.c $(RUNTIME) $(HEADERS) flips.h content.h kernel.ld build.mk

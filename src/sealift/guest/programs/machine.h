@@ -56,12 +56,14 @@ struct startup_table {
 	u32 blocks;
 	u32 command_line_size;
 	u64 boot_params; /* Linux's; 0: a kernel of our own */
-	u8 reserved_a0[0x100 - 0xa0];
+	struct area ghcbs; /* a page for each vCPU; empty in a guest without SEV-ES */
+	u8 reserved_b0[0x100 - 0xb0];
 	struct ram_block block[STARTUP_BLOCKS];
 	char command_line[STARTUP_COMMAND_LINE];
 };
 
 _Static_assert(offsetof(struct startup_table, boot_params) == 0x98, "start-up table");
+_Static_assert(offsetof(struct startup_table, ghcbs) == 0xa0, "start-up table");
 _Static_assert(offsetof(struct startup_table, block) == 0x100, "start-up table");
 _Static_assert(offsetof(struct startup_table, command_line) == 0x500, "start-up table");
 

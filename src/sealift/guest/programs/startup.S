@@ -9,11 +9,14 @@
  *   others   wait for the CR3 that vCPU 0 leaves
  *   all      call the kernel: rdi = start-up table, rsi = vCPU number
  *
+ * In an SEV-ES guest, which the start-up table says it is by naming GHCBs, every vCPU loads descriptor tables with a
+ * handler of #VC first, and shares its GHCB (es.c). What it asks before that it asks by the GHCB MSR.
+ *
  * Linux is entered by vCPU 0 alone, as its 64-bit boot protocol says (Documentation/arch/x86/boot.rst). In a
  * receiver vCPU 0 tells the VMM that it is ready, and halts.
  *
  * Registers hold nothing on entry that is used: the vCPU's number comes from CPUID, the rest from the measured
- * start-up table. A failure ends in ud2: there is no IDT, so the guest ends there and the platform reports it.
+ * start-up table. A failure ends in ud2: nothing handles it, so the guest ends there and the platform reports it.
  */
 
 	/* sealift.launch.areas draws the map. */
@@ -29,11 +32,18 @@
 	.set	TABLE_ENTRY,		0x30
 	.set	TABLE_STACKS,		0x78
 	.set	TABLE_BOOT_PARAMS,	0x98
+	.set	TABLE_GHCBS_SIZE,	0xa8
 	.set	STACK_SHIFT,		14
 
 	/* sealift.launch.startup */
 	.set	READY_PORT,		0x5ea1
 	.set	READY_VALUE,		1
+
+	/* The GHCB protocol: ghcb.h */
+	.set	MSR_GHCB,		0xc0010130
+	.set	GHCB_CPUID_1_EBX,	0x40000004	/* in the high half: 1 */
+	.set	VC_VECTOR,		29
+	.set	INTERRUPT_GATE,		0x8e00
 
 	/* What Linux calls its segments until it has loaded its own. */
 	.set	BOOT_CS,		0x10
@@ -44,19 +54,26 @@
 	.globl	startup_entry
 startup_entry:
 	cld
+	mov	$STARTUP_TABLE, %r12d
+	cmpq	$0, TABLE_GHCBS_SIZE(%r12)
+	jne	ask_number
 	mov	$1, %eax
 	xor	%ecx, %ecx
 	cpuid
+have_number:
 	shr	$24, %ebx			/* initial APIC id = vCPU number */
-	mov	$STARTUP_TABLE, %r12d
-	cmpq	$0, TABLE_ENTRY(%r12)		/* a receiver has nothing to run */
-	je	ready
 	cmp	TABLE_VCPUS(%r12), %ebx
 	jae	stop
+	cmpq	$0, TABLE_ENTRY(%r12)		/* a receiver has nothing to run */
+	je	receive
 
 	lea	1(%rbx), %rsp			/* stacks grow down from the end of each vCPU's area */
 	shl	$STACK_SHIFT, %rsp
 	add	TABLE_STACKS(%r12), %rsp
+	cmpq	$0, TABLE_GHCBS_SIZE(%r12)
+	je	prepared
+	call	prepare
+prepared:
 
 	test	%ebx, %ebx
 	jnz	wait
@@ -84,9 +101,14 @@ run:
 	mov	%ebx, %esi
 	call	*TABLE_ENTRY(%r12)
 
-ready:
+receive:
 	test	%ebx, %ebx
 	jnz	stop
+	cmpq	$0, TABLE_GHCBS_SIZE(%r12)
+	je	ready
+	mov	$receiver_stack, %esp
+	call	prepare
+ready:
 	mov	$READY_PORT, %dx
 	mov	$READY_VALUE, %al
 	out	%al, %dx
@@ -94,6 +116,66 @@ ready:
 stop:
 	hlt
 	jmp	stop
+
+ask_number:				/* the same CPUID, by the GHCB MSR: there is no stack yet for #VC */
+	mov	$MSR_GHCB, %ecx
+	mov	$GHCB_CPUID_1_EBX, %eax
+	mov	$1, %edx
+	wrmsr
+	rep; vmmcall
+	rdmsr
+	mov	%edx, %ebx
+	jmp	have_number
+
+prepare:				/* of an SEV-ES guest; keeps rbx and r12 */
+	mov	$communicate, %eax
+	mov	%ax, gate			/* every vCPU writes the same */
+	shr	$16, %eax
+	mov	%ax, gate + 6
+	lgdt	gdt_pointer
+	lidt	idt_pointer
+	mov	%r12, %rdi
+	mov	%ebx, %esi
+	jmp	startup_share_ghcb
+
+communicate:				/* #VC; its error code is on the stack */
+	push	%rax
+	push	%rbx
+	push	%rcx
+	push	%rdx
+	push	%rsi
+	push	%rdi
+	push	%rbp
+	push	%r8
+	push	%r9
+	push	%r10
+	push	%r11
+	push	%r12
+	push	%r13
+	push	%r14
+	push	%r15
+	cld
+	mov	%rsp, %rdi
+	sub	$8, %rsp			/* the C ABI's alignment */
+	call	startup_communicate
+	add	$8, %rsp
+	pop	%r15
+	pop	%r14
+	pop	%r13
+	pop	%r12
+	pop	%r11
+	pop	%r10
+	pop	%r9
+	pop	%r8
+	pop	%rbp
+	pop	%rdi
+	pop	%rsi
+	pop	%rdx
+	pop	%rcx
+	pop	%rbx
+	pop	%rax
+	add	$8, %rsp			/* the error code */
+	iretq
 
 enter_linux:				/* rsi = boot_params */
 	cli
@@ -116,13 +198,24 @@ gdt:
 gdt_pointer:
 	.short	gdt_pointer - gdt - 1
 	.quad	gdt
+idt_pointer:
+	.short	idt_end - idt - 1
+	.quad	idt
 
-	/* Zero until vCPU 0 has built the page tables. A page of its own: code pages are never written. */
+	/* A page of its own: code pages are never written. */
 	.section .data
 	.balign	4096
-startup_cr3:
+startup_cr3:				/* zero until vCPU 0 has built the page tables */
 	.quad	0
+	.balign	16
+idt:
+	.fill	VC_VECTOR * 16, 1, 0
+gate:
+	.short	0, BOOT_CS, INTERRUPT_GATE, 0	/* without the handler's address */
+	.quad	0
+idt_end:
 	.balign	4096
+receiver_stack:				/* grows down to the IDT: a receiver has no other */
 
 	.section .tables, "a"
 	.balign	4096

@@ -2,7 +2,8 @@
  * What vCPU 0 does before there is a kernel: page tables for all RAM, and the mailbox made shared.
  *
  * RAM is mapped one to one as private memory, by 2 MiB pages where a whole 2 MiB region is RAM and does not hold
- * the mailbox. sealift.launch.paging counts the same way, and that much room the start-up table has.
+ * the mailbox. sealift.launch.paging counts the same way, and that much room the start-up table has. The GHCBs of an
+ * SEV-ES guest, which are no private memory either, lie in the same 2 MiB as the mailbox.
  */
 #include "machine.h"
 
@@ -41,16 +42,17 @@ static bool overlap(u64 gpa, u64 size, struct area area)
 	return gpa < area.gpa + area.size && area.gpa < gpa + size;
 }
 
-static void map_block(struct builder *builder, struct area block, struct area mailbox)
+static void map_block(struct builder *builder, struct area block, const struct startup_table *table)
 {
 	u64 end = block.gpa + block.size;
 	for (u64 gpa = block.gpa; gpa < end;) {
 		u64 left = end - gpa;
-		if (gpa % LARGE_SIZE == 0 && left >= LARGE_SIZE && !overlap(gpa, LARGE_SIZE, mailbox)) {
+		if (gpa % LARGE_SIZE == 0 && left >= LARGE_SIZE && !overlap(gpa, LARGE_SIZE, table->mailbox)) {
 			*entry_for(builder, gpa, 21) = gpa | builder->encrypted | PTE_FLAGS | PTE_LARGE;
 			gpa += LARGE_SIZE;
 		} else {
-			u64 encrypted = overlap(gpa, PAGE_SIZE, mailbox) ? 0 : builder->encrypted;
+			bool open = overlap(gpa, PAGE_SIZE, table->mailbox) || overlap(gpa, PAGE_SIZE, table->ghcbs);
+			u64 encrypted = open ? 0 : builder->encrypted;
 			*entry_for(builder, gpa, 12) = gpa | encrypted | PTE_FLAGS;
 			gpa += PAGE_SIZE;
 		}
@@ -67,7 +69,7 @@ u64 startup_map_memory(const struct startup_table *table)
 	};
 	builder.root = new_table(&builder);
 	for (u32 i = 0; i < table->blocks; i++)
-		map_block(&builder, table->block[i].area, table->mailbox);
+		map_block(&builder, table->block[i].area, table);
 	return builder.root | builder.encrypted;
 }
 

@@ -17,10 +17,18 @@ NAMES: Final = (AUTO, KvmFactory.name, UnicornFactory.name)
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An engine's factory, and a sentence about why it is this one."""
+    """An engine's factory, and a sentence about why it is this one; `asked_for` if somebody wanted it by name."""
 
     factory: EngineFactory
     reason: str
+    asked_for: bool = False
+
+    def for_guest(self, *, es: bool) -> Chosen:
+        """The choice for a guest with SEV-ES or without; what was asked for stays, able or not."""
+        if not es or self.factory.hides_registers or self.asked_for:
+            return self
+        reason = "the guest's policy asks for SEV-ES, and the engine kvm would see its registers"
+        return Chosen(UnicornFactory(), reason)
 
 
 def choose(name: str) -> Chosen:
@@ -31,10 +39,10 @@ def choose(name: str) -> Chosen:
     """
     match name:
         case "unicorn":
-            return Chosen(UnicornFactory(), "it was asked for")
+            return Chosen(UnicornFactory(), "it was asked for", asked_for=True)
         case "kvm":
             check()
-            return Chosen(KvmFactory(), "it was asked for")
+            return Chosen(KvmFactory(), "it was asked for", asked_for=True)
         case "auto":
             try:
                 check()

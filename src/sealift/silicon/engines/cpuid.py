@@ -21,11 +21,12 @@ _EDX_1 = sum(1 << bit for bit in (0, 4, 5, 6, 8, 13, 15, 16, 23, 24, 25, 26))
 _ECX_1 = 1 << 0 | 1 << 13 | _HYPERVISOR  # sse3 cx16
 _EDX_80000001 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 29  # syscall nx 1-GiB pages long mode
 _LINEAR_BITS = 48
+_SEV_ES = 1 << 3
 
 
-def leaves(*, vcpu: int, vcpus: int, cbit: int) -> dict[int, Leaf]:
-    """All leaves that vCPU `vcpu` of `vcpus` sees; any other leaf reads as zeros."""
-    sev, reduced_phys_bits = 1 << 1, 1
+def leaves(*, vcpu: int, vcpus: int, cbit: int, es: bool = False) -> dict[int, Leaf]:
+    """All leaves that vCPU `vcpu` of `vcpus` sees, in a guest with SEV-ES or not; any other leaf reads as zeros."""
+    sev, reduced_phys_bits = 1 << 1 | (_SEV_ES if es else 0), 1
     return {
         0x0: (0x1, *_vendor(b"AuthenticAMD")),
         0x1: (_EPYC_V1, vcpu << 24 | vcpus << 16, _ECX_1, _EDX_1),

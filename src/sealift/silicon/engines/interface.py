@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from sealift.silicon.memory.guest_memory import GuestMemory, Windows
 from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
+
+MAP_GPA_RANGE: Final = 12
+"""KVM_HC_MAP_GPA_RANGE, the hypercall that declares pages private or shared."""
+MAP_GPA_ENCRYPTED: Final = 1 << 4
+"""Of its attributes, the one that makes them private."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,8 @@ class Vcpu(Protocol):
     """One virtual CPU. All but `kick` are called by one thread at a time.
 
     One that was never given registers or state is not started: it waits for another vCPU's start-up messages or, on a
-    machine without interrupt controllers, is halted.
+    machine without interrupt controllers, is halted. Those of an SEV-ES guest have their registers in the VMSA that
+    guest memory keeps (`GuestMemory.vmsa`), from which they start, and which is up to date whenever they are out.
     """
 
     def run(self, device_io: DeviceIo) -> Outcome:
@@ -42,10 +48,14 @@ class Vcpu(Protocol):
         """Make the current or else the next `run` return Interrupted soon; safe from any thread."""
 
     def registers(self) -> Registers:
-        """General and control registers."""
+        """General and control registers.
+
+        Raises:
+            RefusedError: they are those of an SEV-ES guest.
+        """
 
     def set_registers(self, registers: Registers) -> None:
-        """Load general and control registers."""
+        """Load general and control registers; raises as `registers`."""
 
     def save(self) -> bytes:
         """The whole architectural state, for sealed migration state; only this engine reads it."""
@@ -67,12 +77,14 @@ class VmShape:
         irqchip: whether it has interrupt controllers, a timer and a clock.
         cbit: the C-bit's position; None for the best that the host has.
         cpu: description of the CPU that the guest must see; empty for the best that the host has.
+        es: whether its registers are encrypted (SEV-ES).
     """
 
     vcpus: int
     irqchip: bool = False
     cbit: int | None = None
     cpu: bytes = b""
+    es: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +154,12 @@ class EngineFactory(Protocol):
     Attributes:
         name: the engine's.
         cbit: where guests have the C-bit unless they come with another.
+        hides_registers: whether it can run SEV-ES guests.
     """
 
     name: str
     cbit: int
+    hides_registers: bool
 
     def make(self, memory: GuestMemory, shape: VmShape) -> Engine:
         """An engine for one guest.

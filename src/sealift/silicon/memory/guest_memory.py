@@ -237,15 +237,20 @@ class GuestMemory:
         """Make `page` the save area of a vCPU: a private page outside of RAM, as KVM gives each vCPU."""
         self._vmsas[vcpu] = page
 
+    def vmsa(self, vcpu: int) -> bytes | None:
+        """The save area of a vCPU; None if it has none."""
+        return self._vmsas.get(vcpu)
+
     def read_vmsa(self, vcpu: int) -> bytes:
         """The save area of a vCPU.
 
         Raises:
             FirmwareError: INVALID_ADDRESS, it has none.
         """
-        if vcpu not in self._vmsas:
+        page = self.vmsa(vcpu)
+        if page is None:
             raise failure(Status.INVALID_ADDRESS, f"vCPU {vcpu} has no VMSA")
-        return self._vmsas[vcpu]
+        return page
 
     # --- the launch and the host's view -------------------------------------------------------------------------
 

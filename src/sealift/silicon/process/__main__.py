@@ -21,7 +21,7 @@ from sealift.errors import LostError, SealiftError
 from sealift.silicon.engines.choice import choose
 from sealift.silicon.engines.kvm.vcpu import catch_kicks
 from sealift.silicon.process.server import Server
-from sealift.silicon.processor.firmware import SecureProcessor
+from sealift.silicon.processor.firmware import INIT_ES, SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
 from sealift.wire.channel import Channel
 from sealift.wire.failure import to_failed
@@ -52,7 +52,7 @@ def main() -> None:
     sock = socket.socket(fileno=int(fd))
     try:
         processor = SecureProcessor(PlatformIdentity(Path(identity), Path(manufacturer)))
-        processor.init()
+        processor.init(INIT_ES)
         chosen = choose(engine)
     except SealiftError as error:
         _refuse(sock, error)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from sealift.address import PAGE_SHIFT, page_aligned
 from sealift.errors import GuestError
-from sealift.silicon.engines.interface import Hypercall
+from sealift.silicon.engines.interface import MAP_GPA_ENCRYPTED, MAP_GPA_RANGE, Hypercall
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.wire.platform import PageStateChange
 
-KVM_HC_MAP_GPA_RANGE = 12
 _SIZE_MASK = 0xF  # preferred page size: a hint
-_ENCRYPTED = 1 << 4
 _PAGES_AT_ONCE = 2048
 """Pages (8 MiB) converted while the rest of the machine waits; each page's conversion is complete by itself."""
 
@@ -19,13 +17,13 @@ _ENOSYS, _EINVAL, _ENOMEM = 1000, 22, 12  # KVM_ENOSYS, and the kernel's EINVAL 
 
 def carry_out(memory: GuestMemory, call: Hypercall) -> tuple[int, PageStateChange | None]:
     """The result for the guest, and the change of page states for the VMM if there was one."""
-    if call.number != KVM_HC_MAP_GPA_RANGE:
+    if call.number != MAP_GPA_RANGE:
         return -_ENOSYS, None
     gpa, pages, attributes, _ = call.arguments
     offset = memory.layout.offset(gpa, pages << PAGE_SHIFT) if pages else None
-    if offset is None or not page_aligned(gpa) or attributes & ~(_SIZE_MASK | _ENCRYPTED):
+    if offset is None or not page_aligned(gpa) or attributes & ~(_SIZE_MASK | MAP_GPA_ENCRYPTED):
         return -_EINVAL, None
-    encrypted = bool(attributes & _ENCRYPTED)
+    encrypted = bool(attributes & MAP_GPA_ENCRYPTED)
     first = offset >> PAGE_SHIFT
     done = 0
     try:

@@ -10,9 +10,11 @@ from sealift.address import PAGE_SHIFT, Gpa, RamBlock, RamLayout
 from sealift.errors import InternalError, LostError, RefusedError, SealiftError, StreamError
 from sealift.guest.handler.digest import handler_digest
 from sealift.pageset import PageSet
+from sealift.sev.policy import Policy
 from sealift.silicon.engines.choice import Chosen
 from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.memory.plane import Plane
+from sealift.silicon.process.platform_service import PlatformService
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
 from sealift.silicon.process.vm import VirtualMachine
 from sealift.silicon.processor import asids
@@ -64,12 +66,15 @@ class Server:
             wire.PdhCertExport: self._pdh_cert_export,
             wire.LaunchStart: self._launch_start,
             wire.LaunchUpdateData: self._launch_update_data,
+            wire.LaunchUpdateVmsa: self._launch_update_vmsa,
             wire.LaunchMeasure: self._launch_measure,
             wire.LaunchSecret: self._launch_secret,
             wire.LaunchFinish: self._launch_finish,
             wire.GetGuestStatus: self._guest_status,
+            wire.GetAttestation: self._attestation,
             wire.OpenHandler: self._open_handler,
         }
+        self._platform = PlatformService(processor)
 
     def serve(self) -> None:
         """Answer requests until the other end closes the connection."""
@@ -99,6 +104,8 @@ class Server:
         try:
             if phase not in ALLOWED[type(request)]:
                 raise RefusedError(f"{type(request).__name__} is not possible while the VM is {phase.value}")
+            if (of_platform := self._platform.handlers.get(type(request))) is not None:
+                return of_platform(request), ()
             return self._handlers[type(request)](request)
         except SealiftError as error:
             return to_failed(error), ()
@@ -136,10 +143,11 @@ class Server:
         layout = RamLayout(tuple(RamBlock(block.name, Gpa(block.gpa), block.size) for block in request.blocks))
         if layout.size > _RAM_LIMIT:
             raise RefusedError(f"guest RAM of {layout.size >> 30} GiB is over the limit of {_RAM_LIMIT >> 30} GiB")
+        self._engine = self._engine.for_guest(es=request.es)
         first_encrypted = 1 << (request.cbit or self._engine.factory.cbit)
         if layout.end > first_encrypted:
             raise RefusedError(f"guest RAM must end below the C-bit at {first_encrypted:#x}")
-        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu)
+        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es)
         vm = VirtualMachine(layout, shape, self._engine.factory, self._launch_phase, self._digest)
         self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))
         self._vm = vm
@@ -231,6 +239,7 @@ class Server:
         return wire.PdhCertificates(certificates.pdh, certificates.cert_chain), ()
 
     def _launch_start(self, request: wire.LaunchStart) -> _Answer:
+        self._machine.require_kind(Policy(request.policy))
         self._handle = self._processor.launch_start(
             self._machine.memory, request.policy, request.dh_cert, request.session
         )
@@ -239,6 +248,11 @@ class Server:
 
     def _launch_update_data(self, request: wire.LaunchUpdateData) -> _Answer:
         self._processor.launch_update_data(self._handle, request.gpa, request.length)
+        return wire.Done(), ()
+
+    def _launch_update_vmsa(self, request: wire.LaunchUpdateVmsa) -> _Answer:
+        self._machine.require_stopped(request.index)
+        self._processor.launch_update_vmsa(self._handle, request.index, request.vmsa)
         return wire.Done(), ()
 
     def _launch_measure(self, _: wire.LaunchMeasure) -> _Answer:
@@ -287,6 +301,9 @@ class Server:
             blocked=self._machine.blocked(),
         )
         return answer, ()
+
+    def _attestation(self, request: wire.GetAttestation) -> _Answer:
+        return wire.AttestationReport(self._processor.attestation(self._handle, request.mnonce)), ()
 
     # --- handler -------------------------------------------------------------------------------------------------
 

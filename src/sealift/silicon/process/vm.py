@@ -15,6 +15,7 @@ from sealift.guest.handler.mailbox import Mailbox
 from sealift.launch.areas import Area, StartupAreas, areas_in_memory
 from sealift.launch.secrets import MigrationSecret, take_migration_secret
 from sealift.launch.startup import StartupTable, read_startup_table
+from sealift.sev.policy import Policy
 from sealift.silicon.engines.interface import Engine, EngineFactory, VmShape
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.memory.xts import KEY_BYTES
@@ -63,6 +64,7 @@ class VirtualMachine:
     ) -> None:
         self.layout = layout
         self.vcpu_count = shape.vcpus
+        self._es = shape.es
         self.memory = GuestMemory(layout, os.urandom(KEY_BYTES))
         try:
             self.engine: Engine = factory.make(self.memory, shape)
@@ -89,6 +91,16 @@ class VirtualMachine:
     def blocked(self) -> tuple[str, ...]:
         """What stands in the way of every migration from here; sentences."""
         return (self._no_handler,) if self._handler is None else self._handler.blocked()
+
+    def require_kind(self, policy: Policy) -> None:
+        """Demand that the VM was created for guests of this policy.
+
+        Raises:
+            RefusedError: it hides registers and the policy does not ask for it, or the other way round.
+        """
+        if (Policy.ES in policy) is not self._es:
+            kinds = ("without", "with") if self._es else ("with", "without")
+            raise RefusedError(f"the policy is of a guest {kinds[0]} SEV-ES, and the VM was created for one {kinds[1]}")
 
     # --- vCPUs ---------------------------------------------------------------------------------------------------
 

@@ -15,12 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sealift.errors import SealError, StreamError, UserError
 from sealift.privatefiles import Access, PrivateDirectory
-from sealift.sev.ca import KEY_ID_SIZE, CaCertificate, decode_ca_chain
+from sealift.sev.ca import KEY_ID_SIZE, NOT_AMD, CaCertificate, decode_ca_chain
 from sealift.sev.certificate import Certificate, Usage
 from sealift.sev.keys import Algorithm
 
 KEY_BITS: Final = 4096
-KEY_ID_PREFIX: Final = b"not AMD "
 CA_CHAIN_SIZE: Final = 3200
 """Bytes of ASK||ARK with 4096-bit keys."""
 
@@ -92,4 +91,4 @@ class Manufacturer:
 def _key_id(key: rsa.RSAPublicKey) -> bytes:
     """16 bytes that say whose key this is not, and which of ours it is."""
     modulus = key.public_numbers().n.to_bytes(key.key_size // 8, "little")
-    return (KEY_ID_PREFIX + hashlib.sha256(modulus).digest())[:KEY_ID_SIZE]
+    return (NOT_AMD + hashlib.sha256(modulus).digest())[:KEY_ID_SIZE]

@@ -27,6 +27,7 @@ from sealift.errors import (
 )
 from sealift.launch.image import GuestRecipe
 from sealift.launch.machine import MachineType
+from sealift.sev.policy import Policy
 from sealift.vmm.console import Console
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.launch import Begun, Launched, begin, complete
@@ -225,8 +226,9 @@ class Incoming:
         hello, layout = introduction.hello, introduction.layout
         kind = _machine_type(hello.hardware.machine)
         recipe = GuestRecipe(self._host.startup, layout, hello.vcpus, _UNKNOWN_DIGEST, machine=kind)
+        recipe = recipe.under(Policy(begun.grant.policy))
         machine = self._machine = self._make_machine(recipe, hello.hardware)
-        launched = complete(machine.platform, machine.memory, recipe, self._host.owner, begun)
+        launched = complete(machine.platform, machine.memory, recipe, self._host.owner, begun).finish()
         _run_start_up(machine)
         handler = machine.platform.open_handler()
         method = self._method = HandlerTarget(handler, target_transfer(hello.transfer, handler, machine.memory))
@@ -241,7 +243,7 @@ class Incoming:
                 undo.callback(disk.close)
             _check_same_disks(disks, hardware.disks)
             cpu = CpuShape(hardware.cbit, hardware.cpu)
-            spec = MachineSpec(recipe.layout, recipe.vcpus, recipe.machine, disks, cpu)
+            spec = MachineSpec(recipe.layout, recipe.vcpus, recipe.machine, disks, cpu, recipe.es)
             machine = Machine(self._platform, spec, self._host.console(), self._host.run_state)
             undo.pop_all()
         return machine

@@ -6,6 +6,6 @@
        ▲                                      │                                          │
        └────────── bounded buffer ◄───────────┴───────────────── events ◄────────────────┘
 
-`sealift.vmm.qmp.commands` has one module a chapter of QEMU's schema (control, run-state, machine, migration).
+`sealift.vmm.qmp.commands` has one module a chapter of QEMU's schema (control, run-state, machine, migration, sev).
 Commands that QEMU does not have are named ``x-sealift-…``.
 """

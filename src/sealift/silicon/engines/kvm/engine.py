@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import msgspec
 
-from sealift.errors import RefusedError, StreamError
+from sealift.errors import RefusedError, StreamError, UserError
 from sealift.pageset import PageSet, Span
 from sealift.silicon.engines.interface import GuestSays, VmShape
 from sealift.silicon.engines.kvm import abi
@@ -161,6 +161,7 @@ class KvmFactory:
     """
 
     name = KvmEngine.name
+    hides_registers = False
 
     def __init__(self) -> None:
         self._kvm = Kvm()
@@ -168,4 +169,6 @@ class KvmFactory:
 
     def make(self, memory: GuestMemory, shape: VmShape) -> KvmEngine:
         """An engine for one guest."""
+        if shape.es:
+            raise UserError("the engine kvm runs no SEV-ES guests: this host's KVM would see their registers")
         return KvmEngine(self._kvm, memory, shape)

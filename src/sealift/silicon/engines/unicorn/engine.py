@@ -8,6 +8,7 @@ from sealift.errors import RefusedError, StreamError, UserError
 from sealift.pageset import PageSet, Span
 from sealift.silicon.engines import cpuid
 from sealift.silicon.engines.interface import GuestSays, VmShape
+from sealift.silicon.engines.unicorn.encrypted import EncryptedVcpu
 from sealift.silicon.engines.unicorn.turn import Turn
 from sealift.silicon.engines.unicorn.vcpu import UnicornVcpu
 from sealift.silicon.engines.unicorn.walker import Walker
@@ -39,12 +40,14 @@ class UnicornEngine:
         self.plain_log = PageSet(memory.layout.pages)
         self.walker = Walker(memory, CBIT, self._table_written)
         self._count = shape.vcpus
+        self._es = shape.es
         self._vcpus: dict[int, UnicornVcpu] = {}
         memory.attach(self)
 
     def create_vcpu(self, index: int) -> UnicornVcpu:
         """A fresh vCPU with initial APIC id `index`; replaces an earlier one of that index."""
-        vcpu = UnicornVcpu(self, cpuid.leaves(vcpu=index, vcpus=self._count, cbit=CBIT))
+        leaves = cpuid.leaves(vcpu=index, vcpus=self._count, cbit=CBIT, es=self._es)
+        vcpu = EncryptedVcpu(self, index, leaves, CBIT) if self._es else UnicornVcpu(self, leaves)
         with self.turn.held():
             self._vcpus[index] = vcpu
         return vcpu
@@ -97,6 +100,7 @@ class UnicornFactory:
 
     name = UnicornEngine.name
     cbit = CBIT
+    hides_registers = True
 
     def make(self, memory: GuestMemory, shape: VmShape) -> UnicornEngine:
         """An engine for one guest."""

@@ -28,7 +28,7 @@ _VECTORS = tuple(f"XMM{number}" for number in range(16))
 _X87 = tuple(f"FP{number}" for number in range(8))
 _TABLES = ("GDTR", "IDTR")
 _SELECTORS = ("CS", "SS", "DS", "ES", "FS", "GS")
-_MSRS = {
+MSRS = {
     "EFER": 0xC000_0080,
     "STAR": 0xC000_0081,
     "LSTAR": 0xC000_0082,
@@ -40,7 +40,7 @@ _MSRS = {
     "SYSENTER_EIP": 0x176,
     "PAT": 0x277,
 }
-_EFER = _MSRS["EFER"]
+_EFER = MSRS["EFER"]
 _MAX_64 = (1 << 64) - 1
 _MAX_16 = (1 << 16) - 1
 
@@ -108,7 +108,7 @@ def save_state(uc: Uc) -> bytes:
     state = _State(
         version=_STATE_VERSION,
         integers={name: uc.reg_read(_register(name)) for name in _INTEGERS},
-        msrs={name: uc.msr_read(number) for name, number in _MSRS.items()},
+        msrs={name: uc.msr_read(number) for name, number in MSRS.items()},
         tables={name: uc.reg_read(_register(name))[1:3] for name in _TABLES},
         vectors={name: uc.reg_read(_register(name)).to_bytes(16, "little") for name in _VECTORS},
         x87={name: uc.reg_read(_register(name)) for name in _X87},
@@ -126,7 +126,7 @@ def restore_state(uc: Uc, data: bytes) -> None:
     if state.version != _STATE_VERSION:
         raise StreamError(f"vCPU state has version {state.version}; this engine reads version {_STATE_VERSION}")
     _expect(state.integers, _INTEGERS)
-    _expect(state.msrs, _MSRS)
+    _expect(state.msrs, MSRS)
     _expect(state.tables, _TABLES)
     _expect(state.vectors, _VECTORS)
     _expect(state.x87, _X87)
@@ -155,7 +155,7 @@ def _check_widths(state: _State) -> None:
 def _load(uc: Uc, state: _State) -> None:
     # EFER and CR4 before CR0: paging must find long mode and PAE already set.
     for name, value in state.msrs.items():
-        uc.msr_write(_MSRS[name], value)
+        uc.msr_write(MSRS[name], value)
     late = ("CR0", "EFLAGS", "RIP")
     for name, value in state.integers.items():
         if name not in late:

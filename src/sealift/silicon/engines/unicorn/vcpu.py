@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from unicorn import Uc, UcError
 from unicorn import unicorn_const as const
@@ -22,14 +22,15 @@ from unicorn import x86_const as x86
 from sealift.address import PAGE_SHIFT
 from sealift.errors import InternalError
 from sealift.pageset import PageSet
+from sealift.sev.ghcb import SEV_STATUS_MSR
 from sealift.silicon.engines.cpuid import Leaf
 from sealift.silicon.engines.interface import DeviceIo, Hypercall, Outcome
 from sealift.silicon.engines.unicorn import registers
-from sealift.silicon.engines.unicorn.halts import HLT, HaltStops
+from sealift.silicon.engines.unicorn.stops import HLT, RDMSR, WRMSR, Stops
 from sealift.silicon.engines.unicorn.turn import Turn
 from sealift.silicon.engines.unicorn.walker import Access, PageFault, Translation, Walker
 from sealift.silicon.memory.guest_memory import GuestMemory
-from sealift.wire.platform import Fault, Halt, Interrupted, PortIn, PortOut, Registers
+from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
 
 SHARED_WINDOW = 1 << 52
 """Emulator-physical address at which the shared plane is mapped; the private plane is mapped at 0."""
@@ -37,10 +38,20 @@ SHARED_WINDOW = 1 << 52
 _SLICE_INSTRUCTIONS = 20_000
 """Instructions before other threads get a chance: under half a millisecond, and long beside a slice's fixed cost."""
 
+SEV_ENABLED: Final = 1 << 0
+"""Bit of the SEV_STATUS MSR."""
+
 _VMMCALL = b"\x0f\x01\xd9"
-_HLT = bytes([HLT])
 _CR0_PAGING = 1 << 31
 _NO_END = 0  # slices end by count or by a hook: the list of exit addresses is empty
+
+
+class Unsettled:
+    """A reason that a kind of vCPU settles within its slice."""
+
+
+Reason: TypeAlias = Outcome | PortIn | PortOut | MmioRead | MmioWrite | Unsettled
+"""Why a slice ended before its time."""
 
 
 class Board(Protocol):
@@ -64,12 +75,12 @@ class UnicornVcpu:
         self.started = False
         self._board = board
         self._leaves = leaves
-        self._stopped_by: Outcome | PortIn | PortOut | None = None
+        self._stopped_by: Reason | None = None
         self._flush_tlb = False
         self._flush_code = False
         self._interrupt = threading.Event()
         self._uc = self._emulator()
-        self._halts = HaltStops(self._uc)
+        self._stops = Stops(self._uc)
 
     def _emulator(self) -> Uc:
         uc = Uc(const.UC_ARCH_X86, const.UC_MODE_64)
@@ -108,14 +119,16 @@ class UnicornVcpu:
             match stopped_by:
                 case None:
                     pass
-                case PortIn():
-                    self._complete_port_in(stopped_by.size, device_io(stopped_by))
-                case PortOut():
+                case PortIn() | MmioRead():
+                    self._complete_read(stopped_by, device_io(stopped_by))
+                case PortOut() | MmioWrite():
                     device_io(stopped_by)
+                case Unsettled():
+                    raise InternalError(f"a slice left {stopped_by} unsettled")
                 case _:
                     return stopped_by
 
-    def _slice(self) -> Outcome | PortIn | PortOut | None:
+    def _slice(self) -> Reason | None:
         self._flush()
         self._stopped_by = None
         try:
@@ -124,26 +137,59 @@ class UnicornVcpu:
         except UcError as error:
             if self._stopped_by is None:
                 self._stopped_by = self._fault(f"{error}", 0, 0)
-        return Halt() if self._stopped_by is None and self._halted() else self._stopped_by
+        return self._at_stop() if self._stopped_by is None else self._stopped_by
 
-    def _halted(self) -> bool:
-        """Carry out a HLT that is next (see `halts`)."""
+    def _at_stop(self) -> Reason | None:
+        """Carry out what is next, if it is an instruction that Unicorn was stopped in front of (see `stops`)."""
         rip = self._uc.reg_read(x86.UC_X86_REG_RIP)
-        if rip in self._halts and self._fetch(self._uc, rip, 1) == _HLT:
-            self._uc.reg_write(x86.UC_X86_REG_RIP, rip + 1)
-            return True
-        if rip in self._halts or (rip - 1 not in self._halts and self._fetch(self._uc, rip - 1, 1) == _HLT):
+        if rip in self._stops:
+            if self._fetch(self._uc, rip, len(HLT)) == HLT:
+                self._uc.reg_write(x86.UC_X86_REG_RIP, rip + len(HLT))
+                return Halt()
+            match self._fetch(self._uc, rip, len(RDMSR)):
+                case instruction if instruction == RDMSR:
+                    return self._rdmsr(rip)
+                case instruction if instruction == WRMSR:
+                    return self._wrmsr(rip)
+        if rip in self._stops or (rip - 1 not in self._stops and self._fetch(self._uc, rip - 1, 1) == HLT):
             # Code changed through another address: look at all of it again. A HLT that Unicorn passed meanwhile was
             # woken from, as by an interrupt; the guest's loop around it comes back.
-            self._halts.forget()
+            self._stops.forget()
             self.request_code_flush()
-        return False
+        return None
 
-    def _complete_port_in(self, size: int, value: int) -> None:
+    def _rdmsr(self, rip: int) -> Reason | None:
+        value = self._read_msr(self._uc.reg_read(x86.UC_X86_REG_ECX))
+        if not isinstance(value, int):
+            return value
+        self._uc.reg_write(x86.UC_X86_REG_RAX, value & 0xFFFF_FFFF)
+        self._uc.reg_write(x86.UC_X86_REG_RDX, value >> 32)
+        self._uc.reg_write(x86.UC_X86_REG_RIP, rip + len(RDMSR))
+        return None
+
+    def _wrmsr(self, rip: int) -> Reason | None:
+        high, low = self._uc.reg_read(x86.UC_X86_REG_EDX), self._uc.reg_read(x86.UC_X86_REG_EAX)
+        reason = self._write_msr(self._uc.reg_read(x86.UC_X86_REG_ECX), high << 32 | low)
+        if reason is None:
+            self._uc.reg_write(x86.UC_X86_REG_RIP, rip + len(WRMSR))
+        return reason
+
+    def _read_msr(self, number: int) -> int | Reason:
+        """An MSR's value, or why the vCPU leaves guest mode in front of RDMSR."""
+        if number == SEV_STATUS_MSR:
+            return SEV_ENABLED
+        return int(self._uc.msr_read(number))
+
+    def _write_msr(self, number: int, value: int) -> Reason | None:
+        """Write an MSR; why the vCPU leaves guest mode in front of WRMSR, if it does."""
+        self._uc.msr_write(number, value)
+        return None
+
+    def _complete_read(self, access: PortIn | MmioRead, data: int) -> None:
         """Give an IN its data: the accumulator's low bytes, a 32-bit one clearing the upper half."""
-        mask = (1 << 8 * size) - 1
-        kept = 0 if size == 4 else self._uc.reg_read(x86.UC_X86_REG_RAX) & ~mask
-        self._uc.reg_write(x86.UC_X86_REG_RAX, kept | value & mask)
+        mask = (1 << 8 * access.size) - 1
+        kept = 0 if access.size == 4 else self._uc.reg_read(x86.UC_X86_REG_RAX) & ~mask
+        self._uc.reg_write(x86.UC_X86_REG_RAX, kept | data & mask)
 
     def _flush(self) -> None:
         if self._flush_tlb:
@@ -152,7 +198,7 @@ class UnicornVcpu:
         if self._flush_code:
             self._flush_code = False
             self._uc.ctl_flush_tb()
-            self._halts.forget()
+            self._stops.forget()
 
     def kick(self) -> None:
         """Make the current or else the next `run` return Interrupted; it has left its slice when this returns."""
@@ -213,7 +259,7 @@ class UnicornVcpu:
         shared = not found.encrypted and page in board.memory.states
         if kind is Access.FETCH:
             # Silicon fetches through the key whatever the C-bit says: of a shared page the entry serves fetches alone.
-            self._halts.scan(address, board.memory.private.window(page, 1))
+            self._stops.scan(address, board.memory.private.window(page, 1))
             entry.paddr = found.gpa
             entry.perms = const.UC_PROT_EXEC | (0 if shared else const.UC_PROT_READ)
             return True
@@ -250,8 +296,14 @@ class UnicornVcpu:
 
     def _invalid_instruction(self, uc: Uc, _user: object) -> bool:
         rip = uc.reg_read(x86.UC_X86_REG_RIP)
-        if self._fetch(uc, rip, len(_VMMCALL)) != _VMMCALL:
+        known = self._call_out(uc, rip)
+        if not known:
             self._stopped_by = self._fault("an invalid instruction", rip, 0)
+        return known
+
+    def _call_out(self, uc: Uc, rip: int) -> bool:
+        """Carry out VMMCALL; whether that was the instruction."""
+        if self._fetch(uc, rip, len(_VMMCALL)) != _VMMCALL:
             return False
         uc.reg_write(x86.UC_X86_REG_RIP, rip + len(_VMMCALL))
         number, *arguments = (
@@ -272,7 +324,7 @@ class UnicornVcpu:
         self._stopped_by = self._fault(f"exception {vector}, for which it has no handler", 0, 0)
         uc.emu_stop()
 
-    def _leave(self, uc: Uc, reason: Outcome | PortIn | PortOut) -> None:
+    def _leave(self, uc: Uc, reason: Reason) -> None:
         if self._stopped_by is not None:
             raise InternalError(f"a vCPU stopped for two reasons: {self._stopped_by} and {reason}")
         self._stopped_by = reason

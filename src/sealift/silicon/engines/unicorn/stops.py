@@ -1,8 +1,9 @@
-"""Where HLT may stand in a vCPU's code: Unicorn is made to stop in front of it.
+"""Where HLT, RDMSR and WRMSR may stand in a vCPU's code: Unicorn is made to stop in front of them.
 
-Unicorn ends emulation at HLT without a word, and that cannot be told from a slice whose count was used up there. So it
-never executes one: every byte of value 0xF4 in a page of code is an exit address, at which Unicorn stops if an
-instruction begins there. A byte that is part of another instruction costs nothing.
+Unicorn ends emulation at HLT without a word, and that cannot be told from a slice whose count was used up there; of
+MSRs it knows a few and takes the others for zeros. So it never executes any of these: wherever their bytes stand in a
+page of code is an exit address, at which Unicorn stops if an instruction begins there. Bytes that are part of another
+instruction cost nothing. An RDMSR or WRMSR that lies across two pages, or has a prefix, is not found, and Unicorn's.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from unicorn import Uc
 
 from sealift.address import PAGE_SIZE
 
-HLT = 0xF4
+HLT = b"\xf4"
+RDMSR = b"\x0f\x32"
+WRMSR = b"\x0f\x30"
 
 
-class HaltStops:
+class Stops:
     """The exit addresses of one emulator, by page of linear address space."""
 
     def __init__(self, uc: Uc) -> None:
@@ -24,7 +27,10 @@ class HaltStops:
 
     def scan(self, page: int, code: memoryview) -> None:
         """The page at linear address `page` holds `code`, which is about to be executed."""
-        places = frozenset(int(at) + page for at in np.flatnonzero(np.frombuffer(code, np.uint8) == HLT))
+        data = np.frombuffer(code, np.uint8)
+        found = data == HLT[0]
+        found[:-1] |= (data[:-1] == RDMSR[0]) & ((data[1:] == RDMSR[1]) | (data[1:] == WRMSR[1]))
+        places = frozenset(int(at) + page for at in np.flatnonzero(found))
         if places != self._places.get(page, frozenset()):
             self._places[page] = places
             self._uc.ctl_set_exits(sorted(set().union(*self._places.values())))
