@@ -72,3 +72,25 @@ def test_linux_on_the_portable_engine_is_refused_before_it_is_launched(
     assert words == f"sealift: Linux needs the engine kvm, and this platform runs guests on unicorn: {why}"
     assert processes_naming(state_dir) == {}
     assert list(state_dir.glob("hosts/*/run/*")) == []
+
+
+# --- SEV-ES -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "unicorn"])
+def test_a_guest_with_es_runs_on_the_engine_that_hides_registers(sealift: Start, engine: str) -> None:
+    run = sealift("run", "-v", "--memory", "16M", "--kernel", "idle", "--policy", "es,nodbg", "--engine", engine)
+    run.stdout.wait_for("idle ready")
+    assert "the engine is unicorn: " in run.stderr.text
+
+
+def test_a_guest_with_es_is_refused_where_kvm_was_asked_for(sealift: Start, state_dir: Path) -> None:
+    words = last_words(sealift("run", "--memory", "16M", "--policy", "es", "--engine", "kvm"))
+    assert (why_not() or "the engine kvm runs no SEV-ES guests") in words
+    assert processes_naming(state_dir) == {}
+
+
+def test_linux_with_es_is_refused_with_the_reason(sealift: Start, tmp_path: Path) -> None:
+    (tmp_path / "vmlinuz").write_bytes(bzimage())
+    words = last_words(sealift("run", "--memory", "32M", "--policy", "es", "--kernel", tmp_path / "vmlinuz"))
+    assert "whose host would see the registers of an SEV-ES guest" in words

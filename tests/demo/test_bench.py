@@ -37,12 +37,17 @@ def test_a_process_has_used_time_and_memory() -> None:
 
 def test_runs_and_medians_are_shown_in_columns() -> None:
     shown = show_migration(
-        MigrateResult(1 << 30, 2e9, 4e9, 0.5, 12345.0, [1e9, 2e9, 3e9], [4e9, 4e9, 5e9], [1.0, 12345.0, 99999.0])
+        MigrateResult(
+            *(1 << 30, 2e9, 4e9, 0.5, 12345.0),
+            *([1e9, 2e9, 3e9], [4e9, 4e9, 5e9], [1.0, 12345.0, 99999.0]),
+            *(3e8, [2e8, 3e8, 4e8]),
+        )
     )
     lines = shown.splitlines()
     assert lines[0].startswith("1,024 MiB")
     assert lines[3].split() == ["raw", "pipe", "4.00", "GB/s", "4.00", "GB/s", "5.00", "GB/s", "4.00", "GB/s"]
-    assert len({len(line) for line in lines[2:6]}) == 1
+    assert lines[5].split()[2:] == ["packets", "0.20", "GB/s", "0.30", "GB/s", "0.40", "GB/s", "0.30", "GB/s"]
+    assert len({len(line) for line in lines[2:7]}) == 1
     assert "0.50 of the raw pipe" in lines[-1]
 
 

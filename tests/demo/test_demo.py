@@ -44,13 +44,16 @@ def assert_nothing_is_left(scratch: Path) -> None:
 
 
 @pytest.mark.timeout(LIMIT_S + 40)
-@pytest.mark.parametrize("transfer", ["ring", "mailbox"])
-def test_everything_holds_by_either_transfer(
-    transfer: str, scratch: Path, tmp_path: Path, sealift: Callable[..., Sealift]
+@pytest.mark.parametrize(
+    ("options", "transfer"),
+    [(["--transfer", "ring"], "ring"), (["--transfer", "mailbox"], "mailbox"), (["--method", "psp"], "packets")],
+)
+def test_everything_holds_whatever_carries_the_pages(
+    options: list[str], transfer: str, scratch: Path, tmp_path: Path, sealift: Callable[..., Sealift]
 ) -> None:
     payload = tmp_path / "payload"
     payload.write_bytes(b"line\n" * 3333)
-    demo = sealift("demo", "--json", "--memory", "32M", "--payload", payload, "--transfer", transfer)
+    demo = sealift("demo", "--json", "--memory", "32M", "--payload", payload, *options)
     assert demo.process.wait(LIMIT_S) == 0
     report = json.loads(demo.stdout.finish().splitlines()[-1])
     digest = hashlib.sha256(payload.read_bytes()).hexdigest()
@@ -67,6 +70,19 @@ def test_everything_holds_by_either_transfer(
     assert set(report["secrecy"]["searched"]) == set(report["secrecy"]["control_found"]) == PLACES
     assert report["secrecy"]["found"] == []
     assert report["secrecy"]["empty"] == ["target_ring_out"]
+    assert_nothing_is_left(scratch)
+
+
+@pytest.mark.timeout(LIMIT_S + 40)
+def test_everything_holds_for_a_guest_that_hides_its_registers(scratch: Path, sealift: Callable[..., Sealift]) -> None:
+    demo = sealift("demo", "--json", "--memory", "32M", "--policy", "es,nodbg,nosend")
+    assert demo.process.wait(LIMIT_S) == 0
+    report = json.loads(demo.stdout.finish().splitlines()[-1])
+    assert report["ok"] is True
+    assert report["engine"] == "unicorn"
+    assert report["launch"]["measurement_verified"] is True
+    assert report["migration"]["status"] == "completed"
+    assert report["guest"]["faults"] == 0
     assert_nothing_is_left(scratch)
 
 

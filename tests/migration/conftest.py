@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from . import rig
+from . import psp, rig
 
 
 @pytest.fixture(scope="session")
@@ -22,4 +22,11 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(hosts: Path) -> Iterator[rig.World]:
     """Two hosts and an owner with a ledger guest."""
     with rig.world(hosts, rig.recipe()) as found:
+        yield found
+
+
+@pytest.fixture
+def sendable(hosts: Path) -> Iterator[rig.World]:
+    """The same; the guest's policy lets secure processors send it to any genuine platform."""
+    with rig.world(hosts, rig.recipe(), psp.SENDABLE) as found:
         yield found

@@ -17,8 +17,10 @@ from sealift.guest.handler.digest import handler_digest
 from sealift.guest.programs import program, startup_blob
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID
+from sealift.owner.authority import OwnerAuthority
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import Owner
+from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.secret import SecretEntry
 from sealift.vmm.console import Console
 from sealift.vmm.launch import Launched, launch
@@ -34,6 +36,7 @@ from sealift.vmm.migration.target import Arrived, Incoming, TargetHost
 from sealift.vmm.migration.transport import Address, TcpAddress
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
+from sealift.wire import platform as wire
 
 SECRET = b"a secret that the owner planted, 45 bytes long"
 MARKER = "SEALIFT-CONTROL-MARKER"
@@ -138,6 +141,9 @@ class World:
     notices: list[str] = field(default_factory=list)
     token_path: Path | None = None
     engine: str = "auto"
+    target: Callable[[], Platform] | None = None
+    """Starts a platform process where guests go; host B if None."""
+    policy: Policy = DEFAULT_POLICY
 
     def platform(self, host: str) -> Platform:
         """A platform process on a host."""
@@ -147,8 +153,10 @@ class World:
         """Launch the guest on host A and run it."""
         screen = Screen()
         platform = self.platform("a")
-        machine = Machine(platform, MachineSpec(self.recipe.layout, self.recipe.vcpus), screen.console, lambda _: None)
-        launched = launch(platform, machine.memory, self.recipe, self.owner).finish()
+        recipe = self.recipe.under(self.policy)
+        spec = MachineSpec(recipe.layout, recipe.vcpus, es=recipe.es)
+        machine = Machine(platform, spec, screen.console, lambda _: None)
+        launched = launch(platform, machine.memory, recipe, self.owner).finish()
         machine.resume()
         guest = Guest(machine, launched, screen)
         self.guests.append(guest)
@@ -157,7 +165,7 @@ class World:
     def host(self, console: Console, owner: Owner | None = None) -> TargetHost:
         """A host that takes guests."""
         return TargetHost(
-            platform=lambda: self.platform("b"),
+            platform=self.target or (lambda: self.platform("b")),
             owner=owner or self.owner,
             startup=startup_blob(),
             console=lambda: console,
@@ -228,6 +236,18 @@ class Attempt:
         return found
 
 
+def provision(world: World, *hosts: str) -> None:
+    """Give hosts one external owner."""
+    authority = OwnerAuthority.generate()
+    for host in hosts:
+        platform = world.platform(host)
+        try:
+            signed = authority.signed(platform.request(wire.PekCsr(), wire.PekRequest).pek)
+            platform.do(wire.PekCertImport(signed, authority.certificate.encode()))
+        finally:
+            platform.close()
+
+
 def attempt(
     world: World,
     guest: Guest,
@@ -274,12 +294,12 @@ def recipe(vcpus: int = 1, megabytes: int = 16, command_line: str = COMMAND_LINE
 
 
 @contextmanager
-def world(path: Path, made: GuestRecipe) -> Iterator[World]:
-    """Hosts with their identities in `path`, and a fresh owner that trusts them."""
+def world(path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY) -> Iterator[World]:
+    """Hosts with their identities in `path`, and a fresh owner that trusts them; its guest has that policy."""
     owner_path = path / f"owner-{os.urandom(4).hex()}"
     owner_path.mkdir(mode=0o700)
     entries = (SecretEntry(GUEST_GUID, SECRET),)
-    owner = Owner(owner_path, GuestDefinition(made, entries=entries))
+    owner = Owner(owner_path, GuestDefinition(made, policy=policy, entries=entries))
     platform = Platform.start(path / "a", path / "manufacturer")
     try:
         ca_chain = platform.info().ca_chain
@@ -287,7 +307,7 @@ def world(path: Path, made: GuestRecipe) -> Iterator[World]:
         platform.close()
     owner.trust(ca_chain[len(ca_chain) // 2 :])
     owner.accept_handler(handler_digest())
-    found = World(path, owner, made)
+    found = World(path, owner, made, policy=policy)
     try:
         yield found
     finally:

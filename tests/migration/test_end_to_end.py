@@ -15,7 +15,7 @@ import pytest
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Transfer
+from sealift.wire.handover import Method, Transfer
 from sealift.wire.platform import Phase
 
 from . import rig
@@ -195,10 +195,11 @@ def described(data: bytes) -> dict[str, object]:
     return found
 
 
-def test_qemus_analyser_can_walk_the_stream(world: rig.World) -> None:
-    guest = world.start()
+@pytest.mark.parametrize("method", Method)
+def test_qemus_analyser_can_walk_the_stream(sendable: rig.World, method: Method) -> None:
+    guest = sendable.start()
     guest.work(8)
-    _, attempt = moved(world, guest)
+    _, attempt = moved(sendable, guest, Parameters(method=method))
     wire = attempt.wire[: attempt.wire.rindex(b"SLTK") - 5]  # FINAL is no part of it
     description = described(wire)
     sizes = {

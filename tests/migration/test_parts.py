@@ -289,7 +289,7 @@ def test_the_ring_moves_every_page_once_with_all_slots_busy(pages: int, channels
     moved = 0
     for record in ring.records(pages):
         moved += record.pages
-        handler.in_use.discard(record.data[0])
+        handler.in_use.discard(record.parts[0][0])
     assert moved == pages
     assert handler.left == 0
     assert handler.most == min(SLOTS, -(-pages // LIMIT))
@@ -346,7 +346,7 @@ def test_the_mailbox_asks_for_each_page_under_a_number_of_its_own() -> None:
         return pages[pages >= first][:limit]
 
     source = MailboxSource(box, layout, listed)
-    records = [bytes(record.data) for record in source.records(3)]
+    records = [b"".join(record.parts) for record in source.records(3)]
     assert [len(record) for record in records] == [page_record_size(1)] * 3
     assert [record[0] for record in records] == [2, 3, 4]  # INIT was 1
     assert bell.requests == [1, 2, 3, 4]

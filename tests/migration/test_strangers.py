@@ -12,9 +12,10 @@ import pytest
 
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import StreamError
-from sealift.launch.image import GuestRecipe
 from sealift.vmm.machine import Machine
+from sealift.vmm.migration.method import Entrance
 from sealift.vmm.migration.patience import Patience
+from sealift.vmm.migration.receiving import Introduction
 from sealift.vmm.migration.streamio import StreamReader, StreamWriter
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.transport import TcpAddress
@@ -22,6 +23,7 @@ from sealift.wire.handover import (
     RAM_LIMIT,
     VCPUS_LIMIT,
     FrameKind,
+    HandlerOffer,
     Hardware,
     Hello,
     Refusal,
@@ -35,7 +37,8 @@ from sealift.wire.platform import Block
 from . import rig
 
 LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 1 << 30),))
-HELLO = Hello(bytes(48), "stranger", 1, Transfer.RING, 1, blocks_of(LAYOUT), Hardware("bare", 47, b""), b"offer")
+OFFER = HandlerOffer(bytes(48), Transfer.RING, b"offer").encode()
+HELLO = Hello("mh", "stranger", 1, blocks_of(LAYOUT), Hardware("bare", 47, b""), OFFER)
 
 
 @contextlib.contextmanager
@@ -88,9 +91,9 @@ def test_a_guest_that_the_owner_does_not_know_gets_no_machine_and_the_target_wai
     attempt = rig.attempt(world, guest)
     make = attempt.incoming._make_machine
 
-    def counted(recipe: GuestRecipe, hardware: Hardware) -> Machine:
-        made.append(recipe.vcpus)
-        return make(recipe, hardware)
+    def counted(introduction: Introduction, entrance: Entrance) -> Machine:
+        made.append(introduction.hello.vcpus)
+        return make(introduction, entrance)
 
     monkeypatch.setattr(attempt.incoming, "_make_machine", counted)
     server = threading.Thread(target=lambda: serve(attempt))

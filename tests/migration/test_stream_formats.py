@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import PeerError, RefusedError, SealError, StreamError, sentence
 from sealift.wire import handover, qemu_stream
-from sealift.wire.handover import Frame, FrameKind, Hello, Refusal, Transfer
+from sealift.wire.handover import Frame, FrameKind, Hello, Refusal
 from sealift.wire.token import TOKEN_SIZE
 
 LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 1 << 20), RamBlock("pc.bios", Gpa(1 << 32), 1 << 16)))
@@ -103,19 +103,19 @@ def test_an_unknown_branch_is_a_refusal() -> None:
 
 
 def test_another_version_of_the_protocol_is_refused_by_name() -> None:
-    hello = Hello(
-        bytes(48),
-        "guest",
-        1,
-        Transfer.RING,
-        1,
-        handover.blocks_of(LAYOUT),
-        handover.Hardware("bare", 47, b""),
-        b"offer",
-    ).encode()
+    hello = hello_of("psp").encode()
     assert Hello.decode(hello).guest == "guest"
-    with pytest.raises(StreamError, match="version 3 of the migration protocol, this target 2"):
-        Hello.decode(b"\0\3" + hello[2:])
+    with pytest.raises(StreamError, match="version 2 of the migration protocol, this target 3"):
+        Hello.decode(b"\0\2" + hello[2:])
+
+
+def test_a_method_that_the_target_does_not_know_is_refused_by_name() -> None:
+    with pytest.raises(StreamError, match=r"migration method 'tdx'; this target knows mh and psp"):
+        Hello.decode(hello_of("tdx").encode())
+
+
+def hello_of(method: str) -> Hello:
+    return Hello(method, "guest", 1, handover.blocks_of(LAYOUT), handover.Hardware("bare", 47, b""), b"offer")
 
 
 def test_frames_are_read_back() -> None:

@@ -20,7 +20,7 @@ from sealift.sev.policy import Policy
 from sealift.sev.secret import SecretEntry
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.processor.asids import fitting
-from sealift.silicon.processor.firmware import SecureProcessor
+from sealift.silicon.processor.firmware import INIT_ES, SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
 from sealift.silicon.processor.manufacturer import Manufacturer
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
@@ -53,7 +53,7 @@ class Host:
 
     def load(self, grant: SessionGrant, recipe: GuestRecipe) -> bytes:
         """Launch `recipe` up to its measurement."""
-        recipe = replace(recipe, handler_digest=self.handler)
+        recipe = replace(recipe, handler_digest=self.handler).under(Policy(grant.policy))
         self.memory = GuestMemory(recipe.layout, os.urandom(32))
         self.handle = self.processor.launch_start(self.memory, grant.policy, grant.dh_cert, grant.session)
         self.processor.activate(self.handle, fitting(Policy(grant.policy)).start)
@@ -62,6 +62,8 @@ class Host:
             assert offset is not None
             self.memory.shared.data[offset : offset + len(piece.data)] = piece.data
             self.processor.launch_update_data(self.handle, piece.gpa, len(piece.data))
+        for vcpu, vmsa in enumerate(recipe.vmsas()):
+            self.processor.launch_update_vmsa(self.handle, vcpu, vmsa)
         return self.processor.launch_measure(self.handle)
 
     def finish(self, grant: SecretGrant, recipe: GuestRecipe) -> tuple[bytearray, MigrationSecret | None]:
@@ -76,7 +78,7 @@ class Host:
     def restart(self) -> None:
         """End the guest."""
         self.processor.close()
-        self.processor.init()
+        self.processor.init(INIT_ES)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +100,7 @@ def make_host(manufacturer: Path, sites: Path) -> Iterator[Callable[[str], Host]
 
     def make(name: str) -> Host:
         processor = SecureProcessor(PlatformIdentity(sites / name, manufacturer))
-        processor.init()
+        processor.init(INIT_ES)
         hosts.append(Host(processor))
         return hosts[-1]
 

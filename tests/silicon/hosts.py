@@ -14,7 +14,7 @@ from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import MigrationSecret, pair_key
 from sealift.sev import secret, session
 from sealift.sev.certificate import Certificate
-from sealift.sev.policy import DEFAULT_POLICY
+from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.vmm.handler import HandlerClient
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
@@ -24,6 +24,7 @@ from sealift.wire.exits import VmmEnd
 from sealift.wire.token import TokenKind
 
 from . import board
+from .code import forever, port_out
 
 SMALL = RamLayout((RamBlock("ram", Gpa(0), 2 << 20),))
 RECIPE = GuestRecipe(
@@ -54,9 +55,9 @@ class Host:
         self.memory = self.platform.create_vm(layout, 1)
         self.vcpu = self.platform.create_vcpu(0)
 
-    def start_launch(self) -> None:
+    def start_launch(self, policy: Policy = DEFAULT_POLICY) -> None:
         """LAUNCH_START for nobody: no session, so keys of zeros."""
-        self.platform.do(wire.LaunchStart(int(DEFAULT_POLICY), b"", b""))
+        self.platform.do(wire.LaunchStart(int(policy), b"", b""))
 
     def load(self, gpa: int, data: bytes) -> None:
         """LAUNCH_UPDATE_DATA."""
@@ -69,10 +70,10 @@ class Host:
         self.measure = self.platform.request(wire.LaunchMeasure(), wire.Measurement).measure
         self.platform.do(wire.LaunchFinish())
 
-    def launch_code(self, code: bytes, **general: int) -> None:
+    def launch_code(self, code: bytes, policy: Policy = DEFAULT_POLICY, **general: int) -> None:
         """A guest of a few instructions, in the memory and with the tables of the engine tests."""
         self.create()
-        self.start_launch()
+        self.start_launch(policy)
         c = 1 << self.platform.info().cbit
         rights = c | board.PRESENT | board.WRITABLE
         tables = [_table(board.PDPT | rights), _table(board.PD | rights), _table(board.PT | rights)]
@@ -95,17 +96,22 @@ class Host:
 
     # --- guests with a handler --------------------------------------------------------------------------------------
 
-    def launch(self, recipe: GuestRecipe, migration: MigrationSecret | None) -> None:
+    def launch(self, recipe: GuestRecipe, migration: MigrationSecret | None, policy: Policy = DEFAULT_POLICY) -> None:
         """As an owner wants it; the start-up code is not run."""
         self.create(recipe.layout)
-        self.launch_on(recipe, lambda _: migration)
+        self.launch_on(recipe, lambda _: migration, policy)
 
-    def launch_on(self, recipe: GuestRecipe, secret_for: Callable[[bytes], MigrationSecret | None]) -> None:
+    def launch_on(
+        self,
+        recipe: GuestRecipe,
+        secret_for: Callable[[bytes], MigrationSecret | None],
+        policy: Policy = DEFAULT_POLICY,
+    ) -> None:
         """Launch into the VM that exists, with the secret that an owner makes for its measurement."""
         recipe = replace(recipe, handler_digest=self.platform.info().handler_digest)
         certificates = self.platform.request(wire.PdhCertExport(), wire.PdhCertificates)
-        owner = session.offer(Certificate.decode(certificates.pdh), DEFAULT_POLICY)
-        self.platform.do(wire.LaunchStart(int(DEFAULT_POLICY), owner.dh_cert, owner.session))
+        owner = session.offer(Certificate.decode(certificates.pdh), policy)
+        self.platform.do(wire.LaunchStart(int(policy), owner.dh_cert, owner.session))
         for piece in recipe.pieces():
             self.load(piece.gpa, piece.data)
         self.measure = self.platform.request(wire.LaunchMeasure(), wire.Measurement).measure
@@ -168,6 +174,27 @@ def migrating(hosts: Hosts) -> tuple[Host, Host]:
     source.connect()
     target.connect()
     return source, target
+
+
+def sendable(hosts: Hosts) -> tuple[Host, Host]:
+    """A guest that its secure processor may send anywhere and that does nothing but output, and a host for it."""
+    source, target = hosts.start("a"), hosts.start("b")
+    source.launch_code(forever(port_out(1)), Policy(0), rdx=0x80)
+    target.create()
+    return source, target
+
+
+def send_start(source: Host, target: Host) -> wire.SendStarted:
+    """SEND_START for that target."""
+    own = target.platform.request(wire.PdhCertExport(), wire.PdhCertificates)
+    start = wire.SendStart(own.pdh, own.cert_chain, target.platform.info().ca_chain)
+    return source.platform.request(start, wire.SendStarted)
+
+
+def receive_start(source: Host, target: Host, started: wire.SendStarted) -> None:
+    """RECEIVE_START for that source."""
+    pdh = source.platform.request(wire.PdhCertExport(), wire.PdhCertificates).pdh
+    target.platform.do(wire.ReceiveStart(started.policy, pdh, started.session))
 
 
 def exchange_keys(source: Host, target: Host) -> None:

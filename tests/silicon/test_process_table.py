@@ -10,43 +10,77 @@ from sealift.wire import platform as wire
 from sealift.wire.platform import Phase
 from sealift.wire.token import TokenKind
 
-from .hosts import RECIPE, Host, Hosts, exchange_keys, hand_token, migrating, send_end
+from .hosts import (
+    RECIPE,
+    Host,
+    Hosts,
+    exchange_keys,
+    hand_token,
+    migrating,
+    receive_start,
+    send_end,
+    send_start,
+    sendable,
+)
 
 ALLOWED = """
-                   empty created launching running incoming stopped fenced gone
-GetPlatformInfo      x      x        x        x        x       x       x     x
-PdhCertExport        x      x        x        x        x       x       x     x
-GetGuestStatus       x      x        x        x        x       x       x     x
-GetPlatformStatus    x      x        x        x        x       x       x     x
-GetId                x      x        x        x        x       x       x     x
-PlatformReset        x      x        x        x        x       x       x     x
-PekGen               x      x        x        x        x       x       x     x
-PekCsr               x      x        x        x        x       x       x     x
-PekCertImport        x      x        x        x        x       x       x     x
-PdhGen               x      x        x        x        x       x       x     x
-GetAttestation       -      -        x        x        x       x       x     x
-CreateVm             x      -        -        -        -       -       -     -
-CreateVcpu           -      x        x        -        -       -       -     -
-LaunchStart          -      x        -        -        -       -       -     -
-LaunchUpdateData     -      -        x        -        -       -       -     -
-LaunchUpdateVmsa     -      -        x        -        -       -       -     -
-LaunchFinish         -      -        x        -        -       -       -     -
-LaunchMeasure        -      -        x        -        -       -       -     -
-LaunchSecret         -      -        x        -        -       -       -     -
-GetRegisters         -      x        x        x        -       x       -     -
-SetRegisters         -      x        x        x        -       -       -     -
-Kick                 -      x        x        x        x       x       x     x
-ConnectInterrupt     -      x        -        -        -       -       -     -
-GetChips             -      -        -        x        -       x       -     -
-SetChips             -      -        -        -        x       -       -     -
-GetSharedDirtyLog    -      x        x        x        x       x       x     x
-GetPageStates        -      x        x        x        x       x       x     x
-ReadHostView         -      x        x        x        x       x       x     x
-WriteHostView        -      -        -        x        -       -       -     -
-OpenHandler          -      -        -        x        x       x       x     x
-Run                  -      -        -        x        -       -       -     -
+                   empty created launching running sending incoming receiving stopped fenced gone
+GetPlatformInfo      x      x        x        x       x       x         x        x      x     x
+PdhCertExport        x      x        x        x       x       x         x        x      x     x
+GetGuestStatus       x      x        x        x       x       x         x        x      x     x
+CreateVm             x      -        -        -       -       -         -        -      -     -
+CreateVcpu           -      x        x        -       -       -         -        -      -     -
+LaunchStart          -      x        -        -       -       -         -        -      -     -
+LaunchUpdateData     -      -        x        -       -       -         -        -      -     -
+LaunchFinish         -      -        x        -       -       -         -        -      -     -
+LaunchMeasure        -      -        x        -       -       -         -        -      -     -
+LaunchSecret         -      -        x        -       -       -         -        -      -     -
+GetRegisters         -      x        x        x       x       -         -        x      -     -
+SetRegisters         -      x        x        x       x       -         -        -      -     -
+Kick                 -      x        x        x       x       x         x        x      x     x
+ConnectInterrupt     -      x        -        -       -       -         -        -      -     -
+GetChips             -      -        -        x       x       -         -        x      -     -
+SetChips             -      -        -        -       -       x         x        -      -     -
+GetSharedDirtyLog    -      x        x        x       x       x         x        x      x     x
+GetPageStates        -      x        x        x       x       x         x        x      x     x
+ReadHostView         -      x        x        x       x       x         x        x      x     x
+WriteHostView        -      -        -        x       x       -         -        -      -     -
+OpenPackets          -      x        x        x       x       x         x        x      x     x
+SendStart            -      -        -        x       -       -         -        -      -     -
+GetPrivateDirtyLog   -      -        -        -       x       -         -        -      -     -
+SendUpdateData       -      -        -        -       x       -         -        -      -     -
+SendUpdateVmsa       -      -        -        -       x       -         -        -      -     -
+SendFinish           -      -        -        -       x       -         -        -      -     -
+SendCancel           -      -        -        -       x       -         -        -      -     -
+ReceiveStart         -      x        -        -       -       -         -        -      -     -
+ReceiveUpdateData    -      -        -        -       -       -         x        -      -     -
+ReceiveUpdateVmsa    -      -        -        -       -       -         x        -      -     -
+ReceiveFinish        -      -        -        -       -       -         x        -      -     -
+SetPageStates        -      -        -        -       -       -         x        -      -     -
+GetVmState           -      -        -        -       x       -         -        -      -     -
+SetVmState           -      -        -        -       -       -         x        -      -     -
+GetVcpuState         -      -        -        -       x       -         -        -      -     -
+SetVcpuState         -      -        -        -       -       -         x        -      -     -
+GetPlatformStatus    x      x        x        x       x       x         x        x      x     x
+GetId                x      x        x        x       x       x         x        x      x     x
+PlatformReset        x      x        x        x       x       x         x        x      x     x
+PekGen               x      x        x        x       x       x         x        x      x     x
+PekCsr               x      x        x        x       x       x         x        x      x     x
+PekCertImport        x      x        x        x       x       x         x        x      x     x
+PdhGen               x      x        x        x       x       x         x        x      x     x
+GetAttestation       -      -        x        x       x       x         x        x      x     x
+LaunchUpdateVmsa     -      -        x        -       -       -         -        -      -     -
+OpenHandler          -      -        -        x       x       x         x        x      x     x
+Run                  -      -        -        x       x       -         -        -      -     -
 """
-"""What an owner would want: in one phase alone the guest runs, and only there can the host write its memory."""
+"""What an owner would want: where the guest runs, and only there, can the host write its memory."""
+
+LEADS_ON = {
+    "SendFinish": (Phase.SENDING, Phase.GONE),
+    "SendCancel": (Phase.SENDING, Phase.RUNNING),
+    "ReceiveFinish": (Phase.RECEIVING, Phase.RUNNING),
+}
+"""Requests that need nothing but their phase, and where they lead."""
 
 _SOME_REGISTERS = wire.Registers((), 0, 0, 0, 0, 0, 0, 0)
 
@@ -82,10 +116,27 @@ SAMPLES: dict[str, wire.Message] = {
         wire.GetPageStates(),
         wire.ReadHostView(0, 0),
         wire.WriteHostView(0, 0),
+        wire.OpenPackets(),
+        wire.SendStart(b"no PDH", b"", b""),
+        wire.GetPrivateDirtyLog(),
+        wire.SendUpdateData(0, 0, 0),
+        wire.SendUpdateVmsa(9, 0),
+        wire.SendFinish(),
+        wire.SendCancel(),
+        wire.ReceiveStart(0, b"no PDH", b"no session"),
+        wire.ReceiveUpdateData(0, 0, 0, 0),
+        wire.ReceiveUpdateVmsa(9, 0, 0, 0),
+        wire.ReceiveFinish(),
+        wire.SetPageStates(),
+        wire.GetVmState(),
+        wire.SetVmState("", b""),
+        wire.GetVcpuState(9),
+        wire.SetVcpuState(9, b""),
         wire.OpenHandler(),
     )
 }
-"""One request of each kind, in the order of the table; none leads to another phase (LaunchFinish comes too early)."""
+"""One request of each kind, in the order of the table; none but `LEADS_ON` leads to another phase (LaunchFinish comes
+too early)."""
 
 
 def table() -> dict[tuple[str, Phase], bool]:
@@ -107,6 +158,13 @@ def bring_to(phase: Phase, hosts: Hosts) -> Host:
         if phase is Phase.LAUNCHING:
             host.start_launch()
         return host
+    if phase in (Phase.SENDING, Phase.RECEIVING):
+        return moved_by_processors(phase, hosts)
+    return moved_by_handlers(phase, hosts)
+
+
+def moved_by_handlers(phase: Phase, hosts: Hosts) -> Host:
+    """The source or the target of a migration between handlers."""
     source, target = migrating(hosts)
     if phase is Phase.RUNNING:
         return source
@@ -122,6 +180,16 @@ def bring_to(phase: Phase, hosts: Hosts) -> Host:
         return source
     hand_token(target, source, TokenKind.STARTED)
     return source
+
+
+def moved_by_processors(phase: Phase, hosts: Hosts) -> Host:
+    """The source or the target of a migration between secure processors."""
+    source, target = sendable(hosts)
+    started = send_start(source, target)
+    if phase is Phase.SENDING:
+        return source
+    receive_start(source, target, started)
+    return target
 
 
 def refused_for_its_phase(host: Host, name: str, phase: Phase) -> bool:
@@ -142,10 +210,19 @@ def test_the_table_names_every_request_and_every_phase() -> None:
 def test_every_request_is_possible_in_its_phases_and_in_no_other(hosts: Hosts, phase: Phase) -> None:
     host = bring_to(phase, hosts)
     assert host.platform.status().phase is phase
-    expected = {name: cell for (name, where), cell in table().items() if where is phase and name != "Run"}
-    found = {name: not refused_for_its_phase(host, name, phase) for name in SAMPLES}
+    ends = {name for name, (where, _) in LEADS_ON.items() if where is phase}
+    expected = {name: cell for (name, where), cell in table().items() if where is phase and name not in ends | {"Run"}}
+    found = {name: not refused_for_its_phase(host, name, phase) for name in SAMPLES if name not in ends}
     assert found == expected
     assert host.platform.status().phase is phase
+
+
+@pytest.mark.parametrize("name", LEADS_ON)
+def test_what_ends_a_phase_leads_to_the_next(hosts: Hosts, name: str) -> None:
+    here, there = LEADS_ON[name]
+    host = bring_to(here, hosts)
+    host.platform.do(SAMPLES[name])
+    assert host.platform.status().phase is there
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.EMPTY])

@@ -16,6 +16,7 @@ from sealift.vmm.events import Direction, Ending, Events, MigrationChanged, Shut
 from sealift.vmm.launch import Launch, Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock, SystemClock
+from sealift.vmm.migration.methods import blocked
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.source import Migration
 from sealift.vmm.migration.stats import MigrationInfo
@@ -210,11 +211,11 @@ class Guest:
             self._migrating.start()
 
     def blocked_reasons(self) -> tuple[str, ...]:
-        """Why no migration can begin, whatever the target; sentences. Only a guest that is here has any."""
+        """Why no migration by the method chosen can begin, whatever the target; sentences; none if it is not here."""
         if self.state not in _MOVABLE:
             return ()
         with contextlib.suppress(LostError):  # that ends the guest, as somebody else is told
-            return self.machine.platform.status().blocked
+            return blocked(self._parameters.method, self.machine.platform.status())
         return ()
 
     def settle_migration(self, token: bytes) -> None:

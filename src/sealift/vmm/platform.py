@@ -40,6 +40,28 @@ ANY_CPU = CpuShape()
 """The best that a host can give."""
 
 
+@dataclass(frozen=True, slots=True)
+class PacketSlots:
+    """Where packets of secure processors lie: `outgoing` is read-only here."""
+
+    slot_size: int
+    outgoing: Mapping
+    incoming: Mapping
+
+    def slot_out(self, slot: int, length: int) -> memoryview:
+        """The packet that lies in an outgoing slot."""
+        return self.outgoing.view[slot * self.slot_size :][:length]
+
+    def slot_in(self, slot: int) -> memoryview:
+        """A whole incoming slot."""
+        return self.incoming.view[slot * self.slot_size :][: self.slot_size]
+
+    def close(self) -> None:
+        """Unmap them."""
+        self.outgoing.close()
+        self.incoming.close()
+
+
 class Platform:
     """A platform process and the VM in it. Requests may come from any thread.
 
@@ -59,6 +81,8 @@ class Platform:
         self._bitmap: Mapping | None = None
         self._handler: HandlerClient | None = None
         self._handler_lock = threading.Lock()
+        self._packets: PacketSlots | None = None
+        self._packets_lock = threading.Lock()
         self.cpu = ANY_CPU
 
     @classmethod
@@ -107,6 +131,10 @@ class Platform:
             if self._handler is not None:
                 self._handler.close()
                 self._handler = None
+        with self._packets_lock:
+            if self._packets is not None:
+                self._packets.close()
+                self._packets = None
         with self._lock:
             if self._memory is not None:
                 self._memory.mapping.close()
@@ -194,6 +222,18 @@ class Platform:
             incoming=Mapping(incoming, size),
         )
 
+    def open_packets(self) -> PacketSlots:
+        """Slots for packets of secure processors, made at the first call and for as long as the guest is here."""
+        with self._packets_lock:
+            if self._packets is None:
+                opened, fds = self._exchange(wire.OpenPackets(), wire.PacketsOpened)
+                outgoing, incoming = _expect_fds(fds, 2)
+                size = opened.slots * opened.slot_size
+                self._packets = PacketSlots(
+                    opened.slot_size, Mapping(outgoing, size, writable=False), Mapping(incoming, size)
+                )
+            return self._packets
+
     def registers(self, index: int) -> wire.Registers:
         """General and control registers of a vCPU."""
         return self.request(wire.GetRegisters(index), wire.VcpuRegisters).registers
@@ -206,9 +246,21 @@ class Platform:
         """Move the set of shared-plane pages that the guest wrote since the last call here; not what devices wrote."""
         return self._bitmap_after(wire.GetSharedDirtyLog())
 
+    def private_dirty(self) -> PageSet:
+        """Move the set of private-plane pages that were written since the last call here, while the guest is sent."""
+        return self._bitmap_after(wire.GetPrivateDirtyLog())
+
     def page_states(self) -> PageSet:
         """The pages in shared state, as the platform has it."""
         return self._bitmap_after(wire.GetPageStates())
+
+    def set_page_states(self, shared: PageSet) -> None:
+        """Tell the platform which pages of a guest that arrives are in shared state."""
+        if self._bitmap is None:
+            raise InternalError("no VM was created")
+        data = shared.to_bytes()
+        self._bitmap.view[: len(data)] = data
+        self.do(wire.SetPageStates())
 
     def _bitmap_after(self, message: wire.Message) -> PageSet:
         if self._bitmap is None or self._layout is None:

@@ -3,8 +3,8 @@
 ::
 
     source VMM                                                                  target VMM
-      │══ QEMU stream: header, `ram` START (RAMBlocks), `sealift/sealed` HELLO ═══►│ makes the machine, launches
-      │◄───────────────────────────────────── ANSWER (key exchange), or REFUSED ──│ the receiver, opens its handler
+      │══ QEMU stream: header, `ram` START (RAMBlocks), `sealift/sealed` HELLO ═══►│ makes the machine, lets
+      │◄───────────────────────────────────── ANSWER (key exchange), or REFUSED ──│ the method prepare it
       │══ stream: CONFIRM ════════════════════════════════════════════════════════►│
       │══ stream: rounds of RECORDs and `ram` pages, devices, EOF, description ═══►│ opens, restores, verifies
       │◄──────────────────────────────────────────────── PREPARED, or REFUSED ────│
@@ -13,6 +13,8 @@
       │── TAKEN: the target's token did its work here ───────────────────────────►│ (or keeps the token in a file)
 
 ``══`` is the stream of `sealift.wire.qemu_stream`; ``──`` are frames: u8 kind (0 is invalid), be32 length, payload.
+A HELLO names the method; its offer, ANSWER, CONFIRM, RECORDs, PREPARED, FINAL and STARTED are the method's own
+(`sealift.wire.handshake`, `record`, `token` for mh, `sealift.wire.psp` for psp).
 REFUSED may come at any moment and is the target's last word; its token, if any, is an ABORTED of the target's
 handler, which alone can unfence a source. A source that gives up just closes the connection.
 
@@ -31,13 +33,13 @@ import msgspec
 from sealift import errors
 from sealift.address import RamLayout
 from sealift.errors import StreamError
-from sealift.wire import handshake
+from sealift.wire import handshake, psp
 from sealift.wire.failure import from_failed
-from sealift.wire.packed import UNDECODABLE
+from sealift.wire.packed import UNDECODABLE, unpack
 from sealift.wire.platform import CPU_LIMIT, Block, Failed
 from sealift.wire.token import TOKEN_SIZE
 
-VERSION = 2
+VERSION = 3
 
 HELLO_LIMIT = 64 * 1024
 """Bytes of a HELLO: an offer at its longest, the RAMBlock table and a name fit several times."""
@@ -82,7 +84,7 @@ class FrameKind(enum.IntEnum):
 
 
 FRAME_LIMITS = {
-    FrameKind.ANSWER: handshake.MAX_MESSAGE,
+    FrameKind.ANSWER: max(handshake.MAX_MESSAGE, psp.ANSWER_LIMIT),
     FrameKind.REFUSED: REFUSAL_LIMIT,
     FrameKind.PREPARED: TOKEN_SIZE,
     FrameKind.FINAL: TOKEN_SIZE,
@@ -100,8 +102,17 @@ class SealedKind(enum.IntEnum):
     RECORD = 3
 
 
+class Method(enum.Enum):
+    """Who encrypts a guest for its way."""
+
+    MH = "mh"
+    """Its own migration handler, with keys of its owner."""
+    PSP = "psp"
+    """The two hosts' secure processors, as its policy lets them."""
+
+
 class Transfer(enum.Enum):
-    """How records leave and enter the migration handlers."""
+    """How records leave and enter the migration handlers (method mh)."""
 
     RING = "ring"
     MAILBOX = "mailbox"
@@ -199,18 +210,16 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The source's introduction.
 
     Attributes:
-        measure: LAUNCH_MEASURE output of the source's launch, 48 bytes: names the guest to its owner.
+        method: a `Method`'s value.
         guest: the guest's name, for people.
         hardware: the machine.
         blocks: the RAMBlock table with the addresses that QEMU's block list does not hold.
-        offer: the source handler's OFFER; opaque here.
+        offer: the method's own; opaque here.
     """
 
-    measure: bytes
+    method: str
     guest: str
     vcpus: int
-    transfer: Transfer
-    channels: int
     blocks: tuple[Block, ...]
     hardware: Hardware
     offer: bytes
@@ -235,8 +244,13 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             hello = msgspec.msgpack.decode(data[_VERSION.size :], type=cls)
         except UNDECODABLE as error:
             raise StreamError("the source's introduction does not parse") from error
-        if len(hello.measure) != handshake.MEASURE_SIZE or len(hello.guest) > NAME_LIMIT:
-            raise StreamError("the source's introduction holds a measurement or a name of impossible length")
+        known = [method.value for method in Method]
+        if hello.method not in known:
+            raise StreamError(
+                f"the source uses the migration method {hello.method!r:.40}; this target knows {' and '.join(known)}"
+            )
+        if len(hello.guest) > NAME_LIMIT:
+            raise StreamError("the source's introduction holds a name of impossible length")
         sizes = [block.size for block in hello.blocks]
         if not 0 < len(sizes) <= BLOCKS_LIMIT or min(sizes) <= 0 or sum(sizes) > RAM_LIMIT:
             raise StreamError(f"the source's guest has more than {BLOCKS_LIMIT} RAMBlocks, {RAM_LIMIT} bytes, or none")
@@ -246,6 +260,36 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not 0 < hello.vcpus <= VCPUS_LIMIT:
             raise StreamError(f"the source's guest has {hello.vcpus} vCPUs; this target takes 1 to {VCPUS_LIMIT}")
         return hello
+
+
+class HandlerOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The offer of method mh.
+
+    Attributes:
+        measure: LAUNCH_MEASURE output of the source's launch, 48 bytes: names the guest to its owner.
+        transfer: how records are to enter the target's handler.
+        offer: the source handler's OFFER; opaque here.
+    """
+
+    measure: bytes
+    transfer: Transfer
+    offer: bytes
+
+    def encode(self) -> bytes:
+        """Its bytes."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> HandlerOffer:
+        """Parse `encode`; the shape only, what it claims is judged elsewhere.
+
+        Raises:
+            StreamError: it does not parse.
+        """
+        offer = unpack(data, cls, "the source's offer")
+        if len(offer.measure) != handshake.MEASURE_SIZE:
+            raise StreamError("the source's offer holds a measurement of impossible length")
+        return offer
 
 
 def blocks_of(layout: RamLayout) -> tuple[Block, ...]:

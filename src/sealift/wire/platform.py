@@ -29,6 +29,13 @@ CHIPS_LIMIT = 8 * 1024
 """Bytes of the interrupt controllers' state: three of 520 bytes, timer and clock, with room."""
 
 
+VM_STATE_LIMIT = 4 * 1024
+"""Bytes of a VM's own state: a few flags."""
+
+VCPU_STATE_LIMIT = 64 * 1024
+"""Bytes of a vCPU's state: KVM's XSAVE area takes at most some 11 KiB, all MSRs another few."""
+
+
 class Phase(enum.Enum):
     """Where a VM is in its life, as far as the platform is concerned."""
 
@@ -42,6 +49,10 @@ class Phase(enum.Enum):
     """Launched; vCPUs may run."""
     INCOMING = "incoming"
     """Its handler receives a migration."""
+    SENDING = "sending"
+    """Its secure processor sends it (SEND_START); vCPUs may run meanwhile."""
+    RECEIVING = "receiving"
+    """Its secure processor receives it (RECEIVE_START)."""
     STOPPED = "stopped"
     """Its handler has closed the outgoing stream; a cancel leads back to running."""
     FENCED = "fenced"
@@ -366,6 +377,147 @@ class PlatformId(Message, frozen=True):
     chip_id: bytes
 
 
+# --- migration between secure processors ------------------------------------------------------------------------
+
+
+class OpenPackets(Message, frozen=True):
+    """Make the slots that packets lie in.
+
+    Reply: PacketsOpened with the outgoing ring (which only the platform can write) and the incoming one. A packet is
+    laid out as `sealift.wire.psp` says.
+    """
+
+
+class PacketsOpened(Message, frozen=True):
+    """Shape of both rings."""
+
+    slots: int
+    slot_size: int
+
+
+class SendStart(Message, frozen=True):
+    """SEND_START for the target with these certificates: PDH, PEK‖OCA‖CEK, ASK‖ARK. Reply: SendStarted.
+
+    From here on the VMM has the private dirty log; every page that is no hole is in it. The guest's own migration
+    handler can move it again after SendCancel.
+    """
+
+    pdh: bytes
+    plat_certs: bytes
+    amd_certs: bytes
+
+
+class SendStarted(Message, frozen=True):
+    """The guest's policy and the session for the target's RECEIVE_START."""
+
+    policy: int
+    session: bytes
+
+
+class GetPrivateDirtyLog(Message, frozen=True):
+    """Move the set of private-plane pages written since the last call to the bitmap area. Reply: Count."""
+
+
+class SendUpdateData(Message, frozen=True):
+    """SEND_UPDATE_DATA: leave a packet with this guest memory in an outgoing slot. Reply: PacketSent."""
+
+    gpa: int
+    length: int
+    slot: int
+
+
+class SendUpdateVmsa(Message, frozen=True):
+    """SEND_UPDATE_VMSA: the same with the registers of an SEV-ES guest's vCPU, which is out of guest mode."""
+
+    index: int
+    slot: int
+
+
+class PacketSent(Message, frozen=True):
+    """Bytes of the packet."""
+
+    length: int
+
+
+class SendFinish(Message, frozen=True):
+    """SEND_FINISH: the guest can never run here again; every vCPU is out of guest mode."""
+
+
+class SendCancel(Message, frozen=True):
+    """SEND_CANCEL: the guest stays."""
+
+
+class ReceiveStart(Message, frozen=True):
+    """RECEIVE_START with the source's policy, PDH and session, for a VM that nothing was launched in."""
+
+    policy: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    pdh: bytes
+    session: bytes
+
+
+class ReceiveUpdateData(Message, frozen=True):
+    """RECEIVE_UPDATE_DATA: take `length` bytes of guest memory to `gpa`, out of the packet at `offset` in a slot."""
+
+    gpa: int
+    length: int
+    slot: int
+    offset: int
+
+
+class ReceiveUpdateVmsa(Message, frozen=True):
+    """RECEIVE_UPDATE_VMSA: the same for a vCPU's registers, of `length` bytes."""
+
+    index: int
+    length: int
+    slot: int
+    offset: int
+
+
+class ReceiveFinish(Message, frozen=True):
+    """RECEIVE_FINISH: the guest may run here."""
+
+
+class SetPageStates(Message, frozen=True):
+    """The pages in the set that lies in the bitmap area are in shared state, all others private."""
+
+
+class GetVmState(Message, frozen=True):
+    """What of the machine is neither memory nor vCPU nor interrupt controller. Reply: VmState."""
+
+
+class VmState(Message, frozen=True):
+    """Opaque; only engines of the same name read it."""
+
+    engine: str
+    state: bytes
+
+
+class SetVmState(Message, frozen=True):
+    """Load what GetVmState gave on another host."""
+
+    engine: str
+    state: Annotated[bytes, msgspec.Meta(max_length=VM_STATE_LIMIT)]
+
+
+class GetVcpuState(Message, frozen=True):
+    """What the host may see of a vCPU that is out of guest mode: all its state, without SEV-ES. Reply: VcpuState."""
+
+    index: int
+
+
+class VcpuState(Message, frozen=True):
+    """Opaque; only engines of the same name read it."""
+
+    state: bytes
+
+
+class SetVcpuState(Message, frozen=True):
+    """Load what GetVcpuState gave on another host, once the page states are there."""
+
+    index: int
+    state: Annotated[bytes, msgspec.Meta(max_length=VCPU_STATE_LIMIT)]
+
+
 # --- handler ----------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +585,22 @@ Request: TypeAlias = (
     | PekCertImport
     | PdhGen
     | GetId
+    | OpenPackets
+    | SendStart
+    | GetPrivateDirtyLog
+    | SendUpdateData
+    | SendUpdateVmsa
+    | SendFinish
+    | SendCancel
+    | ReceiveStart
+    | ReceiveUpdateData
+    | ReceiveUpdateVmsa
+    | ReceiveFinish
+    | SetPageStates
+    | GetVmState
+    | SetVmState
+    | GetVcpuState
+    | SetVcpuState
     | OpenHandler
 )
 
@@ -449,6 +617,11 @@ Reply: TypeAlias = (
     | PlatformStatus
     | PekRequest
     | PlatformId
+    | PacketsOpened
+    | SendStarted
+    | PacketSent
+    | VmState
+    | VcpuState
     | HandlerOpened
     | Done
     | Failed
@@ -533,8 +706,10 @@ _BEFORE = frozenset({Phase.EMPTY})
 _MADE = _ANY - _BEFORE
 _SETUP = frozenset({Phase.CREATED, Phase.LAUNCHING})
 _LAUNCHING = frozenset({Phase.LAUNCHING})
-_RUNNING = frozenset({Phase.RUNNING})
-_ALIVE = frozenset({Phase.RUNNING, Phase.STOPPED})
+_RUNNING = frozenset({Phase.RUNNING, Phase.SENDING})
+_SENDING = frozenset({Phase.SENDING})
+_RECEIVING = frozenset({Phase.RECEIVING})
+_ALIVE = _RUNNING | {Phase.STOPPED}
 
 # What concerns the platform as such is judged by the firmware's own states.
 ALLOWED: dict[type[Message], frozenset[Phase]] = {
@@ -562,11 +737,27 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     Kick: _MADE,
     ConnectInterrupt: frozenset({Phase.CREATED}),
     GetChips: _ALIVE,
-    SetChips: frozenset({Phase.INCOMING}),
+    SetChips: _RECEIVING | {Phase.INCOMING},
     GetSharedDirtyLog: _MADE,
     GetPageStates: _MADE,
     ReadHostView: _MADE,
-    WriteHostView: frozenset({Phase.RUNNING}),
+    WriteHostView: _RUNNING,
+    OpenPackets: _MADE,
+    SendStart: frozenset({Phase.RUNNING}),
+    GetPrivateDirtyLog: _SENDING,
+    SendUpdateData: _SENDING,
+    SendUpdateVmsa: _SENDING,
+    SendFinish: _SENDING,
+    SendCancel: _SENDING,
+    ReceiveStart: frozenset({Phase.CREATED}),
+    ReceiveUpdateData: _RECEIVING,
+    ReceiveUpdateVmsa: _RECEIVING,
+    ReceiveFinish: _RECEIVING,
+    SetPageStates: _RECEIVING,
+    GetVmState: _SENDING,
+    SetVmState: _RECEIVING,
+    GetVcpuState: _SENDING,
+    SetVcpuState: _RECEIVING,
     OpenHandler: _MADE - _SETUP,
     Run: _RUNNING,
 }

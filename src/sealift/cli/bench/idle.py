@@ -17,8 +17,8 @@ import msgspec
 from sealift.cli.bench.migrate import Say
 from sealift.cli.bench.moves import HoppingGuest
 from sealift.cli.scratch import Scratch
+from sealift.cli.way import RING
 from sealift.errors import InternalError
-from sealift.wire.handover import Transfer
 
 SIZES: Final = (64 << 20, 4 << 30)
 """Guest RAM, small and large; nearly all of it is never touched."""
@@ -56,10 +56,10 @@ def measure_idle(scratch: Scratch, say: Say) -> IdleResult:
 
 def _measure(scratch: Scratch, number: int, memory: int, say: Say) -> IdleGuest:
     say(f"launching and moving a guest of {memory >> 20:,} MiB")
-    guest = HoppingGuest(scratch, f"idle-{number}", _PAYLOAD, memory)
+    guest = HoppingGuest(scratch, f"idle-{number}", RING, _PAYLOAD, memory)
     source = guest.vmm
     peaks: list[int] = []
-    guest.hop(Transfer.RING, lambda: peaks.append(peak_bytes(source.pid)))
+    guest.hop(lambda: peaks.append(peak_bytes(source.pid)))
     vmm, platform = guest.vmm.pid, guest.vmm.platform_pid()
     say(f"watching it do nothing for {_SPAN_S:.0f} s")
     before, begun = (cpu_s(vmm), cpu_s(platform)), time.monotonic()

@@ -11,7 +11,7 @@ import msgspec
 from sealift.cli.bench.moves import Hop, HoppingGuest
 from sealift.cli.bench.pipe import raw_pipe
 from sealift.cli.scratch import Scratch
-from sealift.wire.handover import Transfer
+from sealift.cli.way import MAILBOX, PACKETS, RING, Way
 
 MAILBOX_SIZE: Final = 16 << 20
 """Bytes moved through the mailbox in one run: thousands of pages, in about a second."""
@@ -30,6 +30,8 @@ class MigrateResult(msgspec.Struct, frozen=True):
     sealed_runs: list[float]
     raw_pipe_runs: list[float]
     mailbox_runs: list[float]
+    packets_bytes_per_s: float
+    packets_runs: list[float]
 
 
 def measure_migration(scratch: Scratch, size: int, runs: int, say: Say) -> MigrateResult:
@@ -39,15 +41,16 @@ def measure_migration(scratch: Scratch, size: int, runs: int, say: Say) -> Migra
         SealiftError: a guest could not be launched or moved.
     """
     say(f"launching a guest with {size >> 20:,} MiB of random private memory")
-    guest = HoppingGuest(scratch, "ring", size)
+    guest = HoppingGuest(scratch, "ring", RING, size)
     sealed, raw = [], []
     for run in range(1, runs + 1):
         say(f"run {run} of {runs}: raw pipe")
         raw.append(raw_pipe(size))
         say(f"run {run} of {runs}: sealed, by ring")
-        sealed.append(guest.hop(Transfer.RING).bytes_per_s)
+        sealed.append(guest.hop().bytes_per_s)
     guest.close()
-    mailbox = _mailbox(scratch, min(size, MAILBOX_SIZE), runs, say)
+    mailbox = _hops(scratch, MAILBOX, min(size, MAILBOX_SIZE), runs, say)
+    packets = [hop.bytes_per_s for hop in _hops(scratch, PACKETS, size, runs, say)]
     return MigrateResult(
         size=size,
         sealed_bytes_per_s=statistics.median(sealed),
@@ -57,15 +60,17 @@ def measure_migration(scratch: Scratch, size: int, runs: int, say: Say) -> Migra
         sealed_runs=sealed,
         raw_pipe_runs=raw,
         mailbox_runs=[hop.pages_per_s for hop in mailbox],
+        packets_bytes_per_s=statistics.median(packets),
+        packets_runs=packets,
     )
 
 
-def _mailbox(scratch: Scratch, size: int, runs: int, say: Say) -> list[Hop]:
-    say(f"launching a guest with {size >> 20:,} MiB for the mailbox")
-    guest = HoppingGuest(scratch, "mailbox", size)
+def _hops(scratch: Scratch, way: Way, size: int, runs: int, say: Say) -> list[Hop]:
+    say(f"launching a guest with {size >> 20:,} MiB to be moved by {way.name}")
+    guest = HoppingGuest(scratch, way.name, way, size)
     hops = []
     for run in range(1, runs + 1):
-        say(f"run {run} of {runs}: by mailbox")
-        hops.append(guest.hop(Transfer.MAILBOX))
+        say(f"run {run} of {runs}: by {way.name}")
+        hops.append(guest.hop())
     guest.close()
     return hops

@@ -16,8 +16,8 @@ from sealift.address import PAGE_SIZE
 from sealift.cli.places import Host
 from sealift.cli.scratch import Scratch
 from sealift.cli.vmm_process import MigrationState, VmmProcess
+from sealift.cli.way import Way
 from sealift.errors import PeerError
-from sealift.wire.handover import Transfer
 
 KERNEL: Final = "idle"
 
@@ -59,18 +59,21 @@ class HoppingGuest:
     Args:
         scratch: where everything goes.
         name: of the guest, to tell it from others.
+        way: how it moves.
         size: bytes of its memory that are random, and private.
         memory: bytes of RAM; by default no more than that needs.
     """
 
-    def __init__(self, scratch: Scratch, name: str, size: int, memory: int | None = None) -> None:
+    def __init__(self, scratch: Scratch, name: str, way: Way, size: int, memory: int | None = None) -> None:
         self._scratch = scratch
+        self._way = way
         self._name = name
         self._launches = 0
         payload = scratch.path / f"{name}.payload"
         _write_random(payload, size)
         memory = memory or -(-(size + _ROOM) // PAGE_SIZE) * PAGE_SIZE
         options = ["--kernel", KERNEL, "--payload", str(payload), "--memory", str(memory), "--vcpus", "1"]
+        options += ["--policy", way.policy]
         self._vmm = self._start(options)
         _ = self._vmm.qmp  # answers once the guest is launched
         payload.unlink()
@@ -80,7 +83,7 @@ class HoppingGuest:
         """Where it is now."""
         return self._vmm
 
-    def hop(self, transfer: Transfer, moved: Callable[[], None] = lambda: None) -> Hop:
+    def hop(self, moved: Callable[[], None] = lambda: None) -> Hop:
         """Move the guest to a fresh VMM; `moved` is called while the old one is still there.
 
         Raises:
@@ -88,7 +91,7 @@ class HoppingGuest:
         """
         source, target = self._vmm, self._start(["--incoming", "tcp:127.0.0.1:0", "--prealloc"])
         uri = target.arrival_uri()
-        source.qmp.execute("migrate-set-parameters", x_sealift_transfer=transfer.value)
+        source.qmp.execute("migrate-set-parameters", **self._way.parameters)
         source.qmp.execute("migrate", uri=uri)
         state = source.wait_for_migration(_PATIENCE_S)
         if state.status != "completed":

@@ -17,6 +17,7 @@ def show_migration(result: MigrateResult) -> str:
         ("", *(f"run {run}" for run in range(1, runs + 1)), "median"),
         ("raw pipe", *map(_rate, result.raw_pipe_runs), _rate(result.raw_pipe_bytes_per_s)),
         ("sealed, by ring", *map(_rate, result.sealed_runs), _rate(result.sealed_bytes_per_s)),
+        ("sealed, by packets", *map(_rate, result.packets_runs), _rate(result.packets_bytes_per_s)),
         ("sealed, by mailbox", *map(_pages, result.mailbox_runs), _pages(result.mailbox_pages_per_s)),
     ]
     return "\n".join(

@@ -13,7 +13,12 @@ from sealift.cli.places import Host
 if TYPE_CHECKING:
     from sealift.vmm.migration.stats import MigrationInfo
 
-_PARAMETERS: Final = {"transfer": "x-sealift-transfer", "downtime_limit": "downtime-limit"}
+_PARAMETERS: Final = {
+    "method": "x-sealift-method",
+    "transfer": "x-sealift-transfer",
+    "packet_pages": "x-sealift-packet-pages",
+    "downtime_limit": "downtime-limit",
+}
 """QEMU's names of our options."""
 
 
@@ -23,16 +28,31 @@ _PARAMETERS: Final = {"transfer": "x-sealift-transfer", "downtime_limit": "downt
     epilog=examples(
         "sealift migrate demo tcp:192.0.2.7:4444",
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
+        "sealift migrate demo tcp:192.0.2.7:4444 --method psp",
         "sealift migrate demo --settle demo.token",
     ),
 )
 @click.argument("name")
 @click.argument("uri", required=False)
 @click.option(
+    "--method",
+    type=click.Choice(["mh", "psp"]),
+    show_default="as set over QMP, at first mh",
+    help="Who encrypts the guest: its own migration handler, as its owner approves the target, or the hosts' secure "
+    "processors, as its policy lets them (not with nosend).",
+)
+@click.option(
     "--transfer",
     type=click.Choice(["ring", "mailbox"]),
     show_default="as set over QMP, at first ring",
     help="How pages leave the guest's migration handler; the mailbox is the RFC's, one page at a time.",
+)
+@click.option(
+    "--packet-pages",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    show_default="as set over QMP, at first 256",
+    help="With --method psp: pages in a packet; KVM's own SEV commands take no more than 1.",
 )
 @click.option(
     "--downtime-limit",

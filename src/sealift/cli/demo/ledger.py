@@ -14,9 +14,9 @@ from sealift.cli.demo.report import GuestReport
 from sealift.cli.demo.screen import Screen
 from sealift.cli.demo.stage import VCPUS, Stage
 from sealift.cli.recipes import make_recipe, read_file
+from sealift.cli.way import MAILBOX, PACKETS, RING, Way
 from sealift.launch.image import GuestRecipe
-from sealift.sev.policy import DEFAULT_POLICY, Policy
-from sealift.wire.handover import Transfer
+from sealift.sev.policy import Policy
 
 KERNEL: Final = "ledger"
 
@@ -46,9 +46,10 @@ class Pace:
 
 
 PACES: Final = {
-    Transfer.RING: Pace(working_set=256, burst=64, pause_us=2000),
+    RING: Pace(working_set=256, burst=64, pause_us=2000),
+    PACKETS: Pace(working_set=256, burst=64, pause_us=2000),
     # A page takes a round trip to the handler: what is written while a round is on its way must stay small.
-    Transfer.MAILBOX: Pace(working_set=128, burst=16, pause_us=5000),
+    MAILBOX: Pace(working_set=128, burst=16, pause_us=5000),
 }
 
 
@@ -59,21 +60,19 @@ class LedgerPart:
         stage: where it plays.
         memory: the guest's, in bytes.
         payload: the user's file, or None for the built-in text.
-        transfer: how records leave the handler.
+        way: how it is moved.
         policy: the guest's.
     """
 
-    def __init__(
-        self, stage: Stage, memory: int, payload: Path | None, transfer: Transfer, policy: Policy = DEFAULT_POLICY
-    ) -> None:
+    def __init__(self, stage: Stage, memory: int, payload: Path | None, way: Way, policy: Policy) -> None:
         self._stage = stage
         self._payload = payload or stage.write("payload", _BUILT_IN_PAYLOAD.encode())
-        self._pace = PACES[transfer]
+        self._pace = PACES[way]
         self._command_line = self._make_command_line()
         self._digest = ""
         self._here: ConsoleWatcher[Printed]
         self._there: ConsoleWatcher[Printed]
-        self.transfer = transfer
+        self.way = way
         recipe = make_recipe(memory, VCPUS, KERNEL, str(self._payload), self._command_line)
         self.recipe: GuestRecipe = recipe.under(policy)
         self.launch_options = [

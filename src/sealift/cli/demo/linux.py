@@ -16,8 +16,8 @@ from sealift.cli.demo.screen import Screen
 from sealift.cli.demo.stage import VCPUS, Stage
 from sealift.cli.linux.image import QUIET, LinuxImage
 from sealift.cli.recipes import make_recipe
+from sealift.cli.way import Way
 from sealift.launch.image import GuestRecipe
-from sealift.wire.handover import Transfer
 
 _WORKING_SET: Final = 128
 """Pages for each vCPU."""
@@ -92,16 +92,16 @@ class LinuxPart:
         stage: where it plays.
         memory: the guest's, in bytes.
         image: kernel and initial file system.
-        transfer: how records leave the handler.
+        way: how it is moved.
     """
 
-    def __init__(self, stage: Stage, memory: int, image: LinuxImage, transfer: Transfer) -> None:
+    def __init__(self, stage: Stage, memory: int, image: LinuxImage, way: Way) -> None:
         self._stage = stage
         self._here: ConsoleWatcher[LinuxPrinted]
         self._there: ConsoleWatcher[LinuxPrinted]
         kernel, initrd = str(image.kernel), str(image.initrd)
         command_line = _command_line(stage.marker)
-        self.transfer = transfer
+        self.way = way
         self.recipe: GuestRecipe = make_recipe(memory, VCPUS, kernel, None, command_line, initrd)
         self.disk: Path | None = stage.write("disk", bytes(_DISK_BLOCKS * PAGE_SIZE))
         self.arrival_options = ["--engine", "kvm", "--disk", str(self.disk)]
@@ -109,6 +109,7 @@ class LinuxPart:
             *self.arrival_options,
             *("--kernel", kernel, "--initrd", initrd, "--append", command_line),
             *("--memory", str(memory), "--vcpus", str(VCPUS), "--downtime-limit", str(_DOWNTIME_LIMIT_MS)),
+            *("--policy", way.policy),
         ]
 
     def begin(self, screen: Screen) -> None:

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from sealift.cli.demo.report import GuestReport, LinuxGuestReport
 from sealift.cli.demo.screen import Screen
+from sealift.cli.way import Way
 from sealift.launch.image import GuestRecipe
-from sealift.wire.handover import Transfer
 
 
 class Part(Protocol):
@@ -19,8 +19,8 @@ class Part(Protocol):
         """The guest, as its owner knows it from its files."""
 
     @property
-    def transfer(self) -> Transfer:
-        """How records leave its handler."""
+    def way(self) -> Way:
+        """How it is moved."""
 
     @property
     def launch_options(self) -> list[str]:

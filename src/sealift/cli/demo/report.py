@@ -13,7 +13,7 @@ class LaunchReport(msgspec.Struct, frozen=True):
 
 
 class MigrationReport(msgspec.Struct, frozen=True):
-    """As query-migrate had it in the end; `bytes` are those of the stream to the target."""
+    """As query-migrate had it in the end; `bytes` are those of the stream, `transfer` says what carried pages."""
 
     status: str
     transfer: str
@@ -24,6 +24,7 @@ class MigrationReport(msgspec.Struct, frozen=True):
     shared_pages: int
     hole_pages: int
     bytes: int
+    method: str = "mh"
 
 
 class GuestReport(msgspec.Struct, frozen=True):

@@ -5,12 +5,13 @@ place                   what it is                                  its control 
 ======================  ==========================================  =============================================
 source_vmm, target_vmm  everything that the VMM process can read    the guest's name, which holds the marker
 *_shared_plane          what DRAM shows the host                    the marker; the guest writes it to shared pages
-source_ring_out         records that the source's handler sealed    the migration's id, which their headers carry
+source_ring_out         what the source's handler or secure         the migration's id, which every record or packet
+                        processor sealed                            carries
 source_ring_in          nothing in this migration                   the marker, written by this demonstration
-target_ring_in          records on their way to the handler         the migration's id
+target_ring_in          the same on its way to the target's         the migration's id
 target_ring_out         nothing in this migration                   cannot be planted: it must be all zeros
 wire                    every byte from source to target            the marker, in shared pages
-wire_back               every byte from target to source            the migration's id, in the handover's tokens
+wire_back               every byte from target to source            the migration's id, in what ends the handover
 disk                    the image of a Linux guest's disk           the marker, which the guest writes to it
 ======================  ==========================================  =============================================
 """

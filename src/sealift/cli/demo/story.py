@@ -14,6 +14,7 @@ from sealift.cli.demo.screen import Screen
 from sealift.cli.demo.secrecy import Hunt, hunt
 from sealift.cli.demo.stage import Stage
 from sealift.cli.vmm_process import MigrationState, VmmProcess
+from sealift.cli.way import Way
 from sealift.errors import PeerError, RefusedError, SealiftError
 from sealift.owner.ledger import Launch
 
@@ -83,7 +84,7 @@ class Story:
 
     def _migrate(self, source: VmmProcess, relay: RecordingRelay) -> MigrationReport:
         with self._screen.step("Migrated", "Moving the running guest to host-b …") as step:
-            source.qmp.execute("migrate-set-parameters", x_sealift_transfer=self._part.transfer.value)
+            source.qmp.execute("migrate-set-parameters", **self._part.way.parameters)
             source.qmp.execute("migrate", uri=relay.uri)
             state = MigrationState()
             for state in source.migrations_end(_MIGRATION_PATIENCE_S):
@@ -92,7 +93,7 @@ class Story:
                 raise PeerError(f"the migration has {state.status}: {state.error_desc or 'no reason is known'}")
             if not relay.finished(_WIRE_PATIENCE_S):
                 raise PeerError("the migration is over, but its connection is still open")
-            report = _migration_report(state, self._part.transfer.value)
+            report = _migration_report(state, self._part.way)
             step.outcome = words.migrated(report)
         return report
 
@@ -106,10 +107,10 @@ class Story:
         return report
 
 
-def _migration_report(state: MigrationState, transfer: str) -> MigrationReport:
+def _migration_report(state: MigrationState, way: Way) -> MigrationReport:
     return MigrationReport(
         status=state.status,
-        transfer=transfer,
+        transfer=way.name,
         total_time_ms=state.total_time,
         downtime_ms=state.downtime,
         rounds=state.ram.dirty_sync_count,
@@ -117,4 +118,5 @@ def _migration_report(state: MigrationState, transfer: str) -> MigrationReport:
         shared_pages=state.pages.shared_pages,
         hole_pages=state.pages.hole_pages,
         bytes=state.ram.transferred,
+        method=way.method.value,
     )

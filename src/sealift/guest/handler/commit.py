@@ -4,14 +4,15 @@
 
     source  RUNNING ─ OFFERED ─ SENDING ─ STOPPED ─ CLOSED ─ CLEARED ─ FENCED ─ GONE
                ▲          cancel, or ABORTED before FINAL │              │
-               └──────────────────────────────────────────┘◄── ABORTED ──┘
+               │└──────────────────────────────────────────┘◄── ABORTED ──┘
+               └─ YIELDED: the secure processor sends the guest; back when that is cancelled
     target  WAITING ─ ANSWERED ─ RECEIVING ─ PREPARED ─ READY ─ STARTED (then a source, for its next hop)
                └───────────┴──────────┴──────────┴────────┴──► ABORTED
 
 The design's SENDING, STOPPED, FENCED and GONE are told apart further: OFFERED has no confirmed keys yet, CLOSED has
-made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, OFFERED and SENDING on the
-source and in STARTED on the target. Never two: the source leaves the states that may run before it makes FINAL, the
-target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a token
+made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, YIELDED, OFFERED and SENDING
+on the source and in STARTED on the target. Never two: the source leaves the states that may run before it makes FINAL,
+the target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a token
 that a target makes only on entering a state from which there is no way to STARTED.
 
 WAITING is a receiver before it serves: its own start-up code may run, which holds nothing of the guest to come.
@@ -38,6 +39,7 @@ class State(enum.Enum):
     """Where a handler is."""
 
     RUNNING = enum.auto()
+    YIELDED = enum.auto()
     OFFERED = enum.auto()
     SENDING = enum.auto()
     STOPPED = enum.auto()
@@ -58,6 +60,8 @@ class Event(enum.Enum):
     """What can be asked of a handler, or happen to it; the value completes "cannot …"."""
 
     OFFER = "offer a migration"
+    YIELD = "leave the guest to its secure processor"
+    RECLAIM = "take the guest back from its secure processor"
     CONFIRM = "confirm the exchange"
     SEND = "seal pages of a round"
     STOP = "stop the guest for the last round"
@@ -87,6 +91,7 @@ class StateFacts:
 FACTS: Mapping[State, StateFacts] = MappingProxyType(
     {
         State.RUNNING: StateFacts(runs=True, way_out="offer a migration first"),
+        State.YIELDED: StateFacts(runs=True, way_out="cancel what the secure processor sends (SEND_CANCEL)"),
         State.OFFERED: StateFacts(runs=True, way_out="confirm the target's answer, or cancel"),
         State.SENDING: StateFacts(runs=True, way_out="stop the guest for the last round, or cancel"),
         State.STOPPED: StateFacts(runs=False, way_out="finish the last round and close the stream, or cancel"),
@@ -110,6 +115,8 @@ _AT_HOME = (State.RUNNING, State.STARTED)
 
 STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
     {
+        Event.YIELD: dict.fromkeys(_AT_HOME, State.YIELDED),
+        Event.RECLAIM: {State.YIELDED: State.RUNNING},
         Event.OFFER: dict.fromkeys((*_AT_HOME, *_BEFORE_FENCE), State.OFFERED),
         Event.CONFIRM: {State.OFFERED: State.SENDING},
         Event.SEND: {State.SENDING: State.SENDING, State.STOPPED: State.STOPPED},

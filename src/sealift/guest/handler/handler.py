@@ -170,6 +170,24 @@ class MigrationHandler:
             self._taken.add(token)
             return kind
 
+    def leave_to_processor(self) -> None:
+        """The secure processor is to send the guest: nothing can be offered until `reclaim`.
+
+        Raises:
+            UserError: a migration by this handler is under way, or the guest is not here.
+        """
+        with self._lock:
+            self._commit.step(Event.YIELD)
+
+    def reclaim(self) -> None:
+        """The secure processor sends it no more.
+
+        Raises:
+            UserError: it did not.
+        """
+        with self._lock:
+            self._commit.step(Event.RECLAIM)
+
     # --- source ----------------------------------------------------------------------------------------------
 
     def offer(self, channels: int = 1) -> bytes:

@@ -67,6 +67,12 @@ class Vcpu(Protocol):
             StreamError: it does not parse, or does not fit.
         """
 
+    def save_visible(self) -> bytes:
+        """As much of `save` as the host may see: all of it, but of an SEV-ES guest's no more than its GHCB MSR."""
+
+    def restore_visible(self, state: bytes) -> None:
+        """Load `save_visible`'s state into a fresh vCPU; raises as `restore`."""
+
 
 @dataclass(frozen=True, slots=True)
 class VmShape:

@@ -151,9 +151,15 @@ class GuestMemory:
         else:
             changed &= states
             states -= changed
-        limit = None if self._windows is None else self._windows.runs_limit
-        if limit is not None and self.states.count_runs() > limit:
+        try:
+            self._require_showable(self.states)
+        except GuestError:
             states.words[:] = before.words
+            raise
+
+    def _require_showable(self, states: PageSet) -> None:
+        limit = None if self._windows is None else self._windows.runs_limit
+        if limit is not None and states.count_runs() > limit:
             raise GuestError(f"guest memory would consist of more than {limit} separate shared ranges")
 
     def _to_shared(self, span: Span, changed: PageSet, populated: PageSet) -> None:
@@ -388,6 +394,34 @@ class GuestMemory:
             self.collect()  # what the receiver wrote here must not count as the guest's
             self._take_over(states)
 
+    def load_shared(self, shared: PageSet) -> None:
+        """Take over which pages of a guest that is being received are in shared state; nothing is converted.
+
+        Raises:
+            GuestError: the engine cannot show so scattered a mix of page states; nothing has changed.
+        """
+        self._require_showable(shared)
+        with self._quiesced():
+            with self._lock:
+                found = PageStates(shared, self._sealed.copy(), self._opened.copy())
+            self._take_over(found)
+
+    def settle_received(self) -> None:
+        """A secure processor has received the guest: what was put to private pages, and nothing else, is their content.
+
+        It counts as written through the C-bit. Not before: while the host still tells which pages are shared, none of
+        them may lose that mark, or a later flip would show its plaintext.
+        """
+        with self._lock:
+            self._sealed -= self.states
+            rest = PageSet.full(self.layout.pages)
+            rest -= self._sealed
+        self.private.punch(rest)
+
+    def mark_all_unsent(self) -> None:
+        """Whatever is no hole has to be sent: writes are logged, so a page that fills meanwhile is in the log."""
+        self.put_back(self.private.populated())
+
     def _take_over(self, found: PageStates) -> None:
         with self._lock:
             states = found.shared
@@ -401,7 +435,8 @@ class GuestMemory:
         self.shared.close()
 
     def forget(self) -> None:
-        """Give the private plane back to the machine; the guest is not here any more."""
+        """Give the private plane back to the machine, and all save areas; the guest is not here any more."""
+        self._vmsas.clear()
         self.private.punch(PageSet.full(self.layout.pages))
 
     def _quiesced(self) -> AbstractContextManager[None]:

@@ -6,16 +6,16 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sealift.address import PAGE_SHIFT, Gpa, RamBlock, RamLayout
+from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import InternalError, LostError, RefusedError, SealiftError, StreamError
 from sealift.guest.handler.digest import handler_digest
-from sealift.pageset import PageSet
 from sealift.sev.policy import Policy
 from sealift.silicon.engines.choice import Chosen
 from sealift.silicon.engines.interface import VmShape
-from sealift.silicon.memory.plane import Plane
+from sealift.silicon.process.bitmap import BitmapArea
 from sealift.silicon.process.platform_service import PlatformService
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
+from sealift.silicon.process.transfer_service import TransferService
 from sealift.silicon.process.vm import VirtualMachine
 from sealift.silicon.processor import asids
 from sealift.silicon.processor.firmware import SecureProcessor
@@ -44,7 +44,8 @@ class Server:
         self._processor = processor
         self._engine = engine
         self._vm: VirtualMachine | None = None
-        self._bitmap: Plane | None = None
+        self._bitmap: BitmapArea | None = None
+        self._transfer: TransferService | None = None
         # Now, while the files are what was just loaded: an upgrade may replace them under a running platform.
         self._digest = handler_digest()
         self._handle = 0
@@ -73,6 +74,8 @@ class Server:
             wire.GetGuestStatus: self._guest_status,
             wire.GetAttestation: self._attestation,
             wire.OpenHandler: self._open_handler,
+            wire.OpenPackets: self._open_packets,
+            wire.ReceiveStart: self._receive_start,
         }
         self._platform = PlatformService(processor)
 
@@ -106,6 +109,8 @@ class Server:
                 raise RefusedError(f"{type(request).__name__} is not possible while the VM is {phase.value}")
             if (of_platform := self._platform.handlers.get(type(request))) is not None:
                 return of_platform(request), ()
+            if self._transfer is not None and (moves := self._transfer.handlers.get(type(request))) is not None:
+                return moves(request), ()
             return self._handlers[type(request)](request)
         except SealiftError as error:
             return to_failed(error), ()
@@ -123,8 +128,14 @@ class Server:
                 return Phase.CREATED
             case GuestState.LUPDATE | GuestState.LSECRET:
                 return Phase.LAUNCHING
-            case _:
+            case GuestState.RUNNING:
                 return Phase.RUNNING
+            case GuestState.SUPDATE:
+                return Phase.SENDING
+            case GuestState.RUPDATE:
+                return Phase.RECEIVING
+            case GuestState.SENT:
+                return Phase.GONE
 
     def _state(self) -> GuestState:
         return self._processor.guest_status(self._handle).state if self._handle else GuestState.UNINIT
@@ -149,12 +160,13 @@ class Server:
             raise RefusedError(f"guest RAM must end below the C-bit at {first_encrypted:#x}")
         shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es)
         vm = VirtualMachine(layout, shape, self._engine.factory, self._launch_phase, self._digest)
-        self._bitmap = Plane("sealift-bitmap", _bitmap_size(layout.pages))
+        area = self._bitmap = BitmapArea(layout.pages)
+        self._transfer = TransferService(self._processor, vm, area, lambda: self._handle)
         self._vm = vm
         if request.prealloc:
             vm.memory.private.touch()
-        created = wire.VmCreated(self._bitmap.size, vm.engine.cbit, vm.engine.cpu)
-        return created, (vm.memory.shared.fd, self._bitmap.fd)
+        created = wire.VmCreated(area.plane.size, vm.engine.cbit, vm.engine.cpu)
+        return created, (vm.memory.shared.fd, area.plane.fd)
 
     def _create_vcpu(self, request: wire.CreateVcpu) -> _Answer:
         link, theirs = exit_link()
@@ -189,17 +201,16 @@ class Server:
         return wire.Done(), ()
 
     def _shared_dirty(self, _: wire.GetSharedDirtyLog) -> _Answer:
-        return self._leave(self._machine.memory.take_shared_dirty())
+        return self._area.leave(self._machine.memory.take_shared_dirty()), ()
 
     def _page_states(self, _: wire.GetPageStates) -> _Answer:
-        return self._leave(self._machine.memory.shared_pages())
+        return self._area.leave(self._machine.memory.shared_pages()), ()
 
-    def _leave(self, pages: PageSet) -> _Answer:
+    @property
+    def _area(self) -> BitmapArea:
         if self._bitmap is None:
             raise InternalError("a VM exists without its bitmap area")
-        data = pages.to_bytes()
-        self._bitmap.data[: len(data)] = data
-        return wire.Count(len(pages)), ()
+        return self._bitmap
 
     def _read_host_view(self, request: wire.ReadHostView) -> _Answer:
         self._require_pages(request.first, request.count)
@@ -305,6 +316,25 @@ class Server:
     def _attestation(self, request: wire.GetAttestation) -> _Answer:
         return wire.AttestationReport(self._processor.attestation(self._handle, request.mnonce)), ()
 
+    # --- migration between secure processors -----------------------------------------------------------------------
+
+    @property
+    def _mover(self) -> TransferService:
+        if self._transfer is None:
+            raise InternalError("a VM exists without the service that moves it")
+        return self._transfer
+
+    def _open_packets(self, _: wire.OpenPackets) -> _Answer:
+        desk = self._mover.packets
+        return desk.shape, desk.descriptors
+
+    def _receive_start(self, request: wire.ReceiveStart) -> _Answer:
+        self._machine.require_kind(Policy(request.policy))
+        self._handle = self._processor.receive_start(self._machine.memory, request.policy, request.pdh, request.session)
+        self._activate()
+        self._mover.packets.begin(request.session)
+        return wire.Done(), ()
+
     # --- handler -------------------------------------------------------------------------------------------------
 
     def _open_handler(self, _: wire.OpenHandler) -> _Answer:
@@ -318,8 +348,3 @@ class Server:
         opened = wire.HandlerOpened(SLOTS, SLOT_SIZE, mailbox.gpa, mailbox.size)
         self._handed_over.append(theirs)
         return opened, (theirs.fileno(), outgoing.plane.fd, incoming.plane.fd)
-
-
-def _bitmap_size(pages: int) -> int:
-    size = (pages + 63) // 64 * 8
-    return ((size >> PAGE_SHIFT) + 1) << PAGE_SHIFT

@@ -29,6 +29,7 @@ from sealift.wire.platform import Phase
 
 _PHASES = {
     State.RUNNING: Phase.RUNNING,
+    State.YIELDED: Phase.RUNNING,
     State.OFFERED: Phase.RUNNING,
     State.SENDING: Phase.RUNNING,
     State.STOPPED: Phase.STOPPED,
@@ -50,8 +51,8 @@ _PHASES = {
 class VirtualMachine:
     """A VM on an engine of `factory`; its memory encryption key is made here and dies with the process.
 
-    `launch_phase` tells how far the secure processor is: CREATED, LAUNCHING or RUNNING; `digest` is that of the
-    handler modules that were loaded.
+    `launch_phase` tells how far the secure processor is: CREATED, LAUNCHING, RUNNING, or SENDING, RECEIVING and GONE,
+    when it moves the guest itself; `digest` is that of the handler modules that were loaded.
     """
 
     def __init__(
@@ -222,6 +223,41 @@ class VirtualMachine:
         )
         service.start()
         return outgoing, incoming, area
+
+    # --- migration between secure processors -----------------------------------------------------------------------
+
+    def leave_to_processor(self) -> None:
+        """SEND_START is to come: the handler, if there is one, cannot move the guest until `reclaim`.
+
+        Raises:
+            UserError: it is just doing so.
+        """
+        if self._handler is not None:
+            self._handler.leave_to_processor()
+
+    def reclaim(self) -> None:
+        """SEND_CANCEL happened, or SEND_START failed."""
+        if self._handler is not None:
+            self._handler.reclaim()
+
+    def received(self) -> None:
+        """RECEIVE_FINISH happened. The handler's key did not come: the source's platform keeps it."""
+        self.memory.settle_received()
+        self._no_handler = (
+            "this guest has no migration handler: its secure processor brought it here (method psp), which does not "
+            "bring the migration key"
+        )
+
+    def load_vcpu(self, index: int, state: bytes) -> None:
+        """Give vCPU `index` what another host saw of it.
+
+        Raises:
+            RefusedError: there is no such vCPU.
+            StreamError: the state does not fit.
+        """
+        self.vcpu(index)
+        self._renew_vcpu(index)
+        self.vcpus[index].vcpu.restore_visible(state)
 
     def require_stopped(self, index: int) -> VcpuService:
         """The service of a vCPU that is out of guest mode, as far as its VMM made sure of that."""

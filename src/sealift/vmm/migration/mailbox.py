@@ -118,7 +118,7 @@ class MailboxSource:
                 return
             for number in numbers.tolist():
                 record = self._mailbox.encrypt(self._layout.gpa(number << PAGE_SHIFT))
-                yield Record(memoryview(record), 1)
+                yield Record((record,), 1)
             first = int(numbers[-1]) + 1
             pages -= numbers.size
 

@@ -1,9 +1,10 @@
 """A migration method: how private pages, state and the right to run get from here to there.
 
-The engine (`sending`, `receiving`) works with these two Protocols and never asks which method it has. Blobs are the
-method's own; the engine carries them::
+The engine (`sending`, `receiving`) works with these Protocols and never asks which method it has; `methods` is the one
+place that knows them all. Blobs are the method's own; the engine carries them::
 
-    start() ─ offer ─► answer(offer) ─ answer ─► agree(answer) ─ confirm ─► agreed(confirm)
+    start() ─ offer ─► admit(offer), enter(machine), answer(offer) ─ answer ─►
+    agree(answer) ─ confirm ─► agreed(confirm)
     { begin_round() ─ records() … ─► space() … take() } …
     stop(), a last round, end_records() ─ … ─► settle()
     prepared() ─► fence(prepared) ─ final ─► ready(final), started() ─► release(started)
@@ -15,12 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from sealift.pageset import PageSet
+from sealift.vmm.launch import Launched
+from sealift.vmm.machine import Machine
+from sealift.vmm.memory import Buffer
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One piece for the wire; `data` stays valid until the next one is asked for, `pages` are in it."""
+    """One piece for the wire; its `parts` stay valid until the next one is asked for, `pages` are in it."""
 
-    data: memoryview
+    parts: tuple[Buffer, ...]
     pages: int
 
 
@@ -34,7 +40,10 @@ class SourceMethod(Protocol):
         """Take the target's answer; the confirmation for the target."""
 
     def identity(self) -> bytes:
-        """The migration's id, for people; empty if the method has none."""
+        """The migration's id, 16 bytes, for people; known once `agree` was called."""
+
+    def excluded(self) -> PageSet:
+        """Shared pages that never travel: each side keeps its own."""
 
     def begin_round(self) -> int:
         """Take what was written since the last round; pages to send in this one."""
@@ -67,6 +76,9 @@ class SourceMethod(Protocol):
     def cancel(self) -> None:
         """Give up, before `fence`: the guest may run here."""
 
+    def way_out(self, name: str) -> str:
+        """What is left to the user of guest `name` when the target fell silent after `fence`; half a sentence."""
+
 
 class TargetMethod(Protocol):
     """The target's end. Whatever fails raises an error of the tree and is final."""
@@ -97,3 +109,34 @@ class TargetMethod(Protocol):
 
     def abort(self) -> bytes:
         """Give up for good, before `started`; the message that lets the source run again, or empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A machine that waits for its guest; its next hop starts from `launched`."""
+
+    launched: Launched
+    method: TargetMethod
+
+
+class Entrance(Protocol):
+    """How a target lets in one guest that comes by a method."""
+
+    @property
+    def es(self) -> bool:
+        """Whether the guest that was admitted has SEV-ES: its machine must be made for that."""
+
+    def admit(self, offer: bytes) -> None:
+        """May it come? Nothing is made for it before.
+
+        Raises:
+            RefusedError: not this one.
+            StreamError: the offer makes no sense.
+        """
+
+    def enter(self, machine: Machine) -> Entered:
+        """Make the machine, which has the guest's shape and is empty, ready for the guest that was admitted.
+
+        Raises:
+            SealiftError: it cannot be.
+        """

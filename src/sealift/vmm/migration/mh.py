@@ -10,20 +10,35 @@ from typing import Protocol
 
 import numpy as np
 
-from sealift.errors import SealiftError, StreamError
-from sealift.pageset import PageNumbers
+from sealift.address import PAGE_SHIFT, pages_spanned
+from sealift.errors import GuestError, InternalError, SealiftError, StreamError
+from sealift.launch.image import GuestRecipe
+from sealift.pageset import PageNumbers, PageSet
+from sealift.sev.policy import Policy
 from sealift.vmm.handler import HandlerClient
+from sealift.vmm.launch import Begun, Launched, begin, complete
+from sealift.vmm.machine import Machine
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.migration.mailbox import Mailbox, MailboxSource, MailboxTarget
-from sealift.vmm.migration.method import Record
+from sealift.vmm.migration.method import Entered, Record
+from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.ring import RingSource, RingTarget
+from sealift.vmm.platform import Platform
+from sealift.vmm.runstate import RunState
 from sealift.wire import handler as wire
-from sealift.wire.handover import Transfer
+from sealift.wire.handover import HandlerOffer, Transfer
+from sealift.wire.owner import OwnerService
 from sealift.wire.platform import Done
 from sealift.wire.token import TokenKind
 
 _PATIENCE_S = 5.0
 """A handler that has not answered a request underway for this long hangs; sealing a record takes a millisecond."""
+
+_START_UP_LIMIT_S = 30.0
+"""A receiver's start-up code is done after some ten instructions; this is for machines under heavy load."""
+
+_UNKNOWN_DIGEST = bytes(32)
+"""Stands in a recipe for the handler digest, which `launch` takes from the platform."""
 
 _FIRST_SLOT = 0
 
@@ -112,15 +127,24 @@ class _RoundList:
 class HandlerSource:
     """The source's handler as a migration method (`method.SourceMethod`)."""
 
-    def __init__(self, handler: HandlerClient, transfer: SourceTransfer, channels: int) -> None:
-        self._handler = handler
-        self._transfer = transfer
-        self._channels = channels
+    def __init__(self, machine: Machine, launched: Launched, parameters: Parameters) -> None:
+        """For a guest of that launch.
+
+        Raises:
+            RefusedError: it has no handler.
+        """
+        self._handler = handler = machine.platform.open_handler()
+        self._launched = launched
+        self._transfer_kind = parameters.transfer
+        self._channels = parameters.channels
+        self._transfer = source_transfer(parameters.transfer, handler, machine.memory, parameters.channels)
+        self._layout = machine.layout
         self._round_pages = 0
 
     def start(self) -> bytes:
-        """OFFER."""
-        return self._handler.blob(wire.Offer(self._channels))
+        """OFFER, with what names the guest to its owner."""
+        offer = self._handler.blob(wire.Offer(self._channels))
+        return HandlerOffer(self._launched.measure, self._transfer_kind, offer).encode()
 
     def agree(self, answer: bytes) -> bytes:
         """ANSWER in, CONFIRM out."""
@@ -129,6 +153,14 @@ class HandlerSource:
     def identity(self) -> bytes:
         """The migration id."""
         return self._handler.status().migration
+
+    def excluded(self) -> PageSet:
+        """The mailbox's pages."""
+        pages, shape = PageSet(self._layout.pages), self._handler.shape
+        offset = self._layout.offset(shape.mailbox_gpa, shape.mailbox_size)
+        if offset is not None:
+            pages.add_range(offset >> PAGE_SHIFT, pages_spanned(offset, shape.mailbox_size))
+        return pages
 
     def begin_round(self) -> int:
         """Begin an epoch; private pages in it."""
@@ -177,9 +209,16 @@ class HandlerSource:
         self._handler.drain(_PATIENCE_S)
         self._handler.do(wire.Cancel())
 
+    def way_out(self, name: str) -> str:
+        """The target's token decides."""
+        return (
+            "it is not known whether the guest runs on the target, so it stays stopped here; bring the target's "
+            f"token: sealift migrate {name} --settle FILE"
+        )
+
     def _sealed(self, request: wire.EndEpoch | wire.SealState | wire.Close) -> tuple[Record, int]:
         sealed = self._handler.request(request, wire.Sealed)
-        return Record(self._handler.slot_out(request.slot, sealed.length), sealed.pages), sealed.remaining
+        return Record((self._handler.slot_out(request.slot, sealed.length),), sealed.pages), sealed.remaining
 
 
 class HandlerTarget:
@@ -191,7 +230,7 @@ class HandlerTarget:
 
     def answer(self, offer: bytes) -> bytes:
         """OFFER in, ANSWER out."""
-        return self._handler.blob(wire.Answer(offer))
+        return self._handler.blob(wire.Answer(HandlerOffer.decode(offer).offer))
 
     def agreed(self, confirm: bytes) -> None:
         """CONFIRM in."""
@@ -228,3 +267,49 @@ class HandlerTarget:
             return self._handler.fetch(TokenKind.ABORTED)
         except SealiftError:
             return b""
+
+
+class HandlerEntrance:
+    """Lets guests in by way of a receiver that the owner approves (`method.Entrance`).
+
+    `startup` is the start-up code of the receiver image.
+    """
+
+    def __init__(self, platform: Platform, owner: OwnerService, startup: bytes) -> None:
+        self._platform = platform
+        self._owner = owner
+        self._startup = startup
+        self._offer: HandlerOffer | None = None
+        self._begun: Begun | None = None
+
+    def admit(self, offer: bytes) -> None:
+        """Ask the owner whether it wants its guest here."""
+        self._offer = HandlerOffer.decode(offer)
+        self._begun = begin(self._platform, self._owner, self._offer.measure)
+
+    @property
+    def es(self) -> bool:
+        """As the policy says that the owner granted."""
+        return self._begun is not None and Policy.ES in Policy(self._begun.grant.policy)
+
+    def enter(self, machine: Machine) -> Entered:
+        """Launch the receiver."""
+        if self._offer is None or self._begun is None:
+            raise InternalError("a receiver is to be launched before the owner was asked")
+        recipe = GuestRecipe(
+            self._startup, machine.layout, machine.vcpu_count, _UNKNOWN_DIGEST, machine=machine.spec.type
+        ).under(Policy(self._begun.grant.policy))
+        launched = complete(machine.platform, machine.memory, recipe, self._owner, self._begun).finish()
+        _run_start_up(machine)
+        handler = machine.platform.open_handler()
+        return Entered(launched, HandlerTarget(handler, target_transfer(self._offer.transfer, handler, machine.memory)))
+
+
+def _run_start_up(machine: Machine) -> None:
+    machine.resume()
+    ready = machine.ready.wait(_START_UP_LIMIT_S)
+    if machine.state is not RunState.RUNNING:
+        raise GuestError(f"the receiver ended while starting up: {machine.report}")
+    if not ready:
+        raise GuestError(f"the receiver has not started up after {_START_UP_LIMIT_S:.0f} s")
+    machine.pause(RunState.INMIGRATE)

@@ -10,7 +10,7 @@ from sealift.vmm.migration.machine_state import Restorer
 from sealift.vmm.migration.method import TargetMethod
 from sealift.vmm.migration.shared_ram import RamLoader
 from sealift.vmm.migration.streamio import StreamReader
-from sealift.wire import handshake
+from sealift.wire import handshake, psp
 from sealift.wire.handover import HELLO_LIMIT, Hello, SealedKind
 from sealift.wire.qemu_stream import (
     RAM,
@@ -34,7 +34,7 @@ SECTIONS_LIMIT = 1024
 
 _PIECE_LIMITS = {
     SealedKind.HELLO: HELLO_LIMIT,
-    SealedKind.CONFIRM: handshake.MAX_MESSAGE,
+    SealedKind.CONFIRM: max(handshake.MAX_MESSAGE, psp.CONFIRM_LIMIT),
     SealedKind.RECORD: MAX_RECORD,
 }
 

@@ -39,7 +39,7 @@ class RingSource:
             sealed = self._handler.receive(Sealed)
             slot = underway.popleft()
             if sealed.length:
-                yield Record(self._handler.slot_out(slot, sealed.length), sealed.pages)
+                yield Record((self._handler.slot_out(slot, sealed.length),), sealed.pages)
             free.append(slot)
             if not underway and to_ask <= 0:
                 to_ask = sealed.remaining

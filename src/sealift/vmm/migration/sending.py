@@ -7,10 +7,9 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sealift.address import PAGE_SHIFT, PAGE_SIZE, pages_spanned
+from sealift.address import PAGE_SIZE
 from sealift.errors import LostError, RefusedError, SealiftError, StreamError
 from sealift.pageset import PageSet
-from sealift.vmm.handler import HandlerClient
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration import machine_state
 from sealift.vmm.migration.convergence import Convergence
@@ -116,12 +115,10 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is moved: the machine, its name, LAUNCH_MEASURE's output of its launch, and pages that never travel."""
+    """What is moved: the machine and its name."""
 
     machine: Machine
     name: str
-    measure: bytes
-    excluded: PageSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +152,7 @@ class Sender:
         self._parameters = parameters
         self._stats = stats
         self._watch = watch
-        self._log = SharedLog(subject.machine, subject.excluded)
+        self._log = SharedLog(subject.machine, method.excluded())
         self._encoder = RamEncoder(subject.machine.memory)
 
     def move(self) -> None:
@@ -184,11 +181,9 @@ class Sender:
     def _introduce(self) -> None:
         offer = self._method.start()
         hello = Hello(
-            measure=self._subject.measure,
+            method=self._parameters.method.value,
             guest=self._subject.name,
             vcpus=self._machine.vcpu_count,
-            transfer=self._parameters.transfer,
-            channels=self._parameters.channels,
             blocks=blocks_of(self._machine.layout),
             hardware=_hardware(self._machine),
             offer=offer,
@@ -225,7 +220,7 @@ class Sender:
     def _send_private(self) -> None:
         for record in self._method.records():
             self._watch.check()
-            self._out.piece(SealedKind.RECORD, record.data)
+            self._out.piece(SealedKind.RECORD, *record.parts)
             self._stats.private_pages += record.pages
             self._progressed(record.pages)
 
@@ -257,7 +252,7 @@ class Sender:
         self._stats.downtime_part(DowntimePart.STATE)
         for record in self._method.end_records():
             self._watch.check()
-            self._out.piece(SealedKind.RECORD, record.data)
+            self._out.piece(SealedKind.RECORD, *record.parts)
         self._out.end(machine_state.save(self._machine, self._before))
         self._stats.sent = self._out.sent
 
@@ -265,6 +260,7 @@ class Sender:
         """PREPARED, FINAL, STARTED."""
         self._stats.downtime_part(DowntimePart.PREPARED)
         prepared = self._returns.expect(FrameKind.PREPARED, self._returns.patience.prepared_s)
+        self._returns.check()  # a target that is already gone costs a method without tokens the guest
         self._watch.fencing()
         self._stats.downtime_part(DowntimePart.START)
         # Before the target can have the right to start: it finds the images complete and free.
@@ -281,12 +277,3 @@ def _hardware(machine: Machine) -> Hardware:
     disks = tuple(Disk(disk.sectors, disk.read_only) for disk in machine.spec.disks)
     cpu = machine.platform.cpu
     return Hardware(machine.spec.type.value, cpu.cbit, cpu.description, disks)
-
-
-def mailbox_pages(machine: Machine, handler: HandlerClient) -> PageSet:
-    """The mailbox's pages, which each side keeps to itself."""
-    pages = PageSet(machine.layout.pages)
-    offset = machine.layout.offset(handler.shape.mailbox_gpa, handler.shape.mailbox_size)
-    if offset is not None:
-        pages.add_range(offset >> PAGE_SHIFT, pages_spanned(offset, handler.shape.mailbox_size))
-    return pages

@@ -46,10 +46,10 @@ class SharedLog:
     A page may be marked dirty before the VMM learns that it is shared now; so marks are kept until it is.
     """
 
-    def __init__(self, machine: Machine, mailbox: PageSet) -> None:
-        """Begin with every shared page; the `mailbox` never travels."""
+    def __init__(self, machine: Machine, excluded: PageSet) -> None:
+        """Begin with every shared page; those `excluded` never travel."""
         self._machine = machine
-        self._mailbox = mailbox
+        self._excluded = excluded
         self._pending = PageSet(machine.layout.pages)
         # Clear the log before looking at what is shared: whatever is written from here on is in the log again.
         self._collect()
@@ -74,7 +74,7 @@ class SharedLog:
     def _sendable(self) -> PageSet:
         pages = self._machine.shared_pages_now()
         pages &= self._pending
-        pages -= self._mailbox
+        pages -= self._excluded
         return pages
 
 

@@ -16,10 +16,10 @@ from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock
 from sealift.vmm.migration.method import SourceMethod
-from sealift.vmm.migration.mh import HandlerSource, source_transfer
+from sealift.vmm.migration.methods import source_method
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.patience import Patience
-from sealift.vmm.migration.sending import Line, Returns, Sender, Subject, TargetRefusedError, Watch, mailbox_pages
+from sealift.vmm.migration.sending import Line, Returns, Sender, Subject, TargetRefusedError, Watch
 from sealift.vmm.migration.stats import MigrationInfo, Statistics
 from sealift.vmm.migration.status import ENDED, MigrationStatus, StatusMachine
 from sealift.vmm.migration.streamio import StreamWriter, bulk_work, shut_down
@@ -58,7 +58,7 @@ class Migration:
         self.patience = Patience()
         self._machine = machine
         self._name = guest_name
-        self._measure = launched.measure
+        self._launched = launched
         self._parameters = parameters
         self._clock = clock
         self._status = StatusMachine(listener)
@@ -140,14 +140,14 @@ class Migration:
 
     def _move(self, uri: str) -> None:
         self._check()
-        handler = self._machine.platform.open_handler()
+        method = source_method(self._machine, self._launched, self._parameters)
         sock = self._connect(uri)
-        transfer = source_transfer(self._parameters.transfer, handler, self._machine.memory, self._parameters.channels)
-        method = self._method = HandlerSource(handler, transfer, self._parameters.channels)
+        self._method = method
         throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
         line = Line(StreamOut(self.make_writer(sock, throttle.spend)), throttle, Returns(sock, self.patience))
-        subject = Subject(self._machine, self._name, self._measure, mailbox_pages(self._machine, handler))
-        Sender(subject, method, line, self._parameters, self._stats, self._watch(line.returns)).move()
+        Sender(
+            Subject(self._machine, self._name), method, line, self._parameters, self._stats, self._watch(line.returns)
+        ).move()
 
     def _connect(self, uri: str) -> socket.socket:
         sock = connect(parse_uri(uri))
@@ -194,9 +194,9 @@ class Migration:
         self._stats.error = sentence(error)
         ending = _S.FAILED
         try:
-            if not self._take_back(error):
+            if (method := self._left_with(error)) is not None:
                 self._stats.fenced = True
-                self._stats.error += f"; {self._way_out()}"
+                self._stats.error += f"; {method.way_out(self._name)}"
             else:
                 self._machine.take_back()
                 if self._cancelled.is_set():
@@ -210,24 +210,19 @@ class Migration:
                 self._status.move(_S.CANCELLING)
             self._status.move(ending)
 
-    def _take_back(self, error: SealiftError) -> bool:
-        """Whether the guest may run here again."""
-        if self._method is None:
-            return True
-        if not self._fencing or not self._method.fenced():
-            self._method.cancel()
-            return True
+    def _left_with(self, error: SealiftError) -> SourceMethod | None:
+        """None if the guest may run here again; else the method that keeps it from that."""
+        method = self._method
+        if method is None:
+            return None
+        if not self._fencing or not method.fenced():
+            method.cancel()
+            return None
         if isinstance(error, TargetRefusedError) and error.token:
-            taken_back = not self._method.release(error.token)
+            runs_there = method.release(error.token)
             self._say_taken()
-            return taken_back
-        return False
-
-    def _way_out(self) -> str:
-        return (
-            "it is not known whether the guest runs on the target, so it stays stopped here; bring the target's "
-            f"token: sealift migrate {self._name} --settle FILE"
-        )
+            return method if runs_there else None
+        return method
 
     def _say_taken(self) -> None:
         with self._lock, contextlib.suppress(OSError):  # the target is gone: it keeps the token for nothing

@@ -48,16 +48,16 @@ class StreamOut:
         ram = Section(SectionType.START, _RAM_ID, RAM, 0, RAM_VERSION)
         self._writer.write(encode_front(), ram.encode(), encode_block_list(layout), ram.footer())
 
-    def piece(self, kind: SealedKind, data: Buffer) -> None:
+    def piece(self, kind: SealedKind, *parts: Buffer) -> None:
         """A piece of `sealift/sealed`, in the instance for pieces of its length."""
-        length = len(data)
+        length = sum(map(len, parts))
         if length in self._by_length:
             section = Section(SectionType.PART, self._by_length[length])
         else:
             instance = len(self._by_length)
             section = Section(SectionType.START, self._new_id(), SEALED, instance, SEALED_VERSION)
             self._by_length[length] = section.id
-        self._writer.write(section.encode() + encode_piece(kind, length), data, section.footer())
+        self._writer.write(section.encode() + encode_piece(kind, length), *parts, section.footer())
 
     def ram(self, batch: Batch) -> None:
         """A part of `ram`."""

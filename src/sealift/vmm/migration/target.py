@@ -1,7 +1,8 @@
 """A migration to here: listens until a source comes, and either runs its guest or leaves nothing behind.
 
-Nothing is made for a source before it has introduced itself and the owner wants its guest here. Once the target has
-said that it is prepared the source may be fenced: then the last token goes to a file if the source did not take it.
+Nothing is made for a source before it has introduced itself and its guest may come here, as its method decides. Once
+the target has said that it is prepared the source may be fenced: then the last token goes to a file if the source did
+not take it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sealift.errors import (
-    GuestError,
     InternalError,
     LostError,
     PeerError,
@@ -25,16 +25,14 @@ from sealift.errors import (
     UserError,
     sentence,
 )
-from sealift.launch.image import GuestRecipe
 from sealift.launch.machine import MachineType
-from sealift.sev.policy import Policy
 from sealift.vmm.console import Console
 from sealift.vmm.devices.disk import DiskImage
-from sealift.vmm.launch import Begun, Launched, begin, complete
+from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.migration.machine_state import Restorer
-from sealift.vmm.migration.method import TargetMethod
-from sealift.vmm.migration.mh import HandlerTarget, target_transfer
+from sealift.vmm.migration.method import Entrance, TargetMethod
+from sealift.vmm.migration.methods import entrance_for
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction, Sinks
 from sealift.vmm.migration.reception import Caller, Reception, say_farewell
@@ -44,14 +42,8 @@ from sealift.vmm.migration.token_file import keep_token
 from sealift.vmm.migration.transport import Address, Listener
 from sealift.vmm.platform import CpuShape, Platform
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Disk, Frame, FrameKind, Hardware, Refusal, read_frame
+from sealift.wire.handover import Disk, Frame, FrameKind, Hello, Method, Refusal, read_frame
 from sealift.wire.owner import OwnerService
-
-_START_UP_LIMIT_S = 30.0
-"""A receiver's start-up code is done after some ten instructions; this is for machines under heavy load."""
-
-_UNKNOWN_DIGEST = bytes(32)
-"""Stands in a recipe for the handler digest, which `launch` takes from the platform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +52,7 @@ class TargetHost:
 
     Attributes:
         platform: starts a platform process.
-        owner: approves the receiver and releases its secret.
+        owner: approves receivers and releases their secrets (method mh).
         startup: the start-up code of the receiver image.
         disks: opens the images that a guest which comes here finds; the machine closes them.
         console: makes the guest's console.
@@ -84,7 +76,7 @@ class Arrived:
     """A guest that runs here now (or is paused, as it was there).
 
     Attributes:
-        launched: the receiver's launch; the guest's next hop starts from it.
+        launched: the launch that the guest's next hop starts from.
         started: the STARTED token.
         token_path: where it lies for a source that the connection did not bring it to; None if it did.
     """
@@ -139,14 +131,14 @@ class Incoming:
         """
         try:
             with contextlib.closing(Reception(self._listener, self.patience)) as reception:
-                caller, begun = self._first_wanted(reception)
+                caller, entrance = self._first_wanted(reception)
         except BaseException:
             self._leave_nothing()
             raise
         with contextlib.closing(caller.sock):
             try:
                 self._adopt(caller.sock)
-                return self._receive(caller, begun)
+                return self._receive(caller, entrance)
             except SealiftError as error:
                 self._refuse(caller.sock, error)
                 raise
@@ -169,24 +161,26 @@ class Incoming:
 
     # --- who comes ---------------------------------------------------------------------------------------------------
 
-    def _first_wanted(self, reception: Reception) -> tuple[Caller, Begun]:
-        """The first source whose guest the owner wants here."""
+    def _first_wanted(self, reception: Reception) -> tuple[Caller, Entrance]:
+        """The first source whose guest may come here."""
         while True:
             caller = reception.next()
             try:
-                return caller, self._begin(caller.introduction.hello.measure)
-            except RefusedError as error:
+                return caller, self._admitted(caller.introduction.hello)
+            except (RefusedError, StreamError) as error:
                 reception.turn_away(caller, error)
                 self._host.notify(f"a source was sent away: {sentence(error)}")
             except SealiftError as error:
                 reception.turn_away(caller, error)
                 raise
 
-    def _begin(self, measure: bytes) -> Begun:
-        """Ask the owner; a platform that it does not want for one guest is kept for the next."""
+    def _admitted(self, hello: Hello) -> Entrance:
+        """Let it in, or not; a platform that was not used for one guest is kept for the next."""
         if self._platform is None:
             self._platform = self._host.platform()
-        return begin(self._platform, self._host.owner, measure)
+        entrance = entrance_for(Method(hello.method), self._platform, self._host.owner, self._host.startup)
+        entrance.admit(hello.offer)
+        return entrance
 
     # --- the guest's way in ----------------------------------------------------------------------------------------
 
@@ -196,10 +190,10 @@ class Incoming:
             if self._cancelled:
                 raise LostError("the target was told to give up")
 
-    def _receive(self, caller: Caller, begun: Begun) -> Arrived:
+    def _receive(self, caller: Caller, entrance: Entrance) -> Arrived:
         sock, reader, stream = caller.sock, caller.reader, caller.stream
         try:
-            guest = self._make(caller.introduction, begun)
+            guest = self._make(caller.introduction, entrance)
             answer = guest.method.answer(caller.introduction.hello.offer)
             _send(sock, Frame(FrameKind.ANSWER, answer))
             with reader.within(self.patience.reply_s):
@@ -221,29 +215,25 @@ class Incoming:
         kept = None if self._delivered(caller, started) else self._keep(started)
         return Arrived(guest.machine, guest.launched, caller.introduction.hello.guest, started, kept)
 
-    def _make(self, introduction: Introduction, begun: Begun) -> _Guest:
-        """The machine with a receiver in it that waits for its guest."""
-        hello, layout = introduction.hello, introduction.layout
-        kind = _machine_type(hello.hardware.machine)
-        recipe = GuestRecipe(self._host.startup, layout, hello.vcpus, _UNKNOWN_DIGEST, machine=kind)
-        recipe = recipe.under(Policy(begun.grant.policy))
-        machine = self._machine = self._make_machine(recipe, hello.hardware)
-        launched = complete(machine.platform, machine.memory, recipe, self._host.owner, begun).finish()
-        _run_start_up(machine)
-        handler = machine.platform.open_handler()
-        method = self._method = HandlerTarget(handler, target_transfer(hello.transfer, handler, machine.memory))
-        return _Guest(machine, launched, method)
+    def _make(self, introduction: Introduction, entrance: Entrance) -> _Guest:
+        """The machine, waiting for its guest."""
+        machine = self._machine = self._make_machine(introduction, entrance)
+        entered = entrance.enter(machine)
+        self._method = entered.method
+        return _Guest(machine, entered.launched, entered.method)
 
-    def _make_machine(self, recipe: GuestRecipe, hardware: Hardware) -> Machine:
+    def _make_machine(self, introduction: Introduction, entrance: Entrance) -> Machine:
         if self._platform is None:
-            raise InternalError("a machine is to be made before the owner was asked")
+            raise InternalError("a machine is to be made before any guest was admitted")
+        hello, hardware = introduction.hello, introduction.hello.hardware
         with ExitStack() as undo:
             disks = self._host.disks()
             for disk in disks:
                 undo.callback(disk.close)
             _check_same_disks(disks, hardware.disks)
             cpu = CpuShape(hardware.cbit, hardware.cpu)
-            spec = MachineSpec(recipe.layout, recipe.vcpus, recipe.machine, disks, cpu, recipe.es)
+            kind = _machine_type(hardware.machine)
+            spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, entrance.es)
             machine = Machine(self._platform, spec, self._host.console(), self._host.run_state)
             undo.pop_all()
         return machine
@@ -331,16 +321,6 @@ def _check_same_disks(here: tuple[DiskImage, ...], there: tuple[Disk, ...]) -> N
 
 def _access(read_only: bool) -> str:  # noqa: FBT001  # what is said of it
     return "read-only" if read_only else "writable"
-
-
-def _run_start_up(machine: Machine) -> None:
-    machine.resume()
-    ready = machine.ready.wait(_START_UP_LIMIT_S)
-    if machine.state is not RunState.RUNNING:
-        raise GuestError(f"the receiver ended while starting up: {machine.report}")
-    if not ready:
-        raise GuestError(f"the receiver has not started up after {_START_UP_LIMIT_S:.0f} s")
-    machine.pause(RunState.INMIGRATE)
 
 
 def _expect_final(reader: StreamReader) -> bytes:

@@ -56,6 +56,11 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ghcb: int
 
 
+class _Visible(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    ghcb: int
+
+
 class EncryptedVcpu(UnicornVcpu):
     """See `sealift.silicon.engines.interface.Vcpu`; registers cannot be had or given but by VMSA."""
 
@@ -93,6 +98,18 @@ class EncryptedVcpu(UnicornVcpu):
             if found.vmsa:
                 self._board.memory.place_vmsa(self._index, found.vmsa)
                 self._load(found.vmsa)
+
+    def save_visible(self) -> bytes:
+        """GHCB MSR, which the host has to know; the VMSA moves by SEND_UPDATE_VMSA."""
+        return msgspec.msgpack.encode(_Visible(_STATE_VERSION, self._ghcb.msr))
+
+    def restore_visible(self, state: bytes) -> None:
+        """Load `save_visible`'s state; the next entry takes the VMSA."""
+        found = unpack(state, _Visible, "vCPU state")
+        if found.version != _STATE_VERSION or not 0 <= found.ghcb < 1 << 64:
+            raise StreamError(f"vCPU state of version {found.version} is not what this engine reads")
+        with self._board.turn.held():
+            self._ghcb.msr = found.ghcb
 
     def _load(self, page: bytes) -> None:
         vmsa_state.load(self._uc, page)

@@ -19,7 +19,7 @@ from unicorn import Uc, UcError
 from unicorn import unicorn_const as const
 from unicorn import x86_const as x86
 
-from sealift.address import PAGE_SHIFT
+from sealift.address import PAGE_SHIFT, PAGE_SIZE
 from sealift.errors import InternalError
 from sealift.pageset import PageSet
 from sealift.sev.ghcb import SEV_STATUS_MSR
@@ -244,6 +244,14 @@ class UnicornVcpu:
             self.request_code_flush()
             self.started = True
 
+    def save_visible(self) -> bytes:
+        """All of it: the host of a guest without SEV-ES sees its registers."""
+        return self.save()
+
+    def restore_visible(self, state: bytes) -> None:
+        """Load `save_visible`'s state."""
+        self.restore(state)
+
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     def _fill(self, uc: Uc, address: int, access: int, entry: Any, _user: object) -> bool:  # noqa: ANN401  # ctypes
@@ -333,12 +341,14 @@ class UnicornVcpu:
     def _fetch(self, uc: Uc, address: int, length: int) -> bytes:
         """Instruction bytes as the guest executes them, from the private plane; empty where nothing is mapped."""
         fetched = bytearray()
-        for position in range(address, address + length):
+        while len(fetched) < length:
+            start = (address + len(fetched)) & (PAGE_SIZE - 1)
+            count = min(length - len(fetched), PAGE_SIZE - start)
             try:
-                found = self._translate(uc, position & ~0xFFF, Access.FETCH)
+                found = self._translate(uc, address + len(fetched) - start, Access.FETCH)
             except PageFault:
                 return b""
-            fetched.append(self._board.memory.private.data[found.offset + (position & 0xFFF)])
+            fetched += self._board.memory.private.data[found.offset + start : found.offset + start + count]
         return bytes(fetched)
 
     def _fault(self, reason: str, address: int, error_code: int) -> Fault:

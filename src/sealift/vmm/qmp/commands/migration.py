@@ -10,7 +10,7 @@ from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
-from sealift.wire.handover import Transfer
+from sealift.wire.handover import Method, Transfer
 
 
 class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,18 +29,28 @@ class SettleArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True):
     """QEMU's MigrationParameters as far as they exist here; milliseconds, and bytes a second.
 
-    `x_sealift_transfer` says how records leave the migration handler, `multifd_channels` in how many streams.
+    `x_sealift_method` says who encrypts the guest, and then `x_sealift_transfer` how records leave the migration
+    handler (mh), `multifd_channels` in how many streams, `x_sealift_packet_pages` how large packets are (psp).
     """
 
     downtime_limit: int | None = None
     max_bandwidth: int | None = None
     multifd_channels: int | None = None
     x_sealift_transfer: Transfer | None = None
+    x_sealift_method: Method | None = None
+    x_sealift_packet_pages: int | None = None
 
     @classmethod
     def of(cls, parameters: Parameters) -> MigrationParameters:
         """In QEMU's names."""
-        return cls(parameters.downtime_limit_ms, parameters.max_bandwidth, parameters.channels, parameters.transfer)
+        return cls(
+            parameters.downtime_limit_ms,
+            parameters.max_bandwidth,
+            parameters.channels,
+            parameters.transfer,
+            parameters.method,
+            parameters.packet_pages,
+        )
 
     def apply(self, to: Parameters) -> Parameters:
         """The parameters with those changed that are given."""
@@ -50,6 +60,8 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             max_bandwidth=_or(self.max_bandwidth, to.max_bandwidth),
             channels=_or(self.multifd_channels, to.channels),
             transfer=self.x_sealift_transfer or to.transfer,
+            method=self.x_sealift_method or to.method,
+            packet_pages=_or(self.x_sealift_packet_pages, to.packet_pages),
         )
 
 

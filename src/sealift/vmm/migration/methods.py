@@ -1,0 +1,46 @@
+"""The migration methods: the one place that tells them apart."""
+
+from __future__ import annotations
+
+from sealift.vmm.launch import Launched
+from sealift.vmm.machine import Machine
+from sealift.vmm.migration import psp
+from sealift.vmm.migration.method import Entrance, SourceMethod
+from sealift.vmm.migration.mh import HandlerEntrance, HandlerSource
+from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.psp import PspEntrance, PspSource
+from sealift.vmm.platform import Platform
+from sealift.wire.handover import Method
+from sealift.wire.owner import OwnerService
+from sealift.wire.platform import GuestStatus
+
+
+def blocked(method: Method, status: GuestStatus) -> tuple[str, ...]:
+    """What stands in the way of every migration of a guest by this method, whatever the target; sentences."""
+    match method:
+        case Method.MH:
+            return status.blocked
+        case Method.PSP:
+            return psp.blocked(status)
+
+
+def source_method(machine: Machine, launched: Launched, parameters: Parameters) -> SourceMethod:
+    """The source's end.
+
+    Raises:
+        RefusedError: this guest cannot be moved by the method that the parameters ask for.
+    """
+    match parameters.method:
+        case Method.MH:
+            return HandlerSource(machine, launched, parameters)
+        case Method.PSP:
+            return PspSource(machine, parameters.packet_pages)
+
+
+def entrance_for(method: Method, platform: Platform, owner: OwnerService, startup: bytes) -> Entrance:
+    """How a target lets in one guest; see `HandlerEntrance` for owner and start-up code, which only mh needs."""
+    match method:
+        case Method.MH:
+            return HandlerEntrance(platform, owner, startup)
+        case Method.PSP:
+            return PspEntrance()
