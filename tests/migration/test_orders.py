@@ -153,7 +153,7 @@ def test_a_guest_that_is_ended_while_it_moves_gives_the_migration_up_with_one_se
     target.join(rig.PATIENCE_S)
     info = user.migration()
     assert info is not None
-    assert (info.status, info.error_desc) == ("cancelled", "the migration was cancelled")
+    assert (info.status, info.error_desc) == ("cancelled", "the guest was ended")
     assert guest.machine.state is RunState.SHUTDOWN
 
 

@@ -234,7 +234,7 @@ class _Foreground:
             case MigrationStatus.ACTIVE:
                 self._say(f"guest {guest.name} is being moved")
             case MigrationStatus.CANCELLED:
-                self._say(f"the migration of guest {guest.name} was cancelled; it stays here")
+                self._say(f"guest {guest.name} was not moved: {_reason(guest)}")
             case MigrationStatus.FAILED:
                 self._say(f"the migration of guest {guest.name} failed: {_reason(guest)}")
             case MigrationStatus.COMPLETED:

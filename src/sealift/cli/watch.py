@@ -127,8 +127,6 @@ def describe(name: str, uri: str, info: MigrationInfo) -> str:
     match MigrationStatus(info.status):
         case MigrationStatus.COMPLETED:
             return f"guest {name} runs on {uri} now{_figures(info)}"
-        case MigrationStatus.CANCELLED:
-            return f"the migration was cancelled; guest {name} stays where it was"
         case _ if info.x_sealift_fenced:
             return f"the migration of guest {name} broke off at the worst moment: {info.error_desc}"
         case _:

@@ -165,11 +165,16 @@ class Guest:
     def close(self) -> None:
         """End the guest, its platform and whatever still goes on with it; a migration is given up first."""
         with contextlib.suppress(UserError):  # it is being handed over: that takes no time any more
-            self.cancel_migration()
+            if self._migration is not None:
+                self._migration.cancel(self._ending())
         if self._migrating is not None:
             self._migrating.join(_HANDOVER_LIMIT_S)
         if self._machine is not None:
             self._machine.close()
+
+    def _ending(self) -> str:
+        report = None if self._machine is None else self._machine.report
+        return f"the guest has ended: {report}" if report else "the guest was ended"
 
     # --- migration -----------------------------------------------------------------------------------------------
 

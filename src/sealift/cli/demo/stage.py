@@ -26,6 +26,11 @@ from sealift.owner.ledger import Ledger
 
 VCPUS: Final = 2
 
+_LOG_LINES: Final = 12
+"""Of each VMM's log, shown when something fails."""
+
+_LOG_LIMIT: Final = 1 << 14
+
 
 class Stage:
     """The set-up; what it starts ends with its scratch.
@@ -41,6 +46,7 @@ class Stage:
         self.secret = plant_secret()
         self.marker = plant_marker()
         self._secret_file = self.write("secret", self.secret)
+        self._logs: dict[str, Path] = {}
         self._hosts = {name: Host(self._path / name) for name in ("host-a", "host-b")}
 
     def owners_ledger(self) -> Ledger:
@@ -67,6 +73,14 @@ class Stage:
         self._scratch.ending.callback(watcher.close)
         return watcher
 
+    def said(self) -> list[tuple[str, str]]:
+        """What the VMMs had to say: host, and a line of it, oldest first."""
+        lines = []
+        for host, log in self._logs.items():
+            text = log.read_bytes()[-_LOG_LIMIT:].decode(errors="replace")
+            lines += [(host, line.removeprefix("sealift: ")) for line in text.splitlines()[-_LOG_LINES:]]
+        return lines
+
     def write(self, name: str, data: bytes) -> Path:
         """Make a file that only this user can read."""
         path = self._path / name
@@ -76,6 +90,7 @@ class Stage:
 
     def _start(self, host: str, options: list[str]) -> VmmProcess:
         options = ["--owner", str(self._path / "owner"), *options]
-        vmm = VmmProcess(self._hosts[host], self.marker, options, self._path / f"{host}.log")
+        log = self._logs[host] = self._path / f"{host}.log"
+        vmm = VmmProcess(self._hosts[host], self.marker, options, log)
         self._scratch.ending.callback(vmm.close)
         return vmm

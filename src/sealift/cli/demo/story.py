@@ -15,7 +15,7 @@ from sealift.cli.demo.secrecy import Hunt, hunt
 from sealift.cli.demo.stage import Stage
 from sealift.cli.vmm_process import MigrationState, VmmProcess
 from sealift.cli.way import Way
-from sealift.errors import PeerError, RefusedError
+from sealift.errors import PeerError, RefusedError, SealiftError
 from sealift.owner.ledger import Launch
 
 _WIRE_PATIENCE_S: Final = 60.0
@@ -44,6 +44,17 @@ class Story:
             SealiftError: it could not be played to its end; the message says why.
         """
         self._screen.heading(words.HEADING)
+        try:
+            report = self._play()
+        except SealiftError:
+            self._screen.hints("What the VMMs said", self._stage.said())
+            raise
+        self._screen.verdict(words.verdict(report), ok=report.ok)
+        if report.ok:
+            self._screen.hints("What to try next", words.NEXT)
+        return report
+
+    def _play(self) -> Report:
         source, launch = self._launch()
         self._part.begin(self._screen)
         target, relay = self._stage.start_target(self._part.arrival_options)
@@ -52,11 +63,7 @@ class Story:
         guest = self._part.go_on(self._screen)
         secrecy = self._search(source, target, relay)
         engine = source.qmp.query("x-sealift-query-processes", _Processes).engine
-        report = Report.of(engine, launch, migration, guest, secrecy)
-        self._screen.verdict(words.verdict(report), ok=report.ok)
-        if report.ok:
-            self._screen.hints("What to try next", words.NEXT)
-        return report
+        return Report.of(engine, launch, migration, guest, secrecy)
 
     def _launch(self) -> tuple[VmmProcess, LaunchReport]:
         recipe = self._part.recipe

@@ -40,6 +40,7 @@ class Attempt(ABC):
         self._stats = Statistics(machine.layout.size, clock)
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
+        self._why_cancelled = f"the {self.what} was cancelled"
         self._settled = False
 
     def info(self) -> MigrationInfo:
@@ -67,8 +68,11 @@ class Attempt(ABC):
             self._let_go()
         return self.info()
 
-    def cancel(self) -> None:
+    def cancel(self, why: str | None = None) -> None:
         """Give it up, from any thread; returns at once. Does nothing once it has ended.
+
+        Args:
+            why: a sentence, if it is not the user who gives it up.
 
         Raises:
             UserError: it is too late.
@@ -78,6 +82,7 @@ class Attempt(ABC):
                 return
             if self._settled:
                 raise self._too_late()
+            self._why_cancelled = why or self._why_cancelled
             self._cancelled.set()
             if self._status.status is not _S.NONE:
                 self._status.move(_S.CANCELLING)
@@ -132,7 +137,7 @@ class Attempt(ABC):
 
     def _check(self) -> None:
         if self._cancelled.is_set():
-            raise CancelledError(f"the {self.what} was cancelled")
+            raise CancelledError(self._why_cancelled)
 
     def _enter(self, status: MigrationStatus) -> None:
         with self._lock:
@@ -150,7 +155,7 @@ class Attempt(ABC):
         ending = _S.FAILED
         try:
             if self._recover(error) and self._cancelled.is_set():
-                self._stats.error, ending = f"the {self.what} was cancelled", _S.CANCELLED
+                self._stats.error, ending = self._why_cancelled, _S.CANCELLED
         except Exception as worse:  # whatever it is, the attempt comes to an end
             self._stats.error += f"; and the guest cannot run on here: {sentence(worse)}"
         self._stats.end()
