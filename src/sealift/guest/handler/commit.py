@@ -12,10 +12,10 @@
     restore  BLANK ─ RESTORING ─ RESTORED ─ READY ─ STARTED
 
 The design's SENDING, STOPPED, FENCED and GONE are told apart further: OFFERED has no confirmed keys yet, CLOSED has
-made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, YIELDED, OFFERED, SENDING
-and SAVING on the source and in STARTED on the target. Never two: the source leaves the states that may run before it makes FINAL,
-the target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a token
-that a target makes only on entering a state from which there is no way to STARTED.
+made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, YIELDED, OFFERED, SENDING and
+SAVING on the source and in STARTED on the target. Never two: the source leaves the states that may run before it makes
+FINAL, the target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a
+token that a target makes only on entering a state from which there is no way to STARTED.
 
 WAITING is a receiver before it serves: its own start-up code may run, which holds nothing of the guest to come.
 
