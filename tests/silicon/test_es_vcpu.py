@@ -424,6 +424,8 @@ def test_a_vcpu_goes_on_elsewhere_where_it_was(board: EsBoard, there: EsBoard) -
 
 
 def test_a_vcpu_that_never_started_does_not_start_elsewhere(board: EsBoard, there: EsBoard) -> None:
+    """Also where a receiver's own had started."""
+    there.load(0, inc("rbx") + HLT)
     there.vcpu.restore(board.vcpu.save())
     assert there.run() == Halt()
     assert there.memory.vmsa(0) is None
