@@ -50,7 +50,7 @@ class AbsentOwner:
 
     def expects(self, measure: bytes, version: FirmwareVersion, memory: int, kernel: str, append: str = "") -> bool:
         """Whether a launch measurement is that of such a guest with two vCPUs."""
-        digest = make_recipe(memory, 2, kernel, command_line=append).launch_digest()
+        digest = make_recipe(memory, 2, kernel, command_line=append).under(self.policy).launch_digest()
         return measurement.matches(measure, self.offered.transport.tik, version, self.policy, digest)
 
     def packet(self, measure: bytes, *more: SecretEntry) -> tuple[bytes, bytes]:

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from harness import Sealift
 from sealift.cli.guest_options import GuestOptions
 from sealift.cli.places import Host, Places, default_host, default_manufacturer, default_owner, state_directory
 from sealift.cli.wiring import HostedGuest, start_guest
 from sealift.silicon.processor.manufacturer import Manufacturer
+
+# No test is timed: a machine under load is no failure, and pytest-timeout ends what hangs.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 LOGS = pytest.StashKey[list[tuple[str, Callable[[], str]]]]()
 

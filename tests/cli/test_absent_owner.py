@@ -84,6 +84,21 @@ def test_with_paused_the_files_plant_the_secret_and_the_guest_still_waits(
     assert_chain_with(SECRET, process)
 
 
+def test_files_that_come_after_somebody_started_the_guest_do_it_no_harm(
+    owner: AbsentOwner, sealift: Callable[..., Sealift], places: Places, tmp_path: Path
+) -> None:
+    header, payload = tmp_path / "header", tmp_path / "payload"
+    process = sealift("run", *LEDGER, *files(owner), "--launch-secret", f"{header}:{payload}")
+    packet = owner.packet(waiting(process))
+    with QmpClient(places.host.run, "guest") as qmp:
+        qmp.execute("cont")
+        for path, data in zip((header, payload), packet, strict=True):
+            path.write_bytes(data)
+        assert_chain_with(b"", process)
+        assert qmp.execute("query-status")["status"] == "running"
+    assert "the launch secret is in its place" not in process.stderr.text
+
+
 def test_files_of_another_launch_end_the_guest_with_the_firmwares_reason(
     owner: AbsentOwner, sealift: Callable[..., Sealift], state_dir: Path, tmp_path: Path
 ) -> None:

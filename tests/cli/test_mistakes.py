@@ -15,6 +15,8 @@ from sealift.cli.main import main
 from sealift.cli.places import Host
 from sealift.errors import UserError, sentence
 
+OWNER_TOOLS = [["owner", tool] for tool in ("chain", "session", "measure", "validate", "secret", "report")]
+
 
 def assert_nothing_is_left(state_dir: Path) -> None:
     """No process, no run directory."""
@@ -148,7 +150,7 @@ def test_a_configuration_that_means_nothing_is_refused(
     assert_nothing_is_left(state_dir)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["ps"], ["console"], ["stop"], ["migrate"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["ps"], ["console"], ["stop"], ["migrate"], *OWNER_TOOLS])
 def test_every_help_ends_with_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

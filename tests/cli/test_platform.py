@@ -56,6 +56,14 @@ def test_status_tells_the_firmware_the_owner_and_the_guests_of_the_host(
     assert_nothing_is_left(state_dir)
 
 
+def test_a_guest_that_is_only_awaited_does_not_keep_the_keys(sealift: Callable[..., Sealift]) -> None:
+    process = sealift("run", "--name", "a", "--incoming", "tcp:127.0.0.1:0")
+    process.stderr.wait_for("waiting for a guest")
+    found = status(sealift)
+    assert (found["state"], found["guests"]) == ("initialized", ["a"])
+    answer(sealift, "platform", "rotate")
+
+
 def test_the_id_is_upper_case_hexadecimal_and_another_hosts_is_another(
     sealift: Callable[..., Sealift], other_host: Host
 ) -> None:

@@ -53,6 +53,16 @@ def test_a_genuine_chain_under_a_trusted_root(made: Platform, tmp_path: Path) ->
     assert verdict.startswith("genuine")
 
 
+def test_a_root_can_be_trusted_by_its_file(made: Platform, tmp_path: Path) -> None:
+    chain = file(tmp_path, made.chain)
+    owner("chain", chain, "--trust", file(tmp_path, made.chain, Layout.CA))
+    stranger = tmp_path / "stranger.cert"
+    stranger.write_bytes(make_root(2048).ark.encode())
+    assert "not one that is trusted here" in owner("chain", chain, "--trust", stranger, status=1).complaint
+    pdh = file(tmp_path, made.chain, Layout.PDH)
+    assert "holds no ARK" in owner("chain", chain, "--trust", pdh, status=1).complaint
+
+
 def test_an_unknown_root_is_said_to_be_unknown(made: Platform, tmp_path: Path) -> None:
     answer = owner("chain", file(tmp_path, made.chain), status=1)
     assert "of an unknown manufacturer, and not one that is trusted here" in answer.complaint

@@ -77,12 +77,22 @@ def test_vmsa_files_stand_for_computed_ones(firmware: Path, tmp_path: Path) -> N
     assert files == owner(*common, "--vcpu-type", "EPYC-Rome", "--fpu", "legacy").out
 
 
+def test_sev_features_are_measured(firmware: Path, tmp_path: Path) -> None:
+    page = tmp_path / "cpu0"
+    page.write_bytes(reset_vmsa(RESET_EIP, CPU_SIGNATURES["EPYC-v4"], FpuProfile.INIT2, 0x20))
+    common = ("measure", "--firmware", firmware, "--policy", "es", "--vcpus", "1")
+    assert owner(*common, "--sev-features", "0x20").out == owner(*common, "--vmsa-cpu0", page).out
+
+
 def test_a_measurement_can_be_a_file_in_any_form(firmware: Path, keys: tuple[str | Path, ...], tmp_path: Path) -> None:
     text = measured("--firmware", firmware, *keys)
     raw, armored = tmp_path / "measure.bin", tmp_path / "measure.b64"
     raw.write_bytes(base64.b64decode(text))
     armored.write_text(f"{text}\n")
-    for form in (text, raw, armored):
+    answer, reply = tmp_path / "answer.json", tmp_path / "reply.json"
+    answer.write_text(json.dumps({"data": text}))
+    reply.write_text(json.dumps({"return": {"data": text}, "id": "libvirt-1"}))
+    for form in (text, raw, armored, answer, reply):
         assert validate("--measurement", form, "--firmware", firmware, *keys).out.startswith(
             "OK: the guest is the expected one, policy 0x9 (nodbg,nosend)"
         )
@@ -129,6 +139,7 @@ def test_our_own_guests_command_line_is_explained(keys: tuple[str | Path, ...]) 
         (["--firmware", "FIRMWARE", "--policy", "es", "--vcpus", "513"], 1, "at most 512 vCPUs, not 513"),
         (["--firmware", "FIRMWARE", "--policy", "es", "--vcpu-type", "386"], 1, "there is no vCPU type '386'"),
         (["--firmware", "FIRMWARE", "--policy", "es", "--vcpu-signature", "x"], 1, "'x' is no vCPU signature"),
+        (["--firmware", "FIRMWARE", "--policy", "es", "--sev-features", "-1"], 1, "'-1' is no SEV_FEATURES"),
         (
             ["--firmware", "FIRMWARE", "--policy", "es", "--vcpu-signature", "1", "--vcpu-type", "EPYC"],
             2,
@@ -177,6 +188,7 @@ def test_mistakes_are_sentences(
         (["--measurement", "YWJj", "--tk", "KEYS", *VERSION], 1, "the measurement 'YWJj' is neither 48 bytes"),
         (["--measurement", "YWJj"], 2, "the session's keys are needed"),
         (["--tk", "KEYS"], 2, "--measurement"),
+        (["--measurement", "ANSWER", "--tk", "KEYS", *VERSION], 1, "looks like QMP's answer, but has no data"),
         (["--measurement", "KEYS", "--tk", "KEYS", *VERSION], 1, "the measurement KEYS does not parse"),
     ],
 )
@@ -185,4 +197,5 @@ def test_mistakes_of_validation(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("KEYS").write_bytes(os.urandom(32))
+    Path("ANSWER").write_text('{"error": {}}')
     assert reason in owner("validate", *words, status=status).complaint

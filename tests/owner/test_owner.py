@@ -434,12 +434,13 @@ def test_nonsense_is_not_trusted(owner: Owner, ark: bytes) -> None:
     assert owner.settings == before
 
 
-def test_damaged_files_have_sentences(owner: Owner, host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"{}x", b'{"receivers": "\xff"}', b'{"x":' + b"[" * 5000])
+def test_damaged_files_have_sentences(owner: Owner, host: Host, tmp_path: Path, content: bytes) -> None:
     grant = owner.begin(host.evidence())
     (tmp_path / "owner" / "begun" / grant.launch_id).write_bytes(b"\xc1")
     with pytest.raises(UserError, match=f"the record of launch {grant.launch_id} is damaged"):
         owner.release(grant.launch_id, bytes(48))
-    (tmp_path / "owner" / "settings.json").write_bytes(b"{}x")
+    (tmp_path / "owner" / "settings.json").write_bytes(content)
     with pytest.raises(UserError, match="settings"):
         owner.begin(host.evidence())
 

@@ -6,12 +6,18 @@ import base64
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launch.flashes import BLOCKS, OVMF, with_blocks
+from owner.conftest import Host
 from owner.tool import owner
+from sealift.address import Gpa, RamBlock, RamLayout
+from sealift.sev.policy import DEFAULT_POLICY
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.processor.asids import fitting
 from sev.test_peers import MISMATCH, validator
 
 IMAGES = (OVMF, Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/ovmf/OVMF.fd"))
@@ -120,9 +126,11 @@ def test_libvirt_takes_our_sev_es_measurement(firmware: Path, tmp_path: Path) ->
     assert libvirt(*words, "--num-cpus", 4).returncode == MISMATCH
 
 
-def test_we_validate_what_libvirt_would_and_open_its_secret(firmware: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [b"correct horse", b"on block"], ids=len)
+def test_we_validate_what_libvirt_would_and_open_its_secret(firmware: Path, tmp_path: Path, data: bytes) -> None:
+    """Test a table that ends within a block and one that ends on one, behind which libvirt adds a whole block."""
     tk, passphrase = key_file(tmp_path), tmp_path / "passphrase"
-    passphrase.write_bytes(b"correct horse")
+    passphrase.write_bytes(data)
     made = owner("measure", "--firmware", firmware, "--tk", tk, *VERSION, "--nonce", os.urandom(16).hex()).out.strip()
     header, payload = tmp_path / "header.b64", tmp_path / "payload.b64"
     secret = ("--inject-secret", f"luks-key:{passphrase}", "--secret-header", header, "--secret-payload", payload)
@@ -130,23 +138,45 @@ def test_we_validate_what_libvirt_would_and_open_its_secret(firmware: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert owner("validate", "--measurement", made, "--firmware", firmware, "--tk", tk, *VERSION).out.startswith("OK")
     listed = owner("secret", "--open", header, payload, "--measurement", made, "--tk", tk).out
-    assert listed.splitlines()[1].split() == ["luks-key", "13"]
+    assert listed.splitlines()[1].split() == ["luks-key", str(len(data))]
 
 
-def test_our_secret_has_the_form_of_libvirts(firmware: Path, tmp_path: Path) -> None:
-    """Test sizes, encoding, and the table with another padding convention: libvirt adds a whole block when aligned."""
+def test_firmware_takes_the_secret_that_libvirt_seals(
+    firmware: Path, make_host: Callable[[str], Host], tmp_path: Path
+) -> None:
+    """Test a whole launch whose owner is libvirt's validator, but for the session."""
+    processor, pdh = make_host("a").processor, tmp_path / "pdh.cert"
+    pdh.write_bytes(processor.endorsed_certificates().pdh)
+    owner("session", pdh, "--unverified", "--format", "sev-tool", "--directory", tmp_path)
+    image = firmware.read_bytes()
+    memory = GuestMemory(RamLayout((RamBlock("ram", Gpa(0), 8 << 20),)), bytes(32))
+    godh, session = ((tmp_path / name).read_bytes() for name in ("godh.cert", "launch_blob.bin"))
+    handle = processor.launch_start(memory, DEFAULT_POLICY, godh, session)
+    processor.activate(handle, fitting(DEFAULT_POLICY).start)
+    memory.shared.data[: len(image)] = image
+    processor.launch_update_data(handle, 0, len(image))
+    measured = base64.b64encode(processor.launch_measure(handle)).decode()
+    (tmp_path / "passphrase").write_bytes(b"correct horse")
+    parts = [tmp_path / "header.b64", tmp_path / "payload.b64"]
+    done = libvirt(
+        *("--measurement", measured, "--firmware", firmware, "--tk", tmp_path / "tmp_tk.bin"),
+        *("--policy", int(DEFAULT_POLICY), "--inject-secret", f"luks-key:{tmp_path / 'passphrase'}"),
+        *("--secret-header", parts[0], "--secret-payload", parts[1]),
+    )
+    assert done.returncode == 0, done.stderr
+    header, payload = (base64.b64decode(part.read_text()) for part in parts)
+    processor.launch_secret(handle, header, payload, 4 << 20, len(payload))
+    assert b"correct horse" in bytes(memory.read_private(Gpa(4 << 20), len(payload)))
+
+
+@pytest.mark.parametrize("size", [8, 13, 24])
+def test_our_secret_has_the_form_of_libvirts(tmp_path: Path, size: int) -> None:
     tk, passphrase = key_file(tmp_path), tmp_path / "passphrase"
+    passphrase.write_bytes(os.urandom(size))
     made = base64.b64encode(os.urandom(48)).decode()
-    for size in (8, 13, 24):
-        passphrase.write_bytes(os.urandom(size))
-        owner(
-            *("secret", f"luks-key:{passphrase}", "--measurement", made, "--tk", tk),
-            *("--format", "libvirt", "--directory", tmp_path, "--force"),
-        )
-        header, payload = (base64.b64decode((tmp_path / f"secret_{name}.b64").read_text()) for name in _PARTS)
-        assert len(header) == 52
-        assert len(payload) == -(-(40 + size) // 16) * 16
-    assert firmware.exists()
-
-
-_PARTS = ("header", "payload")
+    words = (f"luks-key:{passphrase}", "--measurement", made, "--tk", tk, "--format", "libvirt")
+    owner("secret", *words, "--directory", tmp_path)
+    texts = [(tmp_path / f"secret_{part}.b64").read_text() for part in ("header", "payload")]
+    header, payload = (base64.b64decode(text, validate=True) for text in texts)
+    assert len(header) == 52
+    assert len(payload) == -(-(40 + size) // 16) * 16

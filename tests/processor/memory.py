@@ -1,10 +1,13 @@
-"""Guest memory without planes or engines, and an owner's offer."""
+"""Guest memory without planes or engines, an owner's offer, and the status of what fails."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import pytest
+
+from sealift.errors import FirmwareError
 from sealift.sev import session
 from sealift.sev.certificate import Certificate
 from sealift.sev.policy import DEFAULT_POLICY, Policy
@@ -66,3 +69,10 @@ class Memory:
 def offer(processor: SecureProcessor, policy: Policy = DEFAULT_POLICY) -> OwnerSession:
     """An owner's session for this platform."""
     return session.offer(Certificate.decode(processor.pdh_cert_export().pdh), policy)
+
+
+def status_of(command: Callable[..., object], *arguments: object) -> Status:
+    """The status code a command fails with."""
+    with pytest.raises(FirmwareError) as caught:
+        command(*arguments)
+    return Status(caught.value.status)

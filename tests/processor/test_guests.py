@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from sealift.errors import FirmwareError
 from sealift.sev.certificate import Certificate
 from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.report import AttestationReport
@@ -15,14 +12,7 @@ from sealift.silicon.processor.asids import MAX_ASID, MIN_SEV_ASID, fitting
 from sealift.silicon.processor.firmware import INIT_ES, SecureProcessor
 from sealift.silicon.processor.room import ShortBufferError
 
-from .memory import Memory, offer
-
-
-def _status(command: Callable[..., object], *arguments: object) -> Status:
-    """The status code a command fails with."""
-    with pytest.raises(FirmwareError) as caught:
-        command(*arguments)
-    return Status(caught.value.status)
+from .memory import Memory, offer, status_of
 
 
 @pytest.fixture
@@ -36,9 +26,9 @@ def es(processor: SecureProcessor) -> SecureProcessor:
 def test_each_kind_of_guest_has_its_asids(es: SecureProcessor, memory: Memory) -> None:
     plain, encrypted = (es.launch_start(memory, policy, b"", b"") for policy in (0, Policy.ES))
     for asid in (0, -1, MAX_ASID + 1):
-        assert _status(es.activate, plain, asid) is Status.INVALID_ASID
+        assert status_of(es.activate, plain, asid) is Status.INVALID_ASID
     for handle, asid in ((plain, 1), (plain, MIN_SEV_ASID - 1), (encrypted, MIN_SEV_ASID), (encrypted, MAX_ASID)):
-        assert _status(es.activate, handle, asid) is Status.INVALID_ASID
+        assert status_of(es.activate, handle, asid) is Status.INVALID_ASID
     es.activate(plain, MIN_SEV_ASID)
     es.activate(encrypted, MIN_SEV_ASID - 1)
     assert [es.guest_status(handle).asid for handle in (plain, encrypted)] == [MIN_SEV_ASID, MIN_SEV_ASID - 1]
@@ -49,11 +39,11 @@ def test_each_kind_of_guest_has_its_asids(es: SecureProcessor, memory: Memory) -
 def test_an_asid_has_one_guest_and_a_guest_one_asid(processor: SecureProcessor, memory: Memory) -> None:
     first, second = (processor.launch_start(memory, 0, b"", b"") for _ in range(2))
     processor.activate(first, 200)
-    assert _status(processor.activate, second, 200) is Status.ASID_OWNED
-    assert _status(processor.activate, first, 200) is Status.ASID_OWNED
-    assert _status(processor.activate, first, 201) is Status.ACTIVE
-    assert _status(processor.deactivate, second) is Status.INACTIVE
-    assert _status(processor.decommission, first) is Status.ACTIVE
+    assert status_of(processor.activate, second, 200) is Status.ASID_OWNED
+    assert status_of(processor.activate, first, 200) is Status.ASID_OWNED
+    assert status_of(processor.activate, first, 201) is Status.ACTIVE
+    assert status_of(processor.deactivate, second) is Status.INACTIVE
+    assert status_of(processor.decommission, first) is Status.ACTIVE
 
 
 def test_an_asid_is_reused_only_after_wbinvd_and_df_flush(processor: SecureProcessor, memory: Memory) -> None:
@@ -61,13 +51,13 @@ def test_an_asid_is_reused_only_after_wbinvd_and_df_flush(processor: SecureProce
     handle = processor.launch_start(memory, 0, b"", b"")
     processor.activate(handle, 200)
     processor.deactivate(handle)
-    assert _status(processor.activate, handle, 200) is Status.DFFLUSH_REQUIRED
-    assert _status(processor.df_flush) is Status.WBINVD_REQUIRED
+    assert status_of(processor.activate, handle, 200) is Status.DFFLUSH_REQUIRED
+    assert status_of(processor.df_flush) is Status.WBINVD_REQUIRED
     processor.wbinvd()
-    assert _status(processor.activate, handle, 200) is Status.DFFLUSH_REQUIRED
+    assert status_of(processor.activate, handle, 200) is Status.DFFLUSH_REQUIRED
     processor.activate(handle, 201)
     processor.deactivate(handle)
-    assert _status(processor.df_flush) is Status.WBINVD_REQUIRED, "201 was given up after the last WBINVD"
+    assert status_of(processor.df_flush) is Status.WBINVD_REQUIRED, "201 was given up after the last WBINVD"
     processor.wbinvd()
     processor.df_flush()
     processor.activate(handle, 200)
@@ -79,12 +69,12 @@ def test_df_flush_without_anything_to_flush_succeeds(processor: SecureProcessor)
 
 def test_what_needs_an_asid_is_inactive_without_one(processor: SecureProcessor, memory: Memory) -> None:
     handle = processor.launch_start(memory, 0, b"", b"")
-    assert _status(processor.launch_update_data, handle, 0, 16) is Status.INACTIVE
+    assert status_of(processor.launch_update_data, handle, 0, 16) is Status.INACTIVE
     processor.activate(handle, 100)
     processor.launch_update_data(handle, 0, 16)
     processor.deactivate(handle)
-    assert _status(processor.launch_update_data, handle, 0, 16) is Status.INACTIVE
-    assert _status(processor.dbg_decrypt, handle, 0, 16) is Status.INACTIVE
+    assert status_of(processor.launch_update_data, handle, 0, 16) is Status.INACTIVE
+    assert status_of(processor.dbg_decrypt, handle, 0, 16) is Status.INACTIVE
 
 
 def test_a_report_is_the_peks_word_on_digest_and_policy(processor: SecureProcessor, memory: Memory) -> None:
@@ -92,7 +82,7 @@ def test_a_report_is_the_peks_word_on_digest_and_policy(processor: SecureProcess
     handle = processor.launch_start(memory, DEFAULT_POLICY, offered.dh_cert, offered.session)
     processor.activate(handle, 100)
     processor.launch_update_data(handle, 0, 4096)
-    assert _status(processor.attestation, handle, bytes(16)) is Status.INVALID_GUEST_STATE
+    assert status_of(processor.attestation, handle, bytes(16)) is Status.INVALID_GUEST_STATE
     processor.launch_measure(handle)
     digest = processor._guests[handle].launch_digest
     nonce = bytes(range(16))

@@ -2,37 +2,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sevsnpmeasure.guest
 from sevsnpmeasure.sev_mode import SevMode
 
-from sealift.errors import FirmwareError, SealError
 from sealift.sev import keys, measurement, secret, session
 from sealift.sev.certificate import Certificate
-from sealift.sev.chain import PlatformChain
 from sealift.sev.policy import DEFAULT_POLICY, Policy, parse_policy
 from sealift.sev.secret import LUKS_KEY_GUID, SecretEntry
 from sealift.sev.session import OwnerSession, TransportKeys
 from sealift.sev.status import Status
 from sealift.silicon.processor.asids import fitting
-from sealift.silicon.processor.firmware import GUEST_SLOTS, VERSION, SecureProcessor
-from sealift.silicon.processor.identity import PlatformIdentity
+from sealift.silicon.processor.firmware import GUEST_SLOTS, INIT_ES, VERSION, SecureProcessor
 from sealift.silicon.processor.room import ShortBufferError
-from sealift.silicon.processor.states import COMMANDS, Command, GuestState, PlatformState
+from sealift.silicon.processor.states import GuestState
 
-from .memory import Memory, offer
+from .memory import Memory, offer, status_of
 
 TABLE = secret.build_table([SecretEntry(LUKS_KEY_GUID, b"open sesame")])
-
-
-def _status(command: Callable[..., object], *arguments: object) -> Status:
-    """The status code a command fails with."""
-    with pytest.raises(FirmwareError) as caught:
-        command(*arguments)
-    return Status(caught.value.status)
 
 
 def _start(processor: SecureProcessor, memory: Memory, policy: Policy = DEFAULT_POLICY) -> tuple[int, OwnerSession]:
@@ -109,7 +98,7 @@ def test_a_secret_may_be_injected_twice_but_not_after_finish(processor: SecurePr
     for gpa in (0, 0x1000):
         processor.launch_secret(handle, header, payload, gpa, len(TABLE))
     processor.launch_finish(handle)
-    again = _status(processor.launch_secret, handle, header, payload, 0, len(TABLE))
+    again = status_of(processor.launch_secret, handle, header, payload, 0, len(TABLE))
     assert again is Status.INVALID_GUEST_STATE
 
 
@@ -123,7 +112,7 @@ def test_a_secret_of_another_launch_is_refused(processor: SecureProcessor, memor
     replayed = processor.launch_start(memory, DEFAULT_POLICY, offered.dh_cert, offered.session)
     processor.activate(replayed, fitting(DEFAULT_POLICY).start)
     processor.launch_measure(replayed)
-    refused = _status(processor.launch_secret, replayed, header, payload, 0, len(TABLE))
+    refused = status_of(processor.launch_secret, replayed, header, payload, 0, len(TABLE))
     assert refused is Status.BAD_MEASUREMENT
     assert not any(memory.private)
 
@@ -136,20 +125,6 @@ def test_a_launch_without_an_owner_is_measured_under_zeros(processor: SecureProc
 
 
 # --- LAUNCH_START -------------------------------------------------------------------------------------------------
-
-
-def test_launch_start_refuses_what_was_not_made_for_it(processor: SecureProcessor, memory: Memory) -> None:
-    """Test the order of checks: session length, certificate length, certificate, MACs."""
-    offered = offer(processor)
-    policy, cert, blob = DEFAULT_POLICY, offered.dh_cert, offered.session
-    start = processor.launch_start
-    assert _status(start, memory, policy, cert[:-1], blob[:-1]) is Status.INVALID_LENGTH
-    assert _status(start, memory, policy, cert[:-1], blob) is Status.INVALID_LENGTH
-    assert _status(start, memory, policy, bytes(2084), blob) is Status.INVALID_CERTIFICATE
-    assert _status(start, memory, policy, cert, bytes(128)) is Status.BAD_MEASUREMENT
-    assert _status(start, memory, Policy(0), cert, blob) is Status.BAD_MEASUREMENT
-    assert processor.platform_status().state is PlatformState.INIT
-    assert processor.platform_status().guests == 0
 
 
 @pytest.mark.parametrize(
@@ -168,7 +143,7 @@ def test_policies_that_cannot_be_kept_are_refused(
     processor: SecureProcessor, memory: Memory, policy: Policy, status: Status
 ) -> None:
     offered = offer(processor, policy)
-    assert _status(processor.launch_start, memory, policy, offered.dh_cert, offered.session) is status
+    assert status_of(processor.launch_start, memory, policy, offered.dh_cert, offered.session) is status
 
 
 def test_policies_of_this_version_and_older_are_kept(processor: SecureProcessor, memory: Memory) -> None:
@@ -179,7 +154,7 @@ def test_policies_of_this_version_and_older_are_kept(processor: SecureProcessor,
 def test_sharing_a_key_needs_a_guest_and_policies_that_allow_it(processor: SecureProcessor, memory: Memory) -> None:
     def share(policy: Policy, handle: int) -> Status:
         offered = offer(processor, policy)
-        return _status(processor.launch_start, memory, policy, offered.dh_cert, offered.session, handle)
+        return status_of(processor.launch_start, memory, policy, offered.dh_cert, offered.session, handle)
 
     assert share(DEFAULT_POLICY, 7) is Status.INVALID_GUEST
     handle, _ = _start(processor, memory)
@@ -195,7 +170,7 @@ def test_sharing_a_key_needs_a_guest_and_policies_that_allow_it(processor: Secur
 def test_firmware_has_contexts_for_so_many_guests(processor: SecureProcessor, memory: Memory) -> None:
     handles = {processor.launch_start(memory, 0, b"", b"") for _ in range(GUEST_SLOTS)}
     assert len(handles) == GUEST_SLOTS == processor.platform_status().guests == 1024
-    assert _status(processor.launch_start, memory, 0, b"", b"") is Status.RESOURCE_LIMIT
+    assert status_of(processor.launch_start, memory, 0, b"", b"") is Status.RESOURCE_LIMIT
     processor.decommission(handles.pop())
     assert processor.launch_start(memory, 0, b"", b"") not in handles
 
@@ -206,26 +181,63 @@ def test_handles_are_not_used_again(processor: SecureProcessor, memory: Memory) 
     processor.init()
     second, _ = _start(processor, memory)
     assert first != second
-    assert _status(processor.launch_measure, first) is Status.INVALID_GUEST
+    assert status_of(processor.launch_measure, first) is Status.INVALID_GUEST
+
+
+def test_a_session_for_another_host_does_not_open_here(processor: SecureProcessor, memory: Memory) -> None:
+    here = Certificate.decode(processor.pdh_cert_export().pdh)
+    elsewhere = Certificate.of(here.usage, here.algorithm, keys.generate().public_key())
+    offered = session.offer(elsewhere, DEFAULT_POLICY)
+    refused = status_of(processor.launch_start, memory, DEFAULT_POLICY, offered.dh_cert, offered.session)
+    assert refused is Status.BAD_MEASUREMENT
 
 
 # --- the other launch commands ------------------------------------------------------------------------------------
 
 
-def test_launch_update_checks_in_firmwares_order(processor: SecureProcessor, memory: Memory) -> None:
+def test_a_refused_update_measures_and_moves_nothing(processor: SecureProcessor, memory: Memory) -> None:
     handle, offered = _start(processor, memory)
-    update = processor.launch_update_data
-    assert _status(update, handle + 1, 1, 1) is Status.INVALID_GUEST
-    assert _status(update, handle, 8, 1) is Status.INVALID_ADDRESS
-    assert _status(update, handle, -16, 16) is Status.INVALID_ADDRESS
+    update, before = processor.launch_update_data, bytes(memory.shared)
+    for gpa in (8, -16, 0x4000, 1 << 64):
+        assert status_of(update, handle, gpa, 16) is Status.INVALID_ADDRESS
     for length in (0, -16, 8, 4097):
-        assert _status(update, handle, 0, length) is Status.INVALID_LENGTH
-    assert _status(update, handle, 0x3000, 0x2000) is Status.INVALID_ADDRESS
+        assert status_of(update, handle, 0, length) is Status.INVALID_LENGTH
+    assert status_of(update, handle, 0x3000, 0x2000) is Status.INVALID_ADDRESS
+    assert (bytes(memory.shared), any(memory.private)) == (before, False)
     measure = processor.launch_measure(handle)
     empty = hashlib.sha256(b"").digest()
     assert measurement.matches(measure, offered.transport.tik, VERSION, DEFAULT_POLICY, empty)
-    assert _status(update, handle, 0, 8) is Status.INVALID_LENGTH
-    assert _status(update, handle, 0, 16) is Status.INVALID_GUEST_STATE
+
+
+def test_registers_are_measured_as_they_are_and_hidden(processor: SecureProcessor, memory: Memory) -> None:
+    """Test that VMSAs go on with the digest of the image, in the order of the calls."""
+    processor.shutdown()
+    processor.init(INIT_ES)
+    handle, offered = _start(processor, memory, Policy.ES)
+    image, pages = bytes(memory.shared[:4096]), [os.urandom(4096) for _ in range(2)]
+    processor.launch_update_data(handle, 0, 4096)
+    for vcpu, page in enumerate(pages):
+        processor.launch_update_vmsa(handle, vcpu, page)
+    assert status_of(processor.launch_update_vmsa, handle, 2, pages[0]) is Status.INVALID_ADDRESS
+    for length in (0, 4095, 4112):
+        assert status_of(processor.launch_update_vmsa, handle, 0, bytes(length)) is Status.INVALID_LENGTH
+    digest = hashlib.sha256(image + b"".join(pages)).digest()
+    measure = processor.launch_measure(handle)
+    assert measurement.matches(measure, offered.transport.tik, VERSION, Policy.ES, digest)
+    assert [memory.vmsas[vcpu] for vcpu in range(2)] == pages
+
+
+def test_a_refused_secret_reaches_no_memory(processor: SecureProcessor, memory: Memory) -> None:
+    handle, offered = _start(processor, memory)
+    header, payload = secret.make_packet(offered.transport, processor.launch_measure(handle), TABLE)
+    inject, size = processor.launch_secret, len(TABLE)
+    damaged = bytes((payload[0] ^ 1,)) + payload[1:]
+    assert status_of(inject, handle, header, damaged, 0, size) is Status.BAD_MEASUREMENT
+    assert status_of(inject, handle, header, payload, 0x4000, size) is Status.INVALID_ADDRESS
+    assert status_of(inject, handle, header, payload, 0, size + 16) is Status.INVALID_LENGTH
+    too_long = secret.SIZE_LIMIT + 16
+    assert status_of(inject, handle, bytes(52), bytes(too_long), 0, too_long) is Status.INVALID_LENGTH
+    assert not any(memory.private)
 
 
 def test_launch_measure_tells_its_size_and_closes_the_measurement(processor: SecureProcessor, memory: Memory) -> None:
@@ -234,30 +246,7 @@ def test_launch_measure_tells_its_size_and_closes_the_measurement(processor: Sec
         processor.launch_measure(handle, 0)
     assert (caught.value.status, caught.value.required) == (Status.INVALID_LENGTH, (48,))
     processor.launch_measure(handle, 48)
-    assert _status(processor.launch_measure, handle) is Status.INVALID_GUEST_STATE
-
-
-def test_launch_secret_checks_in_firmwares_order(processor: SecureProcessor, memory: Memory) -> None:
-    handle, offered = _start(processor, memory)
-    inject, size = processor.launch_secret, len(TABLE)
-    assert _status(inject, handle + 1, b"", b"", 1, 0) is Status.INVALID_GUEST
-    assert _status(inject, handle, b"", b"", 1, 0) is Status.INVALID_ADDRESS
-    assert _status(inject, handle, bytes(51), bytes(16), 0, 16) is Status.INVALID_LENGTH
-    assert _status(inject, handle, bytes(52), bytes(32), 0, 16) is Status.INVALID_LENGTH
-    too_long = secret.SIZE_LIMIT + 16
-    assert _status(inject, handle, bytes(52), bytes(too_long), 0, too_long) is Status.INVALID_LENGTH
-    assert _status(inject, handle, bytes(52), bytes(16), 0, 16) is Status.INVALID_GUEST_STATE
-    header, payload = secret.make_packet(offered.transport, processor.launch_measure(handle), TABLE)
-    damaged = bytes((payload[0] ^ 1,)) + payload[1:]
-    assert _status(inject, handle, header, damaged, 0, size) is Status.BAD_MEASUREMENT
-    assert _status(inject, handle, header, payload, 0x4000, size) is Status.INVALID_ADDRESS
-    assert not any(memory.private)
-
-
-def test_a_guest_without_an_asid_is_inactive(processor: SecureProcessor, memory: Memory) -> None:
-    handle, _ = _start(processor, memory)
-    processor._guests[handle].asid = None
-    assert _status(processor.launch_update_data, handle, 0, 16) is Status.INACTIVE
+    assert status_of(processor.launch_measure, handle) is Status.INVALID_GUEST_STATE
 
 
 def test_finish_forgets_the_transport_keys(processor: SecureProcessor, memory: Memory) -> None:
@@ -268,108 +257,4 @@ def test_finish_forgets_the_transport_keys(processor: SecureProcessor, memory: M
     processor.launch_measure(handle)
     processor.launch_finish(handle)
     assert processor._guests[handle].transport is None
-    assert _status(processor.launch_finish, handle) is Status.INVALID_GUEST_STATE
-
-
-# --- platform -----------------------------------------------------------------------------------------------------
-
-
-def test_before_init_only_the_status_is_to_be_had(identity: PlatformIdentity, memory: Memory) -> None:
-    processor = SecureProcessor(identity)
-    assert processor.platform_status().state is PlatformState.UNINIT
-    assert processor.platform_status().version == VERSION
-    for command in (
-        processor.pdh_cert_export,
-        processor.endorsed_certificates,
-        lambda: processor.guest_status(1),
-        lambda: processor.launch_start(memory, 0, b"", b""),
-        lambda: processor.launch_measure(1),
-    ):
-        assert _status(command) is Status.INVALID_PLATFORM_STATE
-    processor.init()
-    assert _status(processor.init) is Status.INVALID_PLATFORM_STATE
-    assert _status(processor.launch_measure, 1) is Status.INVALID_PLATFORM_STATE
-
-
-def test_init_says_what_it_cannot_do(identity: PlatformIdentity) -> None:
-    processor = SecureProcessor(identity)
-    assert _status(processor.init, 2) is Status.INVALID_PARAM
-    assert processor.platform_status().state is PlatformState.UNINIT
-
-
-def test_platform_status_counts_guests(processor: SecureProcessor, memory: Memory) -> None:
-    _start(processor, memory)
-    status = processor.platform_status()
-    assert (status.state, status.guests, status.owned, status.es) == (PlatformState.WORKING, 1, False, False)
-
-
-def test_guest_status_succeeds_for_a_handle_of_nobody(processor: SecureProcessor) -> None:
-    status = processor.guest_status(99)
-    assert (status.state, status.policy, status.asid) == (GuestState.UNINIT, 0, 0)
-    assert _status(processor.facts, 99) is Status.INVALID_GUEST
-
-
-def test_firmware_exports_the_cek_unsigned_and_the_key_server_serves_it_signed(
-    processor: SecureProcessor,
-) -> None:
-    exported, endorsed = processor.pdh_cert_export(), processor.endorsed_certificates()
-    ark = PlatformChain.decode(endorsed.pdh, endorsed.cert_chain, processor.ca_chain).ark
-    roots = {ark.fingerprint()}
-    PlatformChain.decode(endorsed.pdh, endorsed.cert_chain, processor.ca_chain).verify(roots)
-    bare = PlatformChain.decode(exported.pdh, exported.cert_chain, processor.ca_chain)
-    assert all(slot.empty for slot in bare.cek.signatures)
-    bare.verify_owner()
-    with pytest.raises(SealError, match="the CEK is unsigned"):
-        bare.verify(roots)
-
-
-@pytest.mark.parametrize("room", [(0, 0), (2084, 0), (2083, 6252)])
-def test_pdh_cert_export_tells_its_sizes(processor: SecureProcessor, room: tuple[int, int]) -> None:
-    with pytest.raises(ShortBufferError) as caught:
-        processor.pdh_cert_export(*room)
-    assert caught.value.required == (2084, 6252)
-
-
-def test_a_launch_uses_the_keys_of_now_and_keeps_them(processor: SecureProcessor, memory: Memory) -> None:
-    """Test keys changed by another process of the host: before a launch they count, during it they cannot."""
-    before, neighbour = offer(processor), SecureProcessor(processor._identity)
-    neighbour.init()
-    neighbour.pek_gen()
-    refused = _status(processor.launch_start, memory, DEFAULT_POLICY, before.dh_cert, before.session)
-    assert refused is Status.BAD_MEASUREMENT
-    _start(processor, memory)
-    for change in (neighbour.pek_gen, neighbour.pdh_gen):
-        assert _status(change) is Status.INVALID_PLATFORM_STATE
-    processor.close()
-    neighbour.pek_gen()
-
-
-def test_a_session_for_another_host_does_not_open_here(processor: SecureProcessor, memory: Memory) -> None:
-    here = Certificate.decode(processor.pdh_cert_export().pdh)
-    elsewhere = Certificate.of(here.usage, here.algorithm, keys.generate().public_key())
-    offered = session.offer(elsewhere, DEFAULT_POLICY)
-    refused = _status(processor.launch_start, memory, DEFAULT_POLICY, offered.dh_cert, offered.session)
-    assert refused is Status.BAD_MEASUREMENT
-
-
-# --- the tables ---------------------------------------------------------------------------------------------------
-
-
-def test_every_command_has_a_rule_that_can_be_met() -> None:
-    assert set(COMMANDS) == set(Command)
-    for rule in COMMANDS.values():
-        assert rule.platform
-        assert GuestState.UNINIT not in rule.guest or rule is COMMANDS[Command.GUEST_STATUS]
-
-
-def test_every_guest_state_can_be_reached_and_left_only_by_rule() -> None:
-    births = {COMMANDS[name].then for name in (Command.LAUNCH_START, Command.RECEIVE_START)}
-    reached = set(births)
-    while True:
-        following = {rule.then for rule in COMMANDS.values() if rule.then is not None and rule.guest & reached}
-        if following <= reached:
-            break
-        reached |= following
-    assert reached == set(GuestState)
-    assert COMMANDS[Command.SEND_CANCEL].then is GuestState.RUNNING
-    assert COMMANDS[Command.ATTESTATION].guest.isdisjoint({GuestState.LUPDATE, GuestState.RUPDATE})
+    assert status_of(processor.launch_finish, handle) is Status.INVALID_GUEST_STATE

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sealift.errors import FirmwareError
+from sealift.errors import FirmwareError, SealError
 from sealift.sev import keys
 from sealift.sev.certificate import Certificate, Usage
 from sealift.sev.chain import PlatformChain
@@ -24,14 +24,7 @@ from sealift.silicon.processor.room import ShortBufferError
 from sealift.silicon.processor.states import PlatformState
 
 from .bench import sign_as_owner
-from .memory import Memory, offer
-
-
-def _status(command: Callable[..., object], *arguments: object) -> Status:
-    """The status code a command fails with."""
-    with pytest.raises(FirmwareError) as caught:
-        command(*arguments)
-    return Status(caught.value.status)
+from .memory import Memory, offer, status_of
 
 
 def _chain(processor: SecureProcessor) -> PlatformChain:
@@ -125,7 +118,7 @@ def test_pdh_gen_makes_a_new_pdh_alone_even_while_guests_exist(processor: Secure
     after.verify({after.ark.fingerprint()})
     assert (before.pek, before.oca) == (after.pek, after.oca)
     assert before.pdh.fingerprint() != after.pdh.fingerprint()
-    refused = _status(processor.launch_start, memory, DEFAULT_POLICY, offered.dh_cert, offered.session)
+    refused = status_of(processor.launch_start, memory, DEFAULT_POLICY, offered.dh_cert, offered.session)
     assert refused is Status.BAD_MEASUREMENT, "a session made for the old PDH"
 
 
@@ -141,6 +134,19 @@ def test_a_reset_erases_all_keys_and_the_owner(processor: SecureProcessor) -> No
     assert {before.oca.fingerprint(), before.pek.fingerprint()}.isdisjoint(
         {after.oca.fingerprint(), after.pek.fingerprint()}
     )
+
+
+def test_firmware_exports_the_cek_unsigned_and_the_key_server_serves_it_signed(
+    processor: SecureProcessor,
+) -> None:
+    exported, endorsed = processor.pdh_cert_export(), _chain(processor)
+    roots = {endorsed.ark.fingerprint()}
+    endorsed.verify(roots)
+    bare = PlatformChain.decode(exported.pdh, exported.cert_chain, processor.ca_chain)
+    assert all(slot.empty for slot in bare.cek.signatures)
+    bare.verify_owner()
+    with pytest.raises(SealError, match="the CEK is unsigned"):
+        bare.verify(roots)
 
 
 # --- owners -------------------------------------------------------------------------------------------------------
@@ -174,7 +180,7 @@ def test_an_owner_is_let_in_and_lasts(processor: SecureProcessor, host_path: Pat
     again.init()
     assert again.platform_status().owned
     assert _chain(again) == after
-    assert _status(again.pek_cert_import, pek, oca) is Status.ALREADY_OWNED
+    assert status_of(again.pek_cert_import, pek, oca) is Status.ALREADY_OWNED
     again.pek_gen()
     assert not processor.platform_status().owned
 
@@ -239,12 +245,22 @@ def test_keys_change_only_while_no_other_process_has_guests(
             change()
         assert caught.value.status == Status.INVALID_PLATFORM_STATE
     processor.shutdown()
-    assert _status(processor.platform_reset) is Status.INVALID_PLATFORM_STATE
+    assert status_of(processor.platform_reset) is Status.INVALID_PLATFORM_STATE
     processor.init()
     assert _chain(processor) == before
     neighbour.decommission(handle)
     processor.pek_gen()
     assert _chain(neighbour) == _chain(processor) != before
+
+
+def test_a_launch_uses_the_keys_of_now(processor: SecureProcessor, neighbour: SecureProcessor, memory: Memory) -> None:
+    """Test that keys which another process changed count at once."""
+    before = offer(processor)
+    neighbour.pek_gen()
+    refused = status_of(processor.launch_start, memory, DEFAULT_POLICY, before.dh_cert, before.session)
+    assert refused is Status.BAD_MEASUREMENT
+    now = offer(processor)
+    processor.launch_start(memory, DEFAULT_POLICY, now.dh_cert, now.session)
 
 
 def test_processors_of_one_host_have_guests_at_once(
@@ -258,7 +274,7 @@ def test_processors_of_one_host_have_guests_at_once(
         assert socket.platform_status().guests == 1
     assert processor.get_id() == neighbour.get_id()
     for socket in (processor, neighbour):
-        assert _status(socket.pdh_gen) is Status.INVALID_PLATFORM_STATE
+        assert status_of(socket.pdh_gen) is Status.INVALID_PLATFORM_STATE
     neighbour.shutdown()
     processor.pdh_gen()
 
@@ -278,7 +294,7 @@ def test_a_process_that_dies_lets_the_keys_go(processor: SecureProcessor, host_p
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "launched\n"
-        assert _status(processor.pek_gen) is Status.INVALID_PLATFORM_STATE
+        assert status_of(processor.pek_gen) is Status.INVALID_PLATFORM_STATE
         child.kill()
     processor.pek_gen()
 
@@ -288,8 +304,9 @@ def test_keys_erased_behind_a_platforms_back_are_missed(
 ) -> None:
     neighbour.shutdown()
     neighbour.platform_reset()
-    assert _status(processor.launch_start, memory, 0, b"", b"") is Status.SECURE_DATA_INVALID
-    assert _status(processor.pek_csr) is Status.SECURE_DATA_INVALID
+    assert status_of(processor.launch_start, memory, 0, b"", b"") is Status.SECURE_DATA_INVALID
+    assert status_of(processor.pek_csr) is Status.SECURE_DATA_INVALID
+    assert processor.platform_status().state is PlatformState.INIT
     processor.shutdown()
     processor.init()
     processor.launch_start(memory, 0, b"", b"")
@@ -305,7 +322,7 @@ def test_shutdown_ends_guests_and_lets_the_keys_change(
     processor.init()
     assert processor.platform_status().guests == 0
     second = processor.launch_start(memory, 0, b"", b"")
-    assert _status(processor.activate, second, 100) is Status.DFFLUSH_REQUIRED, "caches survive a shutdown"
+    assert status_of(processor.activate, second, 100) is Status.DFFLUSH_REQUIRED, "caches survive a shutdown"
 
 
 def test_the_chips_id_is_not_its_secret(processor: SecureProcessor, host_path: Path) -> None:

@@ -24,18 +24,11 @@ from sealift.silicon.processor.send import PACKET_LIMIT, SendStarted
 from sealift.silicon.processor.states import GuestState
 
 from .bench import sign_as_owner
-from .memory import Memory
+from .memory import Memory, status_of
 
 SIZE = 64 * 1024
 VMSAS = [bytes([number]) * 4096 for number in (1, 2)]
 ALL_CHECKS = Policy.SEV | Policy.DOMAIN | Policy.NODBG
-
-
-def _status(command: Callable[..., object], *arguments: object) -> Status:
-    """The status code a command fails with."""
-    with pytest.raises(FirmwareError) as caught:
-        command(*arguments)
-    return Status(caught.value.status)
 
 
 @dataclass
@@ -135,7 +128,7 @@ def test_firmware_of_the_other_profile_refuses_the_registers(launch: Callable[[P
     there.start_receiving(here, here.start_sending(there))
     sent = here.processor.send_update_vmsa(here.handle, 0)
     receive = there.processor.receive_update_vmsa
-    assert _status(receive, there.handle, 0, sent.header, sent.payload) is Status.BAD_MEASUREMENT
+    assert status_of(receive, there.handle, 0, sent.header, sent.payload) is Status.BAD_MEASUREMENT
 
 
 def test_a_packet_has_up_to_a_mebibyte(launch: Callable[[Policy], Side], there: Side) -> None:
@@ -148,9 +141,9 @@ def test_a_packet_has_up_to_a_mebibyte(launch: Callable[[Policy], Side], there: 
     sent = send(here.handle, 16, PACKET_LIMIT)
     receive(there.handle, sent.header, sent.payload, 16, PACKET_LIMIT)
     assert there.memory.private[16 : 16 + PACKET_LIMIT] == here.memory.private[16 : 16 + PACKET_LIMIT]
-    assert _status(send, here.handle, 0, PACKET_LIMIT + 16) is Status.INVALID_LENGTH
+    assert status_of(send, here.handle, 0, PACKET_LIMIT + 16) is Status.INVALID_LENGTH
     longer = PACKET_LIMIT + 16
-    assert _status(receive, there.handle, bytes(52), bytes(longer), 0, longer) is Status.INVALID_LENGTH
+    assert status_of(receive, there.handle, bytes(52), bytes(longer), 0, longer) is Status.INVALID_LENGTH
 
 
 def test_a_received_guest_has_no_launch_digest(launch: Callable[[Policy], Side], there: Side) -> None:
@@ -209,7 +202,7 @@ def test_queries_tell_the_sizes(launch: Callable[[Policy], Side], there: Side) -
 
 def test_nosend_stays(launch: Callable[[Policy], Side], there: Side) -> None:
     here = launch(Policy.NOSEND)
-    assert _status(here.start_sending, there) is Status.POLICY_FAILURE
+    assert status_of(here.start_sending, there) is Status.POLICY_FAILURE
     assert here.processor.guest_status(here.handle).state is GuestState.RUNNING
 
 
@@ -235,7 +228,9 @@ def test_domain_asks_for_the_very_same_owner_certificate(launch: Callable[[Polic
     chain, oca = bytearray(certificates.cert_chain), 2084
     chain[oca + 1572 + 144 + 5] = 1  # the second slot, which nobody looks at
     chain[oca + 1564 : oca + 1572] = b"\x04\x10\x00\x00\x02\x00\x00\x00"
-    refused = _status(here.processor.send_start, here.handle, certificates.pdh, bytes(chain), there.processor.ca_chain)
+    refused = status_of(
+        here.processor.send_start, here.handle, certificates.pdh, bytes(chain), there.processor.ca_chain
+    )
     assert refused is Status.POLICY_FAILURE, "all 2084 bytes count"
 
 
@@ -306,15 +301,15 @@ def test_an_es_guest_needs_a_target_with_es(launch: Callable[[Policy], Side], th
     started = here.start_sending(there)
     there.processor.shutdown()
     there.processor.init()
-    assert _status(there.start_receiving, here, started) is Status.UNSUPPORTED
+    assert status_of(there.start_receiving, here, started) is Status.UNSUPPORTED
 
 
 def test_registers_of_a_guest_without_es_are_the_vmms(launch: Callable[[Policy], Side], there: Side) -> None:
     here = launch(Policy(0))
     there.start_receiving(here, here.start_sending(there))
-    assert _status(here.processor.send_update_vmsa, here.handle, 0) is Status.UNSUPPORTED
+    assert status_of(here.processor.send_update_vmsa, here.handle, 0) is Status.UNSUPPORTED
     receive = there.processor.receive_update_vmsa
-    assert _status(receive, there.handle, 0, bytes(52), bytes(4096)) is Status.UNSUPPORTED
+    assert status_of(receive, there.handle, 0, bytes(52), bytes(4096)) is Status.UNSUPPORTED
 
 
 # --- alteration, replay, cancellation -----------------------------------------------------------------------------
@@ -334,7 +329,7 @@ def test_an_altered_header_is_refused(moving: tuple[Side, Side], place: int) -> 
     sent = here.processor.send_update_data(here.handle, 0, 4096)
     header = sent.header[:place] + bytes([sent.header[place] ^ 0x80]) + sent.header[place + 1 :]
     receive = there.processor.receive_update_data
-    assert _status(receive, there.handle, header, sent.payload, 0, 4096) is Status.BAD_MEASUREMENT
+    assert status_of(receive, there.handle, header, sent.payload, 0, 4096) is Status.BAD_MEASUREMENT
     assert not any(there.memory.private)
 
 
@@ -343,10 +338,10 @@ def test_an_altered_or_shortened_payload_is_refused(moving: tuple[Side, Side]) -
     sent = here.processor.send_update_data(here.handle, 0, 4096)
     receive = there.processor.receive_update_data
     altered = sent.payload[:-1] + bytes([sent.payload[-1] ^ 1])
-    assert _status(receive, there.handle, sent.header, altered, 0, 4096) is Status.BAD_MEASUREMENT
-    assert _status(receive, there.handle, sent.header, sent.payload[:2048], 0, 2048) is Status.BAD_MEASUREMENT
+    assert status_of(receive, there.handle, sent.header, altered, 0, 4096) is Status.BAD_MEASUREMENT
+    assert status_of(receive, there.handle, sent.header, sent.payload[:2048], 0, 2048) is Status.BAD_MEASUREMENT
     compressed = b"\x01" + sent.header[1:]
-    assert _status(receive, there.handle, compressed, sent.payload, 0, 4096) is Status.UNSUPPORTED
+    assert status_of(receive, there.handle, compressed, sent.payload, 0, 4096) is Status.UNSUPPORTED
     assert not any(there.memory.private)
 
 
@@ -377,7 +372,7 @@ def test_packets_of_another_session_are_refused(moving: tuple[Side, Side]) -> No
     second.handle = second.processor.receive_start(second.memory, started.policy, pdh, started.session)
     second.processor.activate(second.handle, 101)
     receive = second.processor.receive_update_data
-    assert _status(receive, second.handle, stale.header, stale.payload, 0, 4096) is Status.BAD_MEASUREMENT
+    assert status_of(receive, second.handle, stale.header, stale.payload, 0, 4096) is Status.BAD_MEASUREMENT
     sent = here.processor.send_update_data(here.handle, 0, 4096)
     receive(second.handle, sent.header, sent.payload, 0, 4096)
 
@@ -387,7 +382,7 @@ def test_a_cancelled_guest_runs_on_and_can_be_sent_again(moving: tuple[Side, Sid
     here.processor.send_cancel(here.handle)
     assert here.processor.guest_status(here.handle).state is GuestState.RUNNING
     assert here.processor._guests[here.handle].transport is None
-    assert _status(here.processor.send_update_data, here.handle, 0, 4096) is Status.INVALID_GUEST_STATE
+    assert status_of(here.processor.send_update_data, here.handle, 0, 4096) is Status.INVALID_GUEST_STATE
     here.start_sending(there)
 
 
@@ -395,10 +390,10 @@ def test_a_sent_guest_stays_sent(moving: tuple[Side, Side]) -> None:
     here, there = moving
     here.processor.send_finish(here.handle)
     for again in (here.processor.send_cancel, here.processor.send_finish):
-        assert _status(again, here.handle) is Status.INVALID_GUEST_STATE
-    assert _status(here.start_sending, there) is Status.INVALID_GUEST_STATE
+        assert status_of(again, here.handle) is Status.INVALID_GUEST_STATE
+    assert status_of(here.start_sending, there) is Status.INVALID_GUEST_STATE
     here.processor.deactivate(here.handle)
-    assert _status(here.processor.activate, here.handle, 102) is Status.INVALID_GUEST_STATE
+    assert status_of(here.processor.activate, here.handle, 102) is Status.INVALID_GUEST_STATE
     here.processor.decommission(here.handle)
 
 
@@ -407,12 +402,12 @@ def test_a_session_is_for_one_platform_and_one_policy(launch: Callable[[Policy],
     started = here.start_sending(there)
     pdh = here.processor.pdh_cert_export().pdh
     receive = there.processor.receive_start
-    assert _status(receive, there.memory, Policy(0), pdh, started.session) is Status.BAD_MEASUREMENT
-    assert _status(here.processor.receive_start, there.memory, Policy.NODBG, pdh, started.session) is (
+    assert status_of(receive, there.memory, Policy(0), pdh, started.session) is Status.BAD_MEASUREMENT
+    assert status_of(here.processor.receive_start, there.memory, Policy.NODBG, pdh, started.session) is (
         Status.BAD_MEASUREMENT
     )
     there.processor.pdh_gen()
-    assert _status(receive, there.memory, Policy.NODBG, pdh, started.session) is Status.BAD_MEASUREMENT
+    assert status_of(receive, there.memory, Policy.NODBG, pdh, started.session) is Status.BAD_MEASUREMENT
 
 
 def test_a_guest_is_received_twice_from_one_session(launch: Callable[[Policy], Side], there: Side) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from qemu.qmp import ExecuteError
 
 from absent import SECRET, AbsentOwner
@@ -28,10 +30,13 @@ from sealift.sev import certificate
 from sealift.sev.certificate import Certificate
 from sealift.sev.chain import PlatformChain
 from sealift.sev.measurement import FirmwareVersion
+from sealift.sev.policy import Policy
 from sealift.sev.report import AttestationReport
 from sealift.vmm.guest import Guest
 from sealift.vmm.launch import evidence_of
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.qmp.commands import COMMANDS
+from sealift.vmm.qmp.message import QmpError, Request
 
 MEMORY = 16 << 20
 WORKING_SET = 16
@@ -109,6 +114,23 @@ def test_an_owner_elsewhere_validates_plants_its_secret_and_the_guest_uses_it(
     assert ask(served, "cont") == {}
     assert ask(served, "query-sev")["state"] == "running"
     assert measure_of(served) == measure
+    assert_chain_with(SECRET, served.guest)
+
+
+def test_an_sev_es_guest_of_an_owner_elsewhere_is_measured_with_its_vcpus(
+    places: Places, tmp_path: Path, guest: Callable[..., HostedGuest], serve: Callable[[Guest], Served]
+) -> None:
+    owner = AbsentOwner.make(places, tmp_path, Policy.NODBG | Policy.ES)
+    session = {"dh_cert_file": owner.dh_cert_file, "session_file": owner.session_file}
+    hosted = guest(policy="nodbg,es", kernel="ledger", append=APPEND, memory=MEMORY, engine="unicorn", **session)
+    served = serve(hosted.guest)
+    info = ask(served, "query-sev")
+    assert (info["policy"], info["state"]) == (int(owner.policy), "launch-secret")
+    version = FirmwareVersion(info["api-major"], info["api-minor"], info["build-id"])
+    measure = measure_of(served)
+    assert owner.expects(measure, version, MEMORY, "ledger", APPEND)
+    inject(served, owner.packet(measure))
+    ask(served, "cont")
     assert_chain_with(SECRET, served.guest)
 
 
@@ -273,6 +295,30 @@ def test_a_report_says_what_was_launched_under_the_platforms_own_signature(
 def test_a_report_needs_a_nonce_of_16_bytes(waiting: Callable[..., Served], mnonce: str, complaint: str) -> None:
     with pytest.raises(ExecuteError, match=complaint):
         ask(waiting(), "query-sev-attestation-report", mnonce=mnonce)
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=100)
+_BLOBS = st.binary(max_size=100).map(encoded)
+_VALUES = _SCALARS | _BLOBS | st.lists(_SCALARS, max_size=2)
+
+
+def test_whatever_the_arguments_are_the_answer_is_an_error_and_the_guest_still_takes_its_secret(
+    owner: AbsentOwner, waiting: Callable[..., Served]
+) -> None:
+    served = waiting()
+
+    @given(
+        st.fixed_dictionaries({"packet-header": _VALUES, "secret": _VALUES}, optional={"gpa": _VALUES}),
+        st.fixed_dictionaries({"mnonce": _VALUES.filter(lambda value: len(str(value)) != 24)}),
+    )
+    @settings(max_examples=100, deadline=None)
+    def refused(secret: dict[str, object], report: dict[str, object]) -> None:
+        for name, arguments in (("sev-inject-launch-secret", secret), ("query-sev-attestation-report", report)):
+            with pytest.raises(QmpError):
+                COMMANDS.find(name).bind(Request(name, arguments), served.guest)()
+
+    refused()
+    inject(served, owner.packet(measure_of(served)))
 
 
 def test_a_guest_that_has_not_arrived_has_no_sev_yet(serve: Callable[[Guest], Served]) -> None:

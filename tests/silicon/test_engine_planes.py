@@ -54,16 +54,20 @@ def test_instructions_of_a_shared_page_come_from_the_private_plane_and_its_data_
     assert board.value("rdx") == 1
 
 
-def test_code_that_firmware_patches_is_what_runs_next(board: Board) -> None:
-    """Test DBG_ENCRYPT of a breakpoint or its removal: code that was translated or cached must not run on."""
-    before, after = mov("rax", 1) + HLT, mov("rax", 2) + HLT
-    for _ in range(3):
-        assert board.execute(before) == Halt()
-        assert board.value("rax") == 1
-    board.memory.patch_private(board.memory.layout.gpa(CODE), after.ljust(32, HLT))
-    board.vcpus[0].set_registers(board.registers(CODE))
-    assert board.run() == Halt()
-    assert board.value("rax") == 2
+def test_code_that_firmware_patches_is_what_runs_next(
+    board: Board, threads: ThreadPoolExecutor, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Test DBG_ENCRYPT under a loop that runs: code that was translated or cached must not run on."""
+    code = {value: forever(mov("rax", value) + store("rbx", "rax")) for value in (1, 2)}
+    board.load(0, code[1], rbx=DATA)
+    running = threads.submit(board.run)
+    try:
+        eventually(lambda: board.private(DATA) == 1)
+        board.memory.patch_private(board.memory.layout.gpa(CODE), code[2].ljust(32, HLT))
+        eventually(lambda: board.private(DATA) == 2)
+    finally:
+        board.vcpus[0].kick()
+        assert running.result(20) == Interrupted()
 
 
 def test_page_walks_read_the_private_plane_whatever_the_state_of_the_table(board: Board) -> None:

@@ -30,7 +30,6 @@ from sealift.vmm.guest import Guest
 from sealift.vmm.launch import Launch, LaunchTerms, launch_for
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
-from sealift.vmm.runstate import RunState
 
 _LIMIT: Final = 4096
 """Bytes of a certificate (2780 as base64) or a session."""
@@ -122,7 +121,7 @@ class SecretWatch:
     def _watch(self) -> None:
         paths = (self._files.header, self._files.payload)
         before = None
-        while not self._over.wait(_STEP_S) and self._guest.state is RunState.PRELAUNCH:
+        while not self._over.wait(_STEP_S) and not self._guest.started:
             now = _looks(paths)
             if now is not None and now == before:
                 self._plant()
@@ -133,9 +132,17 @@ class SecretWatch:
         try:
             secret = SealedSecret.read(self._files.header, self._files.payload)
             self._guest.inject_secret(secret.header, secret.payload)
-            self._notify("the launch secret is in its place")
-            if self._start:
-                self._guest.resume()
+        except SealiftError as error:
+            if not self._guest.started:
+                self._guest.machine.cannot_start(sentence(error))
+            return
+        self._notify("the launch secret is in its place")
+        if self._start:
+            self._resume()
+
+    def _resume(self) -> None:
+        try:
+            self._guest.resume()
         except SealiftError as error:
             self._guest.machine.cannot_start(sentence(error))
 

@@ -12,6 +12,7 @@ from sealift.cli.overview import guests_of
 from sealift.cli.places import Host, default_manufacturer
 from sealift.errors import FirmwareError, UserError
 from sealift.owner.authority import OwnerAuthority
+from sealift.privatefiles import Access, PrivateDirectory
 from sealift.sev.certfile import CertificateSet
 from sealift.sev.chain import PlatformChain
 from sealift.sev.status import Status
@@ -24,10 +25,11 @@ _ENGINE: Final = "unicorn"
 
 
 class PlatformOverview(msgspec.Struct, frozen=True, rename="kebab"):
-    """A host's platform. `state` is PLATFORM_STATUS's: working while any process of the host has a guest.
+    """A host's platform. `state` is PLATFORM_STATUS's: working while any platform process of the host has a guest.
 
-    `owner` is self or external, `es` whether SEV-ES guests can be launched, `oca` the fingerprint of the owner's
-    certificate, `id` GET_ID's answer.
+    `guests` are those of the host, also one that is only awaited, which the platform knows nothing of yet. `owner` is
+    self or external, `es` whether SEV-ES guests can be launched, `oca` the fingerprint of the owner's certificate, `id`
+    GET_ID's answer.
     """
 
     api_major: int
@@ -55,15 +57,14 @@ class HostPlatform:
     def overview(self) -> PlatformOverview:
         """What there is to know of it."""
         status = self._platform.request(wire.GetPlatformStatus(), wire.PlatformStatus)
-        guests = self._guests()
         return PlatformOverview(
             api_major=status.api_major,
             api_minor=status.api_minor,
             build_id=status.build_id,
-            state="working" if guests else "initialized",
+            state="working" if self._in_use() else "initialized",
             owner="external" if status.owned else "self",
             es=status.es,
-            guests=guests,
+            guests=self._guests(),
             oca=self._chain().oca.fingerprint().hex(),
             id=self.chip_id(),
         )
@@ -122,6 +123,14 @@ class HostPlatform:
         guests = self._guests()
         who = f"by its guests: {', '.join(guests)}" if guests else "right now"
         return UserError(f"the keys of {self._host.path} cannot change, since they are in use {who}")
+
+    def _in_use(self) -> bool:
+        """Whether a platform process of the host has a guest: then it keeps the keys from being changed."""
+        lock = PrivateDirectory(self._host.identity, "platform identity").try_hold(Access.CHANGE)
+        if lock is None:
+            return True
+        lock.release()
+        return False
 
     def _guests(self) -> tuple[str, ...]:
         return tuple(guest.name for guest in guests_of(self._host))

@@ -38,14 +38,28 @@ _OPTIONS: Final = (
         show_default=True,
         help="SEV-ES with --firmware: what the host's KVM leaves in FPU registers; legacy before Linux 6.10.",
     ),
+    click.option(
+        "--sev-features",
+        default="0",
+        show_default=True,
+        help="SEV-ES with --firmware: SEV_FEATURES; 0x20 where KVM swaps debug registers.",
+    ),
     file_option("--vmsa-cpu0", "SEV-ES with --firmware: the first vCPU's VMSA, in place of a computed one."),
     file_option("--vmsa-cpu1", "SEV-ES with --firmware: every other vCPU's."),
 )
 _OWN_IMAGE: Final = ("memory", "payload")
 """Options that mean nothing with ``--firmware``."""
-_FIRMWARE_IMAGE: Final = ("vcpu_type", "vcpu_signature", "fpu", "kernel_hashes", "vmsa_cpu0", "vmsa_cpu1")
+_FIRMWARE_IMAGE: Final = (
+    "vcpu_type",
+    "vcpu_signature",
+    "fpu",
+    "sev_features",
+    "kernel_hashes",
+    "vmsa_cpu0",
+    "vmsa_cpu1",
+)
 """Options that mean nothing without."""
-_ES_ONLY: Final = ("vcpus", "vcpu_type", "vcpu_signature", "fpu", "vmsa_cpu0", "vmsa_cpu1")
+_ES_ONLY: Final = ("vcpus", "vcpu_type", "vcpu_signature", "fpu", "sev_features", "vmsa_cpu0", "vmsa_cpu1")
 """Options that mean nothing without SEV-ES, where a firmware image is measured."""
 
 
@@ -129,7 +143,8 @@ def _es_vcpus(settings: dict[str, Any]) -> EsVcpus:
     count = settings["vcpus"]
     if count > COUNT_LIMIT:
         raise UserError(f"an SEV-ES guest has at most {COUNT_LIMIT} vCPUs, not {count}")
-    return EsVcpus(count, _signature(settings), FpuProfile(settings["fpu"]), files=_vmsa_files(settings))
+    features = _number("SEV_FEATURES", settings["sev_features"], bits=64)
+    return EsVcpus(count, _signature(settings), FpuProfile(settings["fpu"]), features, _vmsa_files(settings))
 
 
 def _signature(settings: dict[str, Any]) -> int:
@@ -144,13 +159,22 @@ def _signature(settings: dict[str, Any]) -> int:
         if name not in CPU_SIGNATURES:
             raise UserError(f"there is no vCPU type {name!r}; there are {', '.join(CPU_SIGNATURES)}")
         return CPU_SIGNATURES[name]
+    return _number("vCPU signature", number, bits=32)
+
+
+def _number(what: str, text: str, *, bits: int) -> int:
+    """A number in decimal or, with 0x, in hexadecimal.
+
+    Raises:
+        UserError: it is none, or has more bits.
+    """
     try:
-        signature = int(number, 0)
+        number = int(text, 0)
     except ValueError:
-        signature = -1
-    if not 0 <= signature < 1 << 32:
-        raise UserError(f"{number!r} is no vCPU signature; write a 32-bit number like 0x800f12")
-    return signature
+        number = -1
+    if not 0 <= number < 1 << bits:
+        raise UserError(f"{text!r} is no {what}; write a number of {bits} bits, such as 0x20")
+    return number
 
 
 def _vmsa_files(settings: dict[str, Any]) -> VmsaFiles | None:

@@ -61,14 +61,14 @@ class Trust:
         """The owner's judgement, by the roots that ``--trust`` names and the local owner has pinned.
 
         Raises:
-            UserError: a fingerprint is none, or the local owner's settings are damaged.
+            UserError: a root is none, or the local owner's settings are damaged.
         """
         from sealift.cli.places import default_owner
         from sealift.owner import settings
         from sealift.owner.judgement import judge
         from sealift.privatefiles import PrivateDirectory
 
-        roots = {binary("fingerprint", text, {FINGERPRINT_SIZE}) for text in self.trust}
+        roots = {_fingerprint(text) for text in self.trust}
         if default_owner().exists():
             roots.update(settings.load(PrivateDirectory(default_owner(), "owner")).roots)
         return judge(certificates, roots)
@@ -180,9 +180,9 @@ trust_options = gathered(
     click.option(
         "--trust",
         multiple=True,
-        metavar="FINGERPRINT",
-        help="Trust this root too: SHA-256 over its ARK certificate's signed part, hexadecimal. Roots that the local "
-        "owner has pinned are trusted as they are.",
+        metavar="ROOT",
+        help="Trust this root too: a file with the manufacturer's ARK that you have from a source you trust, or its "
+        "fingerprint (SHA-256 over the signed part). Roots that the local owner has pinned are trusted as they are.",
     ),
     click.option("--unverified", is_flag=True, help="Go on without proof that the platform is genuine."),
 )
@@ -220,6 +220,23 @@ def binary(what: str, text: str, sizes: Collection[int]) -> bytes:
         return read_blob(what, Path(text), sizes)
     wanted = " or ".join(map(str, sorted(sizes)))
     raise UserError(f"the {what} {text!r} is neither {wanted} bytes in base64 or hexadecimal, nor a file")
+
+
+def _fingerprint(text: str) -> bytes:
+    """A root's fingerprint, from itself or out of a file with the root.
+
+    Raises:
+        UserError: it is neither.
+    """
+    from sealift.owner.files import parsed
+    from sealift.sev.certfile import SIZE_LIMIT, CertificateSet
+
+    if not Path(text).is_file():
+        return binary("fingerprint", text, {FINGERPRINT_SIZE})
+    root = parsed("root's file", Path(text), SIZE_LIMIT, CertificateSet.decode).root
+    if root is None:
+        raise UserError(f"the root's file {text} holds no ARK")
+    return root.fingerprint()
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401  # whatever msgspec writes

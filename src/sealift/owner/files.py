@@ -7,6 +7,7 @@ get mode 0600. A file appears whole or not at all.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import stat
 import tempfile
@@ -15,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+import msgspec
+
 from sealift.errors import StreamError, UserError
 from sealift.sev import kdf
 from sealift.sev.session import TransportKeys
 from sealift.sev.text import raw_or_base64
+from sealift.wire.packed import UNDECODABLE
 
 _PUBLIC: Final = 0o644
 _SECRET: Final = 0o600
@@ -73,12 +77,35 @@ def parsed(what: str, path: Path, limit: int, decode: Callable[[bytes], T]) -> T
 
 
 def read_blob(what: str, path: Path, sizes: Collection[int]) -> bytes:
-    """A file that has one of these sizes, raw or as base64 text.
+    """A file that has one of these sizes, raw, as base64 text, or as QMP's answer with that text in it.
 
     Raises:
         UserError: it cannot be read or holds something else.
     """
-    return parsed(what, path, _TEXT_LIMIT, lambda data: raw_or_base64(data, sizes))
+    return parsed(what, path, _TEXT_LIMIT, lambda data: raw_or_base64(_data_of(data, sizes), sizes))
+
+
+class _Answer(msgspec.Struct):
+    """QMP's answer to query-sev-launch-measure and query-sev-attestation-report."""
+
+    data: str
+
+
+class _Reply(msgspec.Struct):
+    """The same as it comes over the socket, and from ``virsh qemu-monitor-command``."""
+
+    answer: _Answer = msgspec.field(name="return")
+
+
+def _data_of(content: bytes, sizes: Collection[int]) -> bytes:
+    """What is to be read: `content`, or if that is a QMP answer, the data in it."""
+    if len(content) in sizes or not content.lstrip().startswith(b"{"):
+        return content
+    with contextlib.suppress(*UNDECODABLE):
+        return msgspec.json.decode(content, type=_Reply).answer.data.encode()
+    with contextlib.suppress(*UNDECODABLE):
+        return msgspec.json.decode(content, type=_Answer).data.encode()
+    raise StreamError("it looks like QMP's answer, but has no data")
 
 
 def read_transport(tek: Path, tik: Path) -> TransportKeys:

@@ -65,8 +65,8 @@ def _untrusted(certificates: CertificateSet, roots: Collection[bytes]) -> Iterat
     root = certificates.root
     if root is not None and root.fingerprint() not in roots:
         yield (
-            f"the root is {whose(root)}, and not one that is trusted here; if the fingerprint you have from a source "
-            f"you trust is the same, say --trust {root.fingerprint().hex()}"
+            f"the root is {whose(root)}, and not one that is trusted here; if you have the same from a source you "
+            f"trust, say --trust {root.fingerprint().hex()}"
         )
 
 

@@ -29,6 +29,7 @@ from sealift.sev.measurement import FirmwareVersion
 from sealift.sev.secret import SecretEntry
 from sealift.sev.session import TransportKeys
 from sealift.wire.owner import LAUNCH_ID_LENGTH
+from sealift.wire.packed import UNDECODABLE
 
 _RECORD_LIMIT: Final = 16 << 20
 """Bytes of a record: start-up code and secrets, with room to spare."""
@@ -126,7 +127,7 @@ class Ledger:
             return None
         try:
             return msgspec.msgpack.decode(place.read(launch_id, _RECORD_LIMIT), type=Launch)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise UserError(f"the record of launch {launch_id} is damaged; restore it from a copy") from error
 
     def released(self) -> list[Launch]:

@@ -11,6 +11,7 @@ import msgspec
 
 from sealift.errors import StreamError, UserError
 from sealift.privatefiles import Access, PrivateDirectory
+from sealift.wire.packed import UNDECODABLE
 
 FINGERPRINT_SIZE: Final = hashlib.sha256().digest_size
 
@@ -54,7 +55,7 @@ def load(directory: PrivateDirectory) -> Settings:
         return Settings()
     try:
         return msgspec.json.decode(directory.read(_FILE, _LIMIT), type=Settings)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise UserError(f"the owner's settings in {directory.path / _FILE} do not parse") from error
 
 

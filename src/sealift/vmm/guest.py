@@ -96,6 +96,11 @@ class Guest:
         return self._launched
 
     @property
+    def started(self) -> bool:
+        """Whether its launch is finished, so that it runs or has run, here or on the host that it comes from."""
+        return self._launch is None or self._launch.finished
+
+    @property
     def state(self) -> RunState:
         """The run state."""
         return RunState.INMIGRATE if self._machine is None else self._machine.state

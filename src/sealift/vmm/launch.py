@@ -64,6 +64,12 @@ class Launch:
         self._finished = False
         self._lock = threading.Lock()
 
+    @property
+    def finished(self) -> bool:
+        """Whether LAUNCH_FINISH has been issued."""
+        with self._lock:
+            return self._finished
+
     def inject(self, header: bytes, payload: bytes, gpa: int | None = None) -> None:
         """LAUNCH_SECRET: plant an owner's packet, in its own place or at `gpa`; may be repeated.
 

@@ -241,7 +241,10 @@ class PdhCertificates(Message, frozen=True):
 
 
 class LaunchStart(Message, frozen=True):
-    """LAUNCH_START with the owner's policy, Diffie-Hellman certificate and session blob."""
+    """LAUNCH_START with the owner's policy, Diffie-Hellman certificate and session blob.
+
+    Without certificate (and session) there is no channel to any owner.
+    """
 
     policy: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
     dh_cert: bytes

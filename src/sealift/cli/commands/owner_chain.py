@@ -23,7 +23,7 @@ LAYOUTS = ("pdh", "cert-chain", "platform", "full", "ca")
     "chain",
     short_help="Read and verify a platform's certificates.",
     epilog=examples(
-        "sealift owner chain chain.cert --trust 2f6c...",
+        "sealift owner chain chain.cert --trust ask_ark.cert",
         "sealift owner chain pdh.cert cert_chain.cert --ca ask_ark_milan.cert",
         "sealift owner chain --host --output pdh.cert --layout pdh",
     ),

@@ -95,7 +95,7 @@ output_options = gathered(
     "report",
     short_help="Read and verify an attestation report.",
     epilog=examples(
-        "sealift owner report report.b64 --chain chain.cert --trust 2f6c... --nonce 4fbe0bed... --digest 9a1c...",
+        "sealift owner report report.b64 --chain chain.cert --trust ask_ark.cert --nonce 4fbe0bed... --digest 9a1c...",
         "sealift owner report report.bin --chain pek.cert --unverified --output report.der --encoding der",
     ),
 )

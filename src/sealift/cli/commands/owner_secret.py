@@ -35,13 +35,24 @@ FORMATS = ("sevctl", "sev-tool", "libvirt", "qmp")
     type=click.Choice(FORMATS),
     default=FORMATS[0],
     show_default=True,
-    help="Files of; or a command.",
+    help="Whose files to write; qmp prints the command that injects the secret.",
 )
 @click.option(
-    "--directory", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where to write the files."
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    show_default=True,
+    help="Where to write the files.",
 )
 @click.option("--gpa", help="With --format qmp: where the secret goes, if not where the firmware says.")
-@click.option("--open", "opened", nargs=2, type=click.Path(path_type=Path), help="List the entries of HEADER PAYLOAD.")
+@click.option(
+    "--open",
+    "opened",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="HEADER PAYLOAD",
+    help="List a secret's entries.",
+)
 @force_option
 def command(
     entries: tuple[str, ...],
@@ -55,7 +66,7 @@ def command(
     """Seal secrets into a packet that only the launch with this measurement can open.
 
     Validate the measurement first (`sealift owner validate`): whoever seals for a guest trusts it. Every entry of the
-    table is a GUID (or luks-key, guest) and the file with its content. The default files are sevctl's.
+    secret is a GUID (or one of the names luks-key and guest) and the file with its content.
     """
     from sealift.cli.owner_options import binary
     from sealift.sev.measurement import SIZE

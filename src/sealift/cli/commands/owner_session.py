@@ -17,7 +17,7 @@ FORMATS = ("sevctl", "sev-tool")
     "session",
     short_help="Make a launch session for a platform.",
     epilog=examples(
-        "sealift owner session chain.cert --trust 2f6c... --name vm",
+        "sealift owner session chain.cert --trust ask_ark.cert --name vm",
         "sealift owner session pdh.cert cert_chain.cert --ca ask_ark.cert --policy nodbg,nosend,es",
         "sealift owner session pdh.cert --unverified --format sev-tool --directory launch",
     ),
@@ -30,10 +30,16 @@ FORMATS = ("sevctl", "sev-tool")
     show_default=True,
     help="The policy the session is for: names joined by commas, or a number. The launch must be given the same.",
 )
-@click.option("--format", "form", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True, help="Files of.")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True, help="Whose files to write."
+)
 @click.option("--name", default="vm", show_default=True, help="What sevctl's files begin with.")
 @click.option(
-    "--directory", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where to write the files."
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    show_default=True,
+    help="Where to write the files.",
 )
 @force_option
 def command(

@@ -62,7 +62,11 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     metavar="HEADER:PAYLOAD",
     help="Files in which this owner will leave its secret, raw or base64: when both are there, the guest is started.",
 )
-@click.option("--no-owner", is_flag=True, help="Launch without a channel to any owner; nobody can plant a secret.")
+@click.option(
+    "--no-owner",
+    is_flag=True,
+    help="Ask no owner and launch without a session, as QEMU does by default; proves nothing to anybody.",
+)
 @click.option(
     "-S",
     "--paused",

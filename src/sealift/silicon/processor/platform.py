@@ -108,7 +108,8 @@ class PlatformCommands(Core):
         """PLATFORM_STATUS: in any state; before INIT only version and state mean something."""
         if self._state is PlatformState.UNINIT:
             return PlatformStatus(self.version, self._state, owned=False, es=False, guests=0)
-        owned = self._keys().externally_owned
+        keys = self._identity.keys()
+        owned = keys is not None and keys.externally_owned
         return PlatformStatus(self.version, self._state, owned, self._es, len(self._guests))
 
     def pek_gen(self) -> None:
