@@ -4,8 +4,8 @@
 
     source  RUNNING ─ OFFERED ─ SENDING ─ STOPPED ─ CLOSED ─ CLEARED ─ FENCED ─ GONE
                ▲          cancel, or ABORTED before FINAL │              │
-               │└──────────────────────────────────────────┘◄── ABORTED ──┘
-               └─ YIELDED: the secure processor sends the guest; back when that is cancelled
+               └──────────────────────────────────────────┘◄── ABORTED ──┘
+            RUNNING ─ YIELDED ─ RUNNING: the secure processor sends the guest, or did until that was cancelled
     target  WAITING ─ ANSWERED ─ RECEIVING ─ PREPARED ─ READY ─ STARTED (then a source, for its next hop)
                └───────────┴──────────┴──────────┴────────┴──► ABORTED
     snapshot RUNNING ─ SAVING ─ HELD ─ SAVED ─ RUNNING
