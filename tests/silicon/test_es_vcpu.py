@@ -17,7 +17,7 @@ from sealift.errors import GuestError, RefusedError, StreamError
 from sealift.sev.ghcb import BUFFER_OFFSET, GHCB_MSR, SEV_STATUS_MSR, ExitCode, Ghcb, Refusal
 from sealift.sev.vmsa import CPU_SIGNATURES, RESET_EIP, FpuProfile, Vmsa, reset_vmsa
 from sealift.silicon.engines.interface import Hypercall
-from sealift.wire.platform import Fault, Halt, MmioRead, MmioWrite, PortIn, PortOut
+from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut
 
 from .board import CODE, OTHER, Ports
 from .code import CPUID, HLT, RDMSR, UD2, VMMCALL, WRMSR, forever, inc, mov, port_in, port_out
@@ -411,6 +411,26 @@ def test_a_mode_this_engine_does_not_run_ends_the_guest_with_a_sentence(board: E
     outcome = board.run()
     assert isinstance(outcome, Fault)
     assert "64-bit mode" in outcome.reason
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.integers(0, 0x66F), st.integers(0, 255), max_size=40))
+def test_any_page_that_a_vmm_supplies_is_entered_or_refused_with_a_sentence(
+    board: EsBoard, changes: dict[int, int]
+) -> None:
+    """Entered, and left again at once, since it was kicked."""
+    page = bytearray(board.vmsa_for(CODE))
+    for at, value in changes.items():
+        page[at] = value
+    board.memory.place_vmsa(0, bytes(page))
+    board.vcpu.kick()
+    match board.run():
+        case Interrupted():
+            assert len(bytes(board.vmsa())) == PAGE_SIZE
+        case Fault(reason, 0, 0, 0):
+            assert "VMSA" in reason
+        case other:
+            pytest.fail(f"a vCPU that was kicked left with {other}")
 
 
 def test_a_vcpu_goes_on_elsewhere_where_it_was(board: EsBoard, there: EsBoard) -> None:
