@@ -48,6 +48,11 @@ async def runs(client: QMPClient) -> bool:
     return bool(status["running"])
 
 
+async def switch_events(client: QMPClient, *, on: bool) -> None:
+    """Let clients be told of migrations."""
+    await client.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": on}]})
+
+
 def ask(served: Served, command: str, **arguments: object) -> Any:
     named = {name.replace("_", "-"): value for name, value in arguments.items()}
     return talk(served.path, lambda client: client.execute(command, named or None))
@@ -101,7 +106,22 @@ def test_stop_and_cont_are_answered_when_done_and_told_to_every_client(served: S
     ("command", "arguments", "error_class", "description"),
     [
         ("no-such-command", None, "CommandNotFound", "The command no-such-command has not been found"),
-        ("migrate", None, "GenericError", "Parameter 'uri' is missing"),
+        ("migrate", None, "GenericError", "need either 'uri' or 'channels' argument"),
+        ("migrate", {"uri": "unix:x", "resume": True}, "GenericError", "Cannot resume if there is no paused migration"),
+        ("migrate-incoming", {"uri": "unix:x"}, "GenericError", "defer' was not specified on the command line"),
+        ("system_powerdown", None, "GenericError", "has no power button"),
+        (
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "postcopy-ram", "state": True}]},
+            "GenericError",
+            "Parameter 'capability' does not accept value 'postcopy-ram'",
+        ),
+        (
+            "sev-inject-launch-secret",
+            {"packet-header": "", "secret": "", "gpa": -1},
+            "GenericError",
+            "Parameter 'gpa' expects an integer >= 0",
+        ),
         ("migrate", {"uri": 7}, "GenericError", "Invalid parameter type for 'uri', expected: string"),
         ("migrate", {"uri": "x", "speed": 1}, "GenericError", "Parameter 'speed' is unexpected"),
         ("query-status", {"now": True}, "GenericError", "Parameter 'now' is unexpected"),
@@ -139,6 +159,7 @@ def test_parameters_are_kept_and_a_refused_change_changes_nothing(served: Served
 
 def test_a_migration_to_nowhere_fails_with_the_reason_and_the_guest_runs_on(served: Served, tmp_path: Path) -> None:
     async def conversation(client: QMPClient) -> Any:
+        await switch_events(client, on=True)
         with client.listener(names=("MIGRATION",)) as listener:
             await client.execute("migrate", {"uri": f"unix:{tmp_path}/nobody"})
             statuses = await _statuses_until(listener, "failed")
@@ -208,6 +229,7 @@ def test_a_client_that_does_not_read_is_dropped_and_nobody_else_notices(served: 
             writer.write(b'{"execute": "qmp_capabilities"}')
             await reader.readline()
             writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await switch_events(good, on=True)
             with good.listener(names=("MIGRATION",)) as listener:
                 for _ in range(batches):
                     for _ in range(batch):

@@ -122,6 +122,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     host: str | None = None
     owner: str | None = None
     incoming: str | None = None
+    qmp: list[str] | None = None
     restore: str | None = None
     downtime_limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
     prealloc: bool | None = None

@@ -65,6 +65,7 @@ def _watched(
     qmp: QmpClient, parameters: dict[str, object], begin: Callable[[], object], display: Display
 ) -> MigrationInfo:
     """Begin it, and show how it goes to its end."""
+    qmp.ask_for_migration_events()
     with _interruptions() as interrupted:
         with _parameters(qmp, parameters):
             begin()

@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from sealift.errors import LostError, UserError
 from sealift.vmm.console import Console
-from sealift.vmm.events import Direction, Ending, Events, MigrationChanged, ShutdownCause
+from sealift.vmm.events import (
+    Direction,
+    Ending,
+    Events,
+    MigrationChanged,
+    PassBegun,
+    PowerButtonPressed,
+    ShutdownCause,
+)
 from sealift.vmm.launch import Launch, Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock, SystemClock
 from sealift.vmm.migration.methods import blocked
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.snapshot import Snapshot
+from sealift.vmm.migration.socket_address import socket_addresses
 from sealift.vmm.migration.source import Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
-from sealift.vmm.migration.transport import parse_uri
+from sealift.vmm.migration.transport import Address, parse_uri
 from sealift.vmm.runstate import RunState
 
 _MOVABLE: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
@@ -54,6 +65,7 @@ class Guest:
         self._migration: Migration | Snapshot | None = None
         self._migrating: threading.Thread | None = None
         self._arrival: MigrationInfo | None = None
+        self._listen: Callable[[str], None] | None = None
         self._lock = threading.Lock()
 
     # --- what it is ----------------------------------------------------------------------------------------------
@@ -158,6 +170,18 @@ class Guest:
             case _:
                 return  # somebody stopped it again already
 
+    def power_down(self) -> None:
+        """Press the power button: the guest is asked to shut down.
+
+        Raises:
+            UserError: it has none.
+        """
+        power = self.machine.devices.power
+        if power is None:
+            raise UserError(f"the machine of guest {self.name} has no power button; only Linux guests have one")
+        power.press_power_button()
+        self.events.publish(PowerButtonPressed())
+
     def end(self, cause: ShutdownCause) -> None:
         """Ask the VMM process to end the guest; whoever called `wait_for_end` does it."""
         self.events.publish(Ending(cause))
@@ -215,8 +239,7 @@ class Guest:
     def _begin(self, kind: type[Migration | Snapshot], place: str, direction: Direction) -> None:
         """Begin one of the two, which are never underway together."""
         with self._lock:
-            if self._migrating is not None and self._migrating.is_alive():
-                raise UserError("There's a migration process in progress")
+            self._check_idle()
             if self._launched is None or self.state not in _MOVABLE:
                 raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
             if reasons := self.blocked_reasons():
@@ -229,8 +252,35 @@ class Guest:
                 lambda status: self.events.publish(MigrationChanged(direction, status)),
                 self._clock,
             )
+            self._migration.pass_begun = lambda number: self.events.publish(PassBegun(number))
             self._migrating = threading.Thread(target=self._migration.run, args=(place,), name=kind.what, daemon=True)
             self._migrating.start()
+
+    def _check_idle(self) -> None:
+        if self._migrating is not None and self._migrating.is_alive():
+            raise UserError("There's a migration process in progress")
+
+    def switch(self, capabilities: dict[Capability, bool]) -> None:
+        """Switch capabilities of the next migration on or off.
+
+        Raises:
+            UserError: one is underway.
+        """
+        with self._lock:
+            self._check_idle()
+            wanted = dict.fromkeys(self._parameters.capabilities, True) | capabilities
+            on = frozenset(capability for capability, is_on in wanted.items() if is_on)
+            self._parameters = replace(self._parameters, capabilities=on)
+
+    def ask_handler(self) -> None:
+        """Return once the guest's migration handler has answered; one that is moving the guest is not disturbed.
+
+        Raises:
+            SealiftError: there is none, or it does not answer.
+        """
+        with self._lock:
+            if self._migrating is None or not self._migrating.is_alive():
+                self.machine.platform.open_handler().status()
 
     def blocked_reasons(self) -> tuple[str, ...]:
         """Why no migration by the method chosen can begin, whatever the target; sentences; none if it is not here."""
@@ -256,9 +306,27 @@ class Guest:
         if self._migration is not None:
             self._migration.cancel()
 
-    def arriving(self, status: MigrationStatus, error: str | None = None) -> None:
-        """For who waits for the guest here: how its arrival goes."""
-        self._arrival = MigrationInfo(status.value, error_desc=error)
+    def defer(self, listen: Callable[[str], None]) -> None:
+        """For who waits for the guest here, but is still to be told where: `listen` is called with a URI, once."""
+        self._listen = listen
+
+    def receive(self, uri: str) -> None:
+        """Say where the guest is to arrive.
+
+        Raises:
+            UserError: it is not awaited, or this was said before, or nobody can listen there.
+        """
+        with self._lock:
+            if self._arrival is not None:
+                raise UserError("The incoming migration has already been started")
+            if self._listen is None:
+                raise UserError("'--incoming defer' was not specified on the command line")
+            self._listen(uri)
+
+    def arriving(self, status: MigrationStatus, error: str | None = None, address: Address | None = None) -> None:
+        """For who waits for the guest here: how its arrival goes, and while it is awaited, at which address."""
+        where = () if address is None else socket_addresses(address)
+        self._arrival = MigrationInfo(status.value, error_desc=error, socket_address=where)
         self.events.publish(MigrationChanged(Direction.INCOMING, status))
 
     def migration(self) -> MigrationInfo | None:

@@ -29,11 +29,13 @@ class Attempt(ABC):
 
     Attributes:
         what: the thing that is attempted, in messages.
+        pass_begun: is called with the number of every round that begins, from 1.
     """
 
     what = "attempt"
 
     def __init__(self, machine: Machine, listener: Callable[[MigrationStatus], None], clock: Clock) -> None:
+        self.pass_begun: Callable[[int], None] = lambda _: None
         self._machine = machine
         self._clock = clock
         self._status = StatusMachine(listener)
@@ -133,7 +135,7 @@ class Attempt(ABC):
             self._enter(_S.ACTIVE)
             self._stats.active()
 
-        return Watch(both, active, lambda: self._enter(_S.DEVICE), self._settle)
+        return Watch(both, active, lambda: self._enter(_S.DEVICE), self._settle, self.pass_begun)
 
     def _check(self) -> None:
         if self._cancelled.is_set():

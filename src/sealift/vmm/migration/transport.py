@@ -182,6 +182,11 @@ class Listener:
                 raise UserError(in_use) from None
             raise UserError(f"this machine cannot listen on {address}") from error
 
+    @property
+    def listening(self) -> socket.socket:
+        """What it listens on, for a server that accepts by itself."""
+        return self._sock
+
     def accept(self) -> socket.socket:
         """The next connection.
 

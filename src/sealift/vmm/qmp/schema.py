@@ -32,13 +32,13 @@ class JsonType(enum.Enum):
     VALUE = "value"
 
 
-class _Info(msgspec.Struct, frozen=True, rename="kebab", tag_field="meta-type"):
+class SchemaInfo(msgspec.Struct, frozen=True, rename="kebab", tag_field="meta-type"):
     """QEMU's SchemaInfo."""
 
     name: str
 
 
-class SchemaBuiltin(_Info, frozen=True, tag="builtin"):
+class SchemaBuiltin(SchemaInfo, frozen=True, tag="builtin"):
     """A type of JSON's own."""
 
     json_type: JsonType
@@ -50,14 +50,14 @@ class SchemaEnumMember(msgspec.Struct, frozen=True):
     name: str
 
 
-class SchemaEnum(_Info, frozen=True, tag="enum"):
+class SchemaEnum(SchemaInfo, frozen=True, tag="enum"):
     """An enumeration; `values` is its older, deprecated form, which older clients read."""
 
     members: tuple[SchemaEnumMember, ...]
     values: tuple[str, ...]
 
 
-class SchemaArray(_Info, frozen=True, tag="array"):
+class SchemaArray(SchemaInfo, frozen=True, tag="array"):
     """A list."""
 
     element_type: str
@@ -78,7 +78,7 @@ class SchemaVariant(msgspec.Struct, frozen=True):
     type: str
 
 
-class SchemaObject(_Info, frozen=True, tag="object"):
+class SchemaObject(SchemaInfo, frozen=True, tag="object"):
     """An object, with the member that chooses among its variants if it has any."""
 
     members: tuple[SchemaMember, ...]
@@ -92,26 +92,26 @@ class SchemaAlternative(msgspec.Struct, frozen=True):
     type: str
 
 
-class SchemaAlternate(_Info, frozen=True, tag="alternate"):
+class SchemaAlternate(SchemaInfo, frozen=True, tag="alternate"):
     """One of several types that JSON itself tells apart."""
 
     members: tuple[SchemaAlternative, ...]
 
 
-class SchemaCommand(_Info, frozen=True, tag="command"):
+class SchemaCommand(SchemaInfo, frozen=True, tag="command"):
     """A command; none can be executed out of band."""
 
     arg_type: str
     ret_type: str
 
 
-class SchemaEvent(_Info, frozen=True, tag="event"):
+class SchemaEvent(SchemaInfo, frozen=True, tag="event"):
     """An event."""
 
     arg_type: str
 
 
-SchemaInfo: TypeAlias = (
+AnyInfo: TypeAlias = (
     SchemaBuiltin | SchemaEnum | SchemaArray | SchemaObject | SchemaAlternate | SchemaCommand | SchemaEvent
 )
 
@@ -130,16 +130,14 @@ _BUILTINS: Final[dict[type[inspect.Type], SchemaBuiltin]] = {
 }
 
 
-def schema(
-    commands: Iterable[Command[Any]], events: Mapping[str, type[msgspec.Struct] | None]
-) -> tuple[SchemaInfo, ...]:
+def schema(commands: Iterable[Command[Any]], events: Mapping[str, type[msgspec.Struct] | None]) -> tuple[AnyInfo, ...]:
     """Every command, every event, and every type that they lead to.
 
     Raises:
         InternalError: a type has no equivalent in QAPI, or two have the same name.
     """
     types = _Types()
-    found: list[SchemaInfo] = [
+    found: list[AnyInfo] = [
         SchemaCommand(command.name, types.argument(command.arguments), types.result(command.result))
         for command in commands
     ]
@@ -151,10 +149,10 @@ class _Types:
     """Collects types by name. `sent` types are those that clients send."""
 
     def __init__(self) -> None:
-        self._infos: dict[str, SchemaInfo] = {}
+        self._infos: dict[str, AnyInfo] = {}
         self._origins: dict[str, object] = {}
 
-    def all(self) -> tuple[SchemaInfo, ...]:
+    def all(self) -> tuple[AnyInfo, ...]:
         """All there are."""
         return tuple(self._infos.values())
 
@@ -166,7 +164,7 @@ class _Types:
         """The name of a result, or of an event's data; None is nothing."""
         return self._add(_EMPTY, _EMPTY) if kind is None else self._name(inspect.type_info(kind), sent=False)
 
-    def _add(self, info: SchemaInfo, origin: object) -> str:
+    def _add(self, info: AnyInfo, origin: object) -> str:
         if self._origins.setdefault(info.name, origin) != origin:
             raise InternalError(f"two types of the QMP schema are called {info.name}")
         self._infos[info.name] = info
@@ -227,10 +225,19 @@ class _Types:
             key=lambda variant: variant.case,
         )
         cases = [variant.case for variant in variants]
-        name = "-or-".join(variant.type for variant in variants)
+        name = _common_base(structs)
         tags = self._enum(f"{name}-{tag}", cases, tuple(cases))
         members = (SchemaMember(tag, tags),)
         return self._add(SchemaObject(name, members, tag, tuple(variants)), (tag, name))
+
+
+def _common_base(structs: list[inspect.StructType]) -> str:
+    """The name of a union's type: it is the class that all its types derive from."""
+    first, *others = (kind.cls.__mro__[1:] for kind in structs)
+    for cls in first:
+        if issubclass(cls, msgspec.Struct) and cls is not msgspec.Struct and all(cls in bases for bases in others):
+            return cls.__name__
+    raise InternalError(f"the types of a union, {structs[0].cls.__name__} and others, have no common base")
 
 
 def _omits(kind: inspect.StructType) -> bool:

@@ -8,17 +8,41 @@ from pathlib import Path
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.stats import MigrationInfo
+from sealift.vmm.qmp.channels import MigrationChannel, migration_uri
+from sealift.vmm.qmp.message import QmpError
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.wire.handover import Method, Transfer
 
 
 class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU."""
+    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU, and there is no postcopy to `resume`."""
 
-    uri: str
+    uri: str | None = None
+    channels: tuple[MigrationChannel, ...] | None = None
     detach: bool = True
+    resume: bool = False
+
+
+class IncomingArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's arguments of migrate-incoming."""
+
+    uri: str | None = None
+    channels: tuple[MigrationChannel, ...] | None = None
+
+
+class CapabilityStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's MigrationCapabilityStatus."""
+
+    capability: Capability
+    state: bool
+
+
+class CapabilitiesArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Those that are to change."""
+
+    capabilities: tuple[CapabilityStatus, ...]
 
 
 class SnapshotArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -75,7 +99,19 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 def migrate(guest: Guest, arguments: MigrateArguments) -> None:
     """Begin a migration; query-migrate and MIGRATION events tell how it goes."""
-    guest.migrate(arguments.uri)
+    if arguments.resume:
+        raise QmpError("Cannot resume if there is no paused migration")
+    guest.migrate(migration_uri(arguments.uri, arguments.channels))
+
+
+def migrate_incoming(guest: Guest, arguments: IncomingArguments) -> None:
+    """Say where a guest is to arrive, for which the VMM was told to wait (`--incoming defer`)."""
+    guest.receive(migration_uri(arguments.uri, arguments.channels))
+
+
+def start_migration_handler(guest: Guest, _: NoArguments) -> None:
+    """The RFC's; here the handler is started with the guest, so that it only has to answer."""
+    guest.ask_handler()
 
 
 def snapshot(guest: Guest, arguments: SnapshotArguments) -> None:
@@ -109,16 +145,32 @@ def set_parameters(guest: Guest, arguments: MigrationParameters) -> None:
     guest.parameters = arguments.apply(guest.parameters)
 
 
+def query_migration_capabilities(guest: Guest, _: NoArguments) -> tuple[CapabilityStatus, ...]:
+    """All there are."""
+    on = guest.parameters.capabilities
+    return tuple(CapabilityStatus(capability, capability in on) for capability in Capability)
+
+
+def set_capabilities(guest: Guest, arguments: CapabilitiesArguments) -> None:
+    """Change some of them, unless a migration is underway."""
+    guest.switch({status.capability: status.state for status in arguments.capabilities})
+
+
 def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
 COMMANDS = (
     Command("migrate", MigrateArguments, migrate, Runs.IN_THREAD),
+    Command("migrate-incoming", IncomingArguments, migrate_incoming, Runs.IN_THREAD),
+    Command("start-migrate-incoming", IncomingArguments, migrate_incoming, Runs.IN_THREAD),
+    Command("start-migration-handler", NoArguments, start_migration_handler, Runs.IN_THREAD),
     Command("migrate_cancel", NoArguments, migrate_cancel, Runs.IN_THREAD),
     Command("x-sealift-snapshot", SnapshotArguments, snapshot, Runs.IN_THREAD),
     Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
     Command("query-migrate", NoArguments, query_migrate, Runs.IN_THREAD),
     Command("query-migrate-parameters", NoArguments, query_parameters),
     Command("migrate-set-parameters", MigrationParameters, set_parameters),
+    Command("query-migrate-capabilities", NoArguments, query_migration_capabilities),
+    Command("migrate-set-capabilities", CapabilitiesArguments, set_capabilities),
 )
