@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from sealift.errors import UserError
@@ -16,6 +17,13 @@ MAX_DOWNTIME_LIMIT_MS = 2_000_000
 """QEMU's own limit (migration/options.c): beyond half an hour it is no live migration."""
 
 
+class Capability(enum.Enum):
+    """QEMU's MigrationCapability, as far as it exists here; all are off at first."""
+
+    EVENTS = "events"
+    """Tell QMP clients of every step: MIGRATION and MIGRATION_PASS."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """A migration's parameters.
@@ -27,6 +35,7 @@ class Parameters:
         channels: sealed streams, 1 to 16; the mailbox and method psp have only one.
         method: who encrypts the guest for its way.
         packet_pages: most pages in a packet of method psp; KVM's own SEV ioctls take no more than 1.
+        capabilities: those that are on.
 
     Raises:
         UserError: a value is out of range.
@@ -38,6 +47,7 @@ class Parameters:
     channels: int = 1
     method: Method = Method.MH
     packet_pages: int = MAX_PACKET_PAGES
+    capabilities: frozenset[Capability] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 <= self.downtime_limit_ms <= MAX_DOWNTIME_LIMIT_MS:
