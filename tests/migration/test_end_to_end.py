@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.runstate import RunState
 from sealift.wire.handover import Method, Transfer
@@ -88,7 +88,7 @@ def test_several_vcpus_and_channels_move_together(hosts: Path) -> None:
     with rig.world(hosts, rig.recipe(vcpus=3)) as world:
         guest = world.start()
         guest.work(8)
-        there, _ = moved(world, guest, Parameters(channels=3))
+        there, _ = moved(world, guest, Parameters(multifd_channels=3, capabilities=frozenset({Capability.MULTIFD})))
         there.wait_until(lambda: all(f"\nledger {vcpu} " in there.text for vcpu in (1, 2)))
         assert "FAULT" not in there.text
 

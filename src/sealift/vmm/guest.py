@@ -251,6 +251,16 @@ class Guest:
             raise UserError(f"guest {self.name} waits for no token of a target")
         self._migration.settle(token)
 
+    def continue_migration(self, expected: MigrationStatus) -> None:
+        """Let a migration go on that waits for its user in status `expected`.
+
+        Raises:
+            UserError: none does.
+        """
+        if not isinstance(self._migration, Migration):
+            raise UserError("Migration not in expected state: none")
+        self._migration.proceed(expected)
+
     def cancel_migration(self) -> None:
         """Give the current migration up, if there is one; `migration` says when it is."""
         if self._migration is not None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Parameters, Throttling
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.wire.handover import Method, Transfer
+
+T = TypeVar("T")
 
 
 class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,12 +41,20 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """QEMU's MigrationParameters as far as they exist here; milliseconds, and bytes a second.
 
     `x_sealift_method` says who encrypts the guest, and then `x_sealift_transfer` how records leave the migration
-    handler (mh), `multifd_channels` in how many streams, `x_sealift_packet_pages` how large packets are (psp).
+    handler (mh) and, with capability multifd, `multifd_channels` in how many streams; `x_sealift_packet_pages` how
+    large packets are (psp). `tls_creds` is a directory here, since there are no QEMU objects to name.
     """
 
     downtime_limit: int | None = None
     max_bandwidth: int | None = None
     multifd_channels: int | None = None
+    cpu_throttle_initial: int | None = None
+    cpu_throttle_increment: int | None = None
+    cpu_throttle_tailslow: bool | None = None
+    max_cpu_throttle: int | None = None
+    throttle_trigger_threshold: int | None = None
+    tls_creds: str | None = None
+    tls_hostname: str | None = None
     x_sealift_transfer: Transfer | None = None
     x_sealift_method: Method | None = None
     x_sealift_packet_pages: int | None = None
@@ -51,13 +62,21 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     @classmethod
     def of(cls, parameters: Parameters) -> MigrationParameters:
         """In QEMU's names."""
+        throttling = parameters.throttling
         return cls(
-            parameters.downtime_limit_ms,
-            parameters.max_bandwidth,
-            parameters.channels,
-            parameters.transfer,
-            parameters.method,
-            parameters.packet_pages,
+            downtime_limit=parameters.downtime_limit_ms,
+            max_bandwidth=parameters.max_bandwidth,
+            multifd_channels=parameters.multifd_channels,
+            cpu_throttle_initial=throttling.initial,
+            cpu_throttle_increment=throttling.increment,
+            cpu_throttle_tailslow=throttling.tailslow,
+            max_cpu_throttle=throttling.maximum,
+            throttle_trigger_threshold=throttling.trigger_threshold,
+            tls_creds=parameters.tls_creds,
+            tls_hostname=parameters.tls_hostname,
+            x_sealift_transfer=parameters.transfer,
+            x_sealift_method=parameters.method,
+            x_sealift_packet_pages=parameters.packet_pages,
         )
 
     def apply(self, to: Parameters) -> Parameters:
@@ -66,10 +85,22 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             to,
             downtime_limit_ms=_or(self.downtime_limit, to.downtime_limit_ms),
             max_bandwidth=_or(self.max_bandwidth, to.max_bandwidth),
-            channels=_or(self.multifd_channels, to.channels),
+            multifd_channels=_or(self.multifd_channels, to.multifd_channels),
+            throttling=self._throttling(to.throttling),
+            tls_creds=_or(self.tls_creds, to.tls_creds),
+            tls_hostname=_or(self.tls_hostname, to.tls_hostname),
             transfer=self.x_sealift_transfer or to.transfer,
             method=self.x_sealift_method or to.method,
             packet_pages=_or(self.x_sealift_packet_pages, to.packet_pages),
+        )
+
+    def _throttling(self, to: Throttling) -> Throttling:
+        return Throttling(
+            initial=_or(self.cpu_throttle_initial, to.initial),
+            increment=_or(self.cpu_throttle_increment, to.increment),
+            tailslow=_or(self.cpu_throttle_tailslow, to.tailslow),
+            maximum=_or(self.max_cpu_throttle, to.maximum),
+            trigger_threshold=_or(self.throttle_trigger_threshold, to.trigger_threshold),
         )
 
 
@@ -109,7 +140,7 @@ def set_parameters(guest: Guest, arguments: MigrationParameters) -> None:
     guest.parameters = arguments.apply(guest.parameters)
 
 
-def _or(value: int | None, default: int) -> int:
+def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
