@@ -62,18 +62,19 @@ def _given(fd: int) -> socket.socket:
     if not fits:
         raise UserError(f"descriptor {fd} is no socket; a migration needs one, since both sides speak")
     sock = socket.socket(fileno=fd)
-    try:
-        if sock.type is not socket.SOCK_STREAM:
-            raise UserError(f"descriptor {fd} is no stream socket")
-        sock.getpeername()
-    except OSError as error:
+    if sock.type is not socket.SOCK_STREAM or not _is_connected(sock):
         sock.detach()
-        raise UserError(f"descriptor {fd} is not connected") from error
-    except UserError:
-        sock.detach()
-        raise
-    sock.setblocking(True)
+        raise UserError(f"descriptor {fd} is no connected stream socket")
+    sock.settimeout(None)
     return sock
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _started(command: str) -> socket.socket:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from sealift.errors import LostError, RefusedError, SealiftError
+from sealift.errors import LostError, RefusedError, SealiftError, sentence
 from sealift.vmm.migration.joining import Side
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction, StreamIn
@@ -50,8 +50,16 @@ class Caller:
 class Reception:
     """Meets everybody who connects to `listener`, from now to `close`, which closes that as well."""
 
-    def __init__(self, listener: Listening, patience: Patience, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        listener: Listening,
+        patience: Patience,
+        credentials: Credentials | None = None,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """With `credentials` everybody must speak TLS; `notify` gets sentences about who could not."""
         self._listener = listener
+        self._notify = notify
         self._credentials = credentials
         self._limit_s = patience.introduction_s
         self._callers: queue.SimpleQueue[Caller | None] = queue.SimpleQueue()
@@ -182,11 +190,13 @@ class Reception:
             raise EndedError("it was sent away") from error
         if self._credentials is None:
             return raw
+        sock = self._credentials.accept(raw)
+        self._stands_for_itself(sock)
         try:
-            sock = self._credentials.accept(raw)
-            self._stands_for_itself(sock)
             handshake(sock, self._limit_s)
         except SealiftError as error:
+            sock.close()
+            self._notify(f"a source was sent away: {sentence(error)}")
             raise EndedError("it was sent away") from error  # TLS has told it why
         return sock
 

@@ -108,7 +108,7 @@ class Incoming:
         Raises:
             SealiftError: why no guest came; the source was told, and nothing is left of it here.
         """
-        reception = Reception(self._listener, self.patience, self._credentials)
+        reception = Reception(self._listener, self.patience, self._credentials, self._host.notify)
         try:
             caller, entrance = self._first_wanted(reception)
         except BaseException:
