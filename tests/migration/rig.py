@@ -256,10 +256,11 @@ def attempt(
     edit: Callable[[bytes, int], bytes] | None = None,
     owner: Owner | None = None,
     address: Address | None = None,
+    tls: Path | None = None,
 ) -> Attempt:
-    """A migration of `guest`, ready to begin."""
+    """A migration of `guest`, ready to begin; the target has the TLS credentials in directory `tls`."""
     screen = Screen()
-    incoming = Incoming(address or TcpAddress("127.0.0.1", 0), world.host(screen.console, owner))
+    incoming = Incoming(address or TcpAddress("127.0.0.1", 0), world.host(screen.console, owner), str(tls or ""))
     statuses: list[MigrationStatus] = []
     tapes: list[Tape] = []
     migration = Migration(

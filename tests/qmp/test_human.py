@@ -107,6 +107,8 @@ def test_a_migration_is_begun_and_told_of(served: Served) -> None:
         ("stop now", "Error: stop: extraneous characters at the end of line"),
         ("migrate carrier-pigeon", "Error: 'carrier-pigeon' is no migration address"),
         ("migrate_incoming unix:/x", "Error: '--incoming defer' was not specified on the command line"),
+        ("migrate_continue soon", "Error: Parameter 'state' does not accept value 'soon'"),
+        ("migrate_continue pre-switchover", "Error: Migration not in expected state"),
         ("migrate_set_parameter speed 3", "Error: Parameter 'speed' is unexpected"),
         ("migrate_set_parameter max-bandwidth much", "Error: 'much' is no rate"),
         ("migrate_set_capability x-colo on", "Error: Parameter 'capability' does not accept value 'x-colo'"),

@@ -260,6 +260,15 @@ class Guest:
         if self._migrating is not None and self._migrating.is_alive():
             raise UserError("There's a migration process in progress")
 
+    def adjust(self, change: Callable[[Parameters], Parameters]) -> None:
+        """Change the parameters of the next migration; `change` makes the new ones out of those there are.
+
+        Raises:
+            UserError: a value is out of range; nothing has changed.
+        """
+        with self._lock:
+            self._parameters = change(self._parameters)
+
     def switch(self, capabilities: dict[Capability, bool]) -> None:
         """Switch capabilities of the next migration on or off.
 
@@ -300,6 +309,16 @@ class Guest:
         if not isinstance(self._migration, Migration):
             raise UserError(f"guest {self.name} waits for no token of a target")
         self._migration.settle(token)
+
+    def continue_migration(self, expected: MigrationStatus) -> None:
+        """Let a migration go on that waits for its user in status `expected`.
+
+        Raises:
+            UserError: none does.
+        """
+        if not isinstance(self._migration, Migration):
+            raise UserError("Migration not in expected state: none")
+        self._migration.proceed(expected)
 
     def cancel_migration(self) -> None:
         """Give the current migration up, if there is one; `migration` says when it is."""

@@ -68,6 +68,8 @@ class Attempt(ABC):
             self._complete()
         finally:
             self._let_go()
+            self._machine.throttle.set(0)
+            self._stats.cpu_throttle_percentage = 0
         return self.info()
 
     def cancel(self, why: str | None = None) -> None:
@@ -135,7 +137,11 @@ class Attempt(ABC):
             self._enter(_S.ACTIVE)
             self._stats.active()
 
-        return Watch(both, active, lambda: self._enter(_S.DEVICE), self._settle, self.pass_begun)
+        return Watch(both, active, lambda: self._switch_over(both), self._settle, self.pass_begun)
+
+    def _switch_over(self, _: Callable[[], None]) -> None:
+        """The guest is stopped, and its rest may go."""
+        self._enter(_S.DEVICE)
 
     def _check(self) -> None:
         if self._cancelled.is_set():

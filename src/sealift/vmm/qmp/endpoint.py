@@ -13,7 +13,6 @@ from typing import Final
 from sealift.errors import UserError
 from sealift.vmm.migration.transport import Listener, TcpAddress, UnixAddress, parse_uri
 
-
 _KERNEL_BUFFER: Final = 64 * 1024
 """Bytes that the kernel keeps for a client that does not read; by itself TCP would grow that to megabytes."""
 

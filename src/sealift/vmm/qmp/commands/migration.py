@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.parameters import Capability, Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters, Throttling
 from sealift.vmm.migration.stats import MigrationInfo
+from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.qmp.channels import MigrationChannel, migration_uri
 from sealift.vmm.qmp.message import QmpError
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.wire.handover import Method, Transfer
+
+T = TypeVar("T")
 
 
 class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +49,12 @@ class CapabilitiesArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=T
     capabilities: tuple[CapabilityStatus, ...]
 
 
+class ContinueArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The status that the client believes the migration to wait in."""
+
+    state: MigrationStatus
+
+
 class SnapshotArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """The file to make, by its absolute path; `without_disks`: its user knows that disks are not in it."""
 
@@ -62,12 +72,20 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """QEMU's MigrationParameters as far as they exist here; milliseconds, and bytes a second.
 
     `x_sealift_method` says who encrypts the guest, and then `x_sealift_transfer` how records leave the migration
-    handler (mh), `multifd_channels` in how many streams, `x_sealift_packet_pages` how large packets are (psp).
+    handler (mh) and, with capability multifd, `multifd_channels` in how many streams; `x_sealift_packet_pages` how
+    large packets are (psp). `tls_creds` is a directory here, since there are no QEMU objects to name.
     """
 
     downtime_limit: int | None = None
     max_bandwidth: int | None = None
     multifd_channels: int | None = None
+    cpu_throttle_initial: int | None = None
+    cpu_throttle_increment: int | None = None
+    cpu_throttle_tailslow: bool | None = None
+    max_cpu_throttle: int | None = None
+    throttle_trigger_threshold: int | None = None
+    tls_creds: str | None = None
+    tls_hostname: str | None = None
     x_sealift_transfer: Transfer | None = None
     x_sealift_method: Method | None = None
     x_sealift_packet_pages: int | None = None
@@ -75,13 +93,21 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     @classmethod
     def of(cls, parameters: Parameters) -> MigrationParameters:
         """In QEMU's names."""
+        throttling = parameters.throttling
         return cls(
-            parameters.downtime_limit_ms,
-            parameters.max_bandwidth,
-            parameters.channels,
-            parameters.transfer,
-            parameters.method,
-            parameters.packet_pages,
+            downtime_limit=parameters.downtime_limit_ms,
+            max_bandwidth=parameters.max_bandwidth,
+            multifd_channels=parameters.multifd_channels,
+            cpu_throttle_initial=throttling.initial,
+            cpu_throttle_increment=throttling.increment,
+            cpu_throttle_tailslow=throttling.tailslow,
+            max_cpu_throttle=throttling.maximum,
+            throttle_trigger_threshold=throttling.trigger_threshold,
+            tls_creds=parameters.tls_creds,
+            tls_hostname=parameters.tls_hostname,
+            x_sealift_transfer=parameters.transfer,
+            x_sealift_method=parameters.method,
+            x_sealift_packet_pages=parameters.packet_pages,
         )
 
     def apply(self, to: Parameters) -> Parameters:
@@ -90,10 +116,22 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             to,
             downtime_limit_ms=_or(self.downtime_limit, to.downtime_limit_ms),
             max_bandwidth=_or(self.max_bandwidth, to.max_bandwidth),
-            channels=_or(self.multifd_channels, to.channels),
+            multifd_channels=_or(self.multifd_channels, to.multifd_channels),
+            throttling=self._throttling(to.throttling),
+            tls_creds=_or(self.tls_creds, to.tls_creds),
+            tls_hostname=_or(self.tls_hostname, to.tls_hostname),
             transfer=self.x_sealift_transfer or to.transfer,
             method=self.x_sealift_method or to.method,
             packet_pages=_or(self.x_sealift_packet_pages, to.packet_pages),
+        )
+
+    def _throttling(self, to: Throttling) -> Throttling:
+        return Throttling(
+            initial=_or(self.cpu_throttle_initial, to.initial),
+            increment=_or(self.cpu_throttle_increment, to.increment),
+            tailslow=_or(self.cpu_throttle_tailslow, to.tailslow),
+            maximum=_or(self.max_cpu_throttle, to.maximum),
+            trigger_threshold=_or(self.throttle_trigger_threshold, to.trigger_threshold),
         )
 
 
@@ -124,6 +162,11 @@ def migrate_cancel(guest: Guest, _: NoArguments) -> None:
     guest.cancel_migration()
 
 
+def migrate_continue(guest: Guest, arguments: ContinueArguments) -> None:
+    """Let a migration go on that waits for this word."""
+    guest.continue_migration(arguments.state)
+
+
 def settle(guest: Guest, arguments: SettleArguments) -> None:
     """Let a guest that a lost target left fenced run on, or end it, as the target's token says."""
     guest.settle_migration(arguments.token)
@@ -142,7 +185,7 @@ def query_parameters(guest: Guest, _: NoArguments) -> MigrationParameters:
 
 def set_parameters(guest: Guest, arguments: MigrationParameters) -> None:
     """Change parameters; a migration underway keeps its own."""
-    guest.parameters = arguments.apply(guest.parameters)
+    guest.adjust(arguments.apply)
 
 
 def query_migration_capabilities(guest: Guest, _: NoArguments) -> tuple[CapabilityStatus, ...]:
@@ -156,7 +199,7 @@ def set_capabilities(guest: Guest, arguments: CapabilitiesArguments) -> None:
     guest.switch({status.capability: status.state for status in arguments.capabilities})
 
 
-def _or(value: int | None, default: int) -> int:
+def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
@@ -166,11 +209,12 @@ COMMANDS = (
     Command("start-migrate-incoming", IncomingArguments, migrate_incoming, Runs.IN_THREAD),
     Command("start-migration-handler", NoArguments, start_migration_handler, Runs.IN_THREAD),
     Command("migrate_cancel", NoArguments, migrate_cancel, Runs.IN_THREAD),
+    Command("migrate-continue", ContinueArguments, migrate_continue, Runs.IN_THREAD),
     Command("x-sealift-snapshot", SnapshotArguments, snapshot, Runs.IN_THREAD),
     Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
     Command("query-migrate", NoArguments, query_migrate, Runs.IN_THREAD),
     Command("query-migrate-parameters", NoArguments, query_parameters),
-    Command("migrate-set-parameters", MigrationParameters, set_parameters),
+    Command("migrate-set-parameters", MigrationParameters, set_parameters, Runs.IN_THREAD),
     Command("query-migrate-capabilities", NoArguments, query_migration_capabilities),
-    Command("migrate-set-capabilities", CapabilitiesArguments, set_capabilities),
+    Command("migrate-set-capabilities", CapabilitiesArguments, set_capabilities, Runs.IN_THREAD),
 )
