@@ -195,6 +195,8 @@ class Attempt:
     info: MigrationInfo | None = None
     arrived: Arrived | None = None
     refused: str | None = None
+    uri: str | None = None
+    """Where the source goes, if that is not where the target listens."""
 
     @property
     def wire(self) -> bytes:
@@ -205,7 +207,7 @@ class Attempt:
         """Start both sides."""
 
         def source() -> None:
-            self.info = self.migration.run(str(self.incoming.address))
+            self.info = self.migration.run(self.uri or str(self.incoming.address))
 
         def target() -> None:
             try:

@@ -171,7 +171,7 @@ def test_shared_keys_work_or_say_which_python_they_need(world: rig.World, tmp_pa
         with pytest.raises(UserError, match=r"needs Python 3\.13 or later"):
             Credentials(tmp_path).check()
         return
-    guest = world.start()  # type: ignore[unreachable]  # for older Pythons
+    guest = world.start()
     guest.work(4)
     attempt = rig.attempt(world, guest, Parameters(tls_creds=str(tmp_path)), tls=tmp_path)
     attempt.begin()

@@ -29,11 +29,13 @@ class Attempt(ABC):
 
     Attributes:
         what: the thing that is attempted, in messages.
+        pass_begun: is called with the number of every round that begins, from 1.
     """
 
     what = "attempt"
 
     def __init__(self, machine: Machine, listener: Callable[[MigrationStatus], None], clock: Clock) -> None:
+        self.pass_begun: Callable[[int], None] = lambda _: None
         self._machine = machine
         self._clock = clock
         self._status = StatusMachine(listener)
@@ -135,7 +137,7 @@ class Attempt(ABC):
             self._enter(_S.ACTIVE)
             self._stats.active()
 
-        return Watch(both, active, lambda: self._switch_over(both), self._settle)
+        return Watch(both, active, lambda: self._switch_over(both), self._settle, self.pass_begun)
 
     def _switch_over(self, _: Callable[[], None]) -> None:
         """The guest is stopped, and its rest may go."""

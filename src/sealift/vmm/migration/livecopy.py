@@ -36,6 +36,7 @@ class Watch:
     active: Callable[[], None]
     switchover: Callable[[], None]
     settled: Callable[[], None]
+    pass_begun: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class LiveCopy:
             self._stats.hole_pages = self._machine.layout.pages - private
         self._stats.remaining = (private + len(shared)) * _PAGE_COST
         with self._stats.round():
+            self._watch.pass_begun(self._stats.rounds)
             self._send_private()
             self._send_shared(shared)
             self._lanes.flush()

@@ -14,6 +14,7 @@ import msgspec
 
 from sealift.address import PAGE_SIZE
 from sealift.vmm.migration.clock import Clock
+from sealift.vmm.migration.socket_address import SocketAddress
 from sealift.vmm.migration.status import MigrationStatus
 
 _LEAST_MEASURED = 1 << 20
@@ -77,6 +78,8 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     error_desc: str | None = None
     blocked_reasons: tuple[str, ...] = ()
     """Why no migration of this guest can begin, in sentences."""
+    socket_address: tuple[SocketAddress, ...] = ()
+    """Where a guest is awaited."""
     ram: RamInfo | None = None
     pages: PageInfo | None = None
     downtime_parts: dict[str, float] | None = None

@@ -9,19 +9,48 @@ from typing import TypeVar
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.parameters import Parameters, Throttling
+from sealift.vmm.migration.parameters import Capability, Parameters, Throttling
 from sealift.vmm.migration.stats import MigrationInfo
+from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.qmp.channels import MigrationChannel, migration_uri
+from sealift.vmm.qmp.message import QmpError
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.wire.handover import Method, Transfer
 
 T = TypeVar("T")
 
 
-class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU."""
+class CapabilityStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's MigrationCapabilityStatus."""
 
-    uri: str
+    capability: Capability
+    state: bool
+
+
+class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU, and there is no postcopy to `resume`.
+
+    `once` are capabilities for this migration alone.
+    """
+
+    uri: str | None = None
+    channels: tuple[MigrationChannel, ...] | None = None
     detach: bool = True
+    resume: bool = False
+    once: tuple[CapabilityStatus, ...] = msgspec.field(default=(), name="x-sealift-capabilities")
+
+
+class IncomingArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's arguments of migrate-incoming."""
+
+    uri: str | None = None
+    channels: tuple[MigrationChannel, ...] | None = None
+
+
+class CapabilitiesArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Those that are to change."""
+
+    capabilities: tuple[CapabilityStatus, ...]
 
 
 class SnapshotArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -29,6 +58,12 @@ class SnapshotArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     path: str
     without_disks: bool = False
+
+
+class ContinueArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's argument of migrate-continue: where the migration is expected to wait."""
+
+    state: MigrationStatus
 
 
 class SettleArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,7 +141,20 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 def migrate(guest: Guest, arguments: MigrateArguments) -> None:
     """Begin a migration; query-migrate and MIGRATION events tell how it goes."""
-    guest.migrate(arguments.uri)
+    if arguments.resume:
+        raise QmpError("Cannot resume if there is no paused migration")
+    once = {status.capability: status.state for status in arguments.once}
+    guest.migrate(migration_uri(arguments.uri, arguments.channels), once)
+
+
+def migrate_incoming(guest: Guest, arguments: IncomingArguments) -> None:
+    """Say where a guest is to arrive, for which the VMM was told to wait (`--incoming defer`)."""
+    guest.receive(migration_uri(arguments.uri, arguments.channels))
+
+
+def start_migration_handler(guest: Guest, _: NoArguments) -> None:
+    """The RFC's; here the handler is started with the guest, so that it only has to answer."""
+    guest.ask_handler()
 
 
 def snapshot(guest: Guest, arguments: SnapshotArguments) -> None:
@@ -117,6 +165,11 @@ def snapshot(guest: Guest, arguments: SnapshotArguments) -> None:
 def migrate_cancel(guest: Guest, _: NoArguments) -> None:
     """Give it up; with none underway, nothing happens."""
     guest.cancel_migration()
+
+
+def migrate_continue(guest: Guest, arguments: ContinueArguments) -> None:
+    """Let a migration go on that waits for its user (capability pause-before-switchover)."""
+    guest.continue_migration(arguments.state)
 
 
 def settle(guest: Guest, arguments: SettleArguments) -> None:
@@ -140,16 +193,33 @@ def set_parameters(guest: Guest, arguments: MigrationParameters) -> None:
     guest.parameters = arguments.apply(guest.parameters)
 
 
+def query_migration_capabilities(guest: Guest, _: NoArguments) -> tuple[CapabilityStatus, ...]:
+    """All there are."""
+    on = guest.parameters.capabilities
+    return tuple(CapabilityStatus(capability, capability in on) for capability in Capability)
+
+
+def set_capabilities(guest: Guest, arguments: CapabilitiesArguments) -> None:
+    """Change some of them, unless a migration is underway."""
+    guest.switch({status.capability: status.state for status in arguments.capabilities})
+
+
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
 COMMANDS = (
     Command("migrate", MigrateArguments, migrate, Runs.IN_THREAD),
+    Command("migrate-incoming", IncomingArguments, migrate_incoming, Runs.IN_THREAD),
+    Command("start-migrate-incoming", IncomingArguments, migrate_incoming, Runs.IN_THREAD),
+    Command("start-migration-handler", NoArguments, start_migration_handler, Runs.IN_THREAD),
     Command("migrate_cancel", NoArguments, migrate_cancel, Runs.IN_THREAD),
+    Command("migrate-continue", ContinueArguments, migrate_continue, Runs.IN_THREAD),
     Command("x-sealift-snapshot", SnapshotArguments, snapshot, Runs.IN_THREAD),
     Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
     Command("query-migrate", NoArguments, query_migrate, Runs.IN_THREAD),
     Command("query-migrate-parameters", NoArguments, query_parameters),
     Command("migrate-set-parameters", MigrationParameters, set_parameters),
+    Command("query-migrate-capabilities", NoArguments, query_migration_capabilities),
+    Command("migrate-set-capabilities", CapabilitiesArguments, set_capabilities),
 )
