@@ -16,7 +16,7 @@ from sealift.errors import SealiftError, sentence
 from sealift.guest.handler.digest import handler_digest
 from sealift.guest.programs import program, startup_blob
 from sealift.launch.image import GuestRecipe
-from sealift.launch.secrets import GUEST_GUID
+from sealift.launch.secrets import GUEST_GUID, NO_FLAGS, MigrationFlags
 from sealift.owner.authority import OwnerAuthority
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import Owner
@@ -298,12 +298,14 @@ def recipe(vcpus: int = 1, megabytes: int = 16, command_line: str = COMMAND_LINE
 
 
 @contextmanager
-def world(path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY) -> Iterator[World]:
+def world(
+    path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY, flags: MigrationFlags = NO_FLAGS
+) -> Iterator[World]:
     """Hosts with their identities in `path`, and a fresh owner that trusts them; its guest has that policy."""
     owner_path = path / f"owner-{os.urandom(4).hex()}"
     owner_path.mkdir(mode=0o700)
     entries = (SecretEntry(GUEST_GUID, SECRET),)
-    owner = Owner(owner_path, GuestDefinition(made, policy=policy, entries=entries))
+    owner = Owner(owner_path, GuestDefinition(made, policy=policy, entries=entries, flags=flags))
     platform = Platform.start(path / "a", path / "manufacturer")
     try:
         ca_chain = platform.info().ca_chain

@@ -152,8 +152,8 @@ def test_impossible_parameters_are_refused(wrong: dict[str, object]) -> None:
         ("unix:/run/a:b", UnixAddress(Path("/run/a:b"))),
         ("fd:7", FdAddress(7)),
         ("exec:socat - TCP:b.example:4444", ExecAddress("socat - TCP:b.example:4444")),
-        ("file:/var/tmp/a,offset=4096", FileAddress(Path("/var/tmp/a"), 4096)),
-        ("file:/var/tmp/a", FileAddress(Path("/var/tmp/a"))),
+        ("file:/srv/a,offset=4096", FileAddress(Path("/srv/a"), 4096)),
+        ("file:/srv/a", FileAddress(Path("/srv/a"))),
     ],
 )
 def test_addresses_are_read_and_written_as_qemu_writes_them(uri: str, address: Address) -> None:

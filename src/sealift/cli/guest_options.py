@@ -74,6 +74,7 @@ class GuestOptions:
         append: the kernel's command line.
         policy: as `sealift.sev.policy.parse_policy` reads it.
         secret: file whose content the owner plants for the guest's own use.
+        zero_pages: let the migration handler leave out what zero pages contain; the host learns which they are.
         downtime_limit_ms: for migrations away from here.
         tls_creds: directory with what a TLS connection needs, for migrations to here and away from here.
         prealloc: of a guest that is to arrive, get its memory from the machine before its pages come.
@@ -96,6 +97,7 @@ class GuestOptions:
     append: str = ""
     policy: str | int = DEFAULT_POLICY
     secret: Path | None = None
+    zero_pages: bool = False
     downtime_limit_ms: int = DEFAULT_DOWNTIME_LIMIT_MS
     tls_creds: Path | None = None
     prealloc: bool = False
@@ -121,6 +123,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     append: str | None = None
     policy: int | str | None = None
     secret: str | None = None
+    zero_pages: bool | None = None
     host: str | None = None
     owner: str | None = None
     incoming: str | None = None

@@ -352,4 +352,5 @@ def _assignment(options: GuestOptions, places: Places, kernel: str) -> Assignmen
         vcpus=options.vcpus,
         policy=int(parse_policy(options.policy)),
         secret=None if options.secret is None else str(options.secret.absolute()),
+        zero_pages=options.zero_pages,
     )

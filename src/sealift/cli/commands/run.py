@@ -15,7 +15,7 @@ from sealift.cli.options import engine_option, examples, file_option, host_optio
 from sealift.cli.places import Host, Places, default_manufacturer, default_owner
 
 _LAUNCH_ONLY: Final = (
-    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret"),
+    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret", "zero_pages"),
     *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused"),
 )
 
@@ -44,6 +44,11 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--name", default=defaults.DEFAULT_NAME, show_default=True, help="What to call the guest on this host.")
 @image_options
 @file_option("--secret", "File whose content the owner plants for the guest.")
+@click.option(
+    "--zero-pages",
+    is_flag=True,
+    help="Let the guest's migration handler leave out what zero pages contain: faster, but hosts learn which they are.",
+)
 @click.option(
     "--disk",
     "disks",
