@@ -106,7 +106,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
     recipe = recipe.under(Policy(assignment.policy))
     if version := recipe.kernel_version():
         notify(f"the kernel is Linux {version}")
-    guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
+    guest = Guest(options.name, _parameters(options))
     with ExitStack() as undo:
         disks = open_disks(options.disks)
         for disk in disks:
@@ -133,6 +133,14 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         if starts_at_once(options):
             guest.resume()
         return HostedGuest(guest, undo.pop_all())
+
+
+def _parameters(options: GuestOptions) -> Parameters:
+    """For the guest's migrations, to here and away."""
+    return Parameters(
+        downtime_limit_ms=options.downtime_limit_ms,
+        tls_creds="" if options.tls_creds is None else str(options.tls_creds.absolute()),
+    )
 
 
 def _require_engine(platform: Platform, recipe: GuestRecipe) -> None:
@@ -207,7 +215,7 @@ class AwaitedGuest(HostedGuest):
         with self._lock:
             if self._closed:
                 raise UserError(f"guest {self.guest.name} is not awaited any more")
-            incoming = self._incoming = Incoming(address, self._host)
+            incoming = self._incoming = Incoming(address, self._host, self.guest.parameters.tls_creds)
             self.guest.arriving(MigrationStatus.SETUP, address=incoming.address)
             self._thread = threading.Thread(target=self._await, args=(incoming,), name="arrival", daemon=True)
             self._thread.start()
@@ -258,7 +266,7 @@ def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Noti
     Raises:
         UserError: `uri` is no address, or cannot be listened on.
     """
-    guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
+    guest = Guest(options.name, _parameters(options))
     states = _ArrivalStates(guest.events.run_state_changed)
     with ExitStack() as undo:
         owner = _receiving_owner(places)
@@ -281,7 +289,7 @@ def start_restored(path: Path, options: GuestOptions, places: Places, notify: No
     Raises:
         UserError: there is no such snapshot, it was altered, or its owner does not release it.
     """
-    guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
+    guest = Guest(options.name, _parameters(options))
     states = _ArrivalStates(guest.events.run_state_changed)
     with ExitStack() as undo:
         owner = _receiving_owner(places)
@@ -344,4 +352,5 @@ def _assignment(options: GuestOptions, places: Places, kernel: str) -> Assignmen
         vcpus=options.vcpus,
         policy=int(parse_policy(options.policy)),
         secret=None if options.secret is None else str(options.secret.absolute()),
+        zero_pages=options.zero_pages,
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from sealift.errors import LostError, UserError
@@ -39,6 +40,9 @@ from sealift.vmm.runstate import RunState
 
 _MOVABLE: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
 _LOST: Final = frozenset({RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR, RunState.SHUTDOWN})
+
+NOTHING_ELSE: Final[Mapping[Capability, bool]] = MappingProxyType({})
+"""Capabilities as they are set."""
 
 _HANDOVER_LIMIT_S: Final = 10.0
 """How long the end of a guest waits for its migration's: a handover takes milliseconds, unless the target is lost."""
@@ -211,14 +215,18 @@ class Guest:
     def parameters(self, parameters: Parameters) -> None:
         self._parameters = parameters
 
-    def migrate(self, uri: str) -> None:
+    def migrate(self, uri: str, once: Mapping[Capability, bool] = NOTHING_ELSE) -> None:
         """Begin to move the guest; returns at once, `migration` says how it goes.
+
+        Args:
+            uri: where to.
+            once: capabilities that are on or off for this migration alone.
 
         Raises:
             UserError: `uri` is no address, or the guest cannot be moved now.
         """
         parse_uri(uri)
-        self._begin(Migration, uri, Direction.OUTGOING)
+        self._begin(Migration, uri, Direction.OUTGOING, _switched(self._parameters, once))
 
     def snapshot(self, path: Path, *, without_disks: bool) -> None:
         """Begin to save the guest to a file, `without_disks` as its user knows; returns at once, as `migrate`.
@@ -234,9 +242,11 @@ class Guest:
                 f"a snapshot does not hold what is on the disks of guest {self.name} ({', '.join(writable)}); pause "
                 "it, snapshot it with --without-disks, copy the images, and let it run on"
             )
-        self._begin(Snapshot, str(path), Direction.SNAPSHOT)
+        self._begin(Snapshot, str(path), Direction.SNAPSHOT, self._parameters)
 
-    def _begin(self, kind: type[Migration | Snapshot], place: str, direction: Direction) -> None:
+    def _begin(
+        self, kind: type[Migration | Snapshot], place: str, direction: Direction, parameters: Parameters
+    ) -> None:
         """Begin one of the two, which are never underway together."""
         with self._lock:
             self._check_idle()
@@ -248,7 +258,7 @@ class Guest:
                 self.machine,
                 self._launched,
                 self.name,
-                self._parameters,
+                parameters,
                 lambda status: self.events.publish(MigrationChanged(direction, status)),
                 self._clock,
             )
@@ -277,9 +287,7 @@ class Guest:
         """
         with self._lock:
             self._check_idle()
-            wanted = dict.fromkeys(self._parameters.capabilities, True) | capabilities
-            on = frozenset(capability for capability, is_on in wanted.items() if is_on)
-            self._parameters = replace(self._parameters, capabilities=on)
+            self._parameters = _switched(self._parameters, capabilities)
 
     def ask_handler(self) -> None:
         """Return once the guest's migration handler has answered; one that is moving the guest is not disturbed.
@@ -351,3 +359,8 @@ class Guest:
     def migration(self) -> MigrationInfo | None:
         """How the last migration goes or went: away from here or, before any such, the arrival."""
         return self._arrival if self._migration is None else self._migration.info()
+
+
+def _switched(parameters: Parameters, capabilities: Mapping[Capability, bool]) -> Parameters:
+    wanted = {**dict.fromkeys(parameters.capabilities, True), **capabilities}
+    return replace(parameters, capabilities=frozenset(each for each, is_on in wanted.items() if is_on))

@@ -15,7 +15,7 @@ from sealift.cli.options import engine_option, examples, file_option, host_optio
 from sealift.cli.places import Host, Places, default_manufacturer, default_owner
 
 _LAUNCH_ONLY: Final = (
-    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret"),
+    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret", "zero_pages"),
     *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused"),
 )
 
@@ -44,6 +44,11 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--name", default=defaults.DEFAULT_NAME, show_default=True, help="What to call the guest on this host.")
 @image_options
 @file_option("--secret", "File whose content the owner plants for the guest.")
+@click.option(
+    "--zero-pages",
+    is_flag=True,
+    help="Let the guest's migration handler leave out what zero pages contain: faster, but hosts learn which they are.",
+)
 @click.option(
     "--disk",
     "disks",
@@ -78,7 +83,8 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option(
     "--incoming",
     metavar="URI",
-    help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH; with `defer`, where QMP's migrate-incoming says.",
+    help="Wait for a guest to arrive at tcp:HOST:PORT, unix:PATH, fd:N or exec:COMMAND; with `defer`, where QMP's "
+    "migrate-incoming says.",
 )
 @click.option(
     "--qmp",
@@ -94,6 +100,13 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     show_default=True,
     metavar="MS",
     help="For migrations away from here.",
+)
+@click.option(
+    "--tls-creds",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With --incoming: take guests over TLS only. The directory holds ca-cert.pem, server-cert.pem and "
+    "server-key.pem, or keys.psk, as QEMU's; for migrations away from here client-cert.pem and client-key.pem.",
 )
 @click.option(
     "--prealloc", is_flag=True, help="With --incoming or --restore: touch all guest memory first, which is faster."

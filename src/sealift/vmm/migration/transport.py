@@ -74,16 +74,17 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class FileAddress:
-    """A file that a stream is written to."""
+    """A file that a stream is written to, from `offset` (bytes) on."""
 
     path: Path
+    offset: int = 0
 
     def __str__(self) -> str:
-        return f"file:{self.path}"
+        return f"file:{self.path}{f',offset={self.offset}' if self.offset else ''}"
 
 
-SocketAddress: TypeAlias = TcpAddress | UnixAddress
-Address: TypeAlias = SocketAddress | HandedAddress | FileAddress
+NetworkAddress: TypeAlias = TcpAddress | UnixAddress
+Address: TypeAlias = NetworkAddress | HandedAddress | FileAddress
 
 
 def parse_uri(uri: str) -> Address:
@@ -105,7 +106,9 @@ def parse_uri(uri: str) -> Address:
         case "exec" if rest and "\0" not in rest:
             return ExecAddress(rest)
         case "file" if rest and "\0" not in rest:
-            return FileAddress(Path(rest))
+            path, _, offset = rest.partition(",offset=")
+            if path and (not offset or _is_number(offset)):
+                return FileAddress(Path(path), int(offset or 0))
         case _:
             pass
     raise UserError(f"{uri!r} is no migration address; write tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND or file:PATH")
@@ -121,7 +124,7 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= _DIGITS
 
 
-def connect(address: SocketAddress) -> socket.socket:
+def connect(address: NetworkAddress) -> socket.socket:
     """A stream to a target that listens.
 
     Raises:
@@ -200,13 +203,13 @@ class Listener:
         UserError: it cannot listen there.
     """
 
-    def __init__(self, address: SocketAddress) -> None:
+    def __init__(self, address: NetworkAddress) -> None:
         self._path: Path | None = None
         try:
             match address:
                 case TcpAddress():
                     self._sock = _listening_tcp(address)
-                    self.address: SocketAddress = TcpAddress(*self._sock.getsockname()[:2])
+                    self.address: NetworkAddress = TcpAddress(*self._sock.getsockname()[:2])
                 case UnixAddress():
                     self._sock = _listening_unix(address.path)
                     self.address, self._path = address, address.path

@@ -20,13 +20,24 @@ from sealift.wire.handover import Method, Transfer
 T = TypeVar("T")
 
 
+class CapabilityStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's MigrationCapabilityStatus."""
+
+    capability: Capability
+    state: bool
+
+
 class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU, and there is no postcopy to `resume`."""
+    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU, and there is no postcopy to `resume`.
+
+    `once` are capabilities for this migration alone.
+    """
 
     uri: str | None = None
     channels: tuple[MigrationChannel, ...] | None = None
     detach: bool = True
     resume: bool = False
+    once: tuple[CapabilityStatus, ...] = msgspec.field(default=(), name="x-sealift-capabilities")
 
 
 class IncomingArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,23 +47,10 @@ class IncomingArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     channels: tuple[MigrationChannel, ...] | None = None
 
 
-class CapabilityStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """QEMU's MigrationCapabilityStatus."""
-
-    capability: Capability
-    state: bool
-
-
 class CapabilitiesArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Those that are to change."""
 
     capabilities: tuple[CapabilityStatus, ...]
-
-
-class ContinueArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The status that the client believes the migration to wait in."""
-
-    state: MigrationStatus
 
 
 class SnapshotArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -60,6 +58,12 @@ class SnapshotArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     path: str
     without_disks: bool = False
+
+
+class ContinueArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's argument of migrate-continue: where the migration is expected to wait."""
+
+    state: MigrationStatus
 
 
 class SettleArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,7 +143,8 @@ def migrate(guest: Guest, arguments: MigrateArguments) -> None:
     """Begin a migration; query-migrate and MIGRATION events tell how it goes."""
     if arguments.resume:
         raise QmpError("Cannot resume if there is no paused migration")
-    guest.migrate(migration_uri(arguments.uri, arguments.channels))
+    once = {status.capability: status.state for status in arguments.once}
+    guest.migrate(migration_uri(arguments.uri, arguments.channels), once)
 
 
 def migrate_incoming(guest: Guest, arguments: IncomingArguments) -> None:
@@ -163,7 +168,7 @@ def migrate_cancel(guest: Guest, _: NoArguments) -> None:
 
 
 def migrate_continue(guest: Guest, arguments: ContinueArguments) -> None:
-    """Let a migration go on that waits for this word."""
+    """Let a migration go on that waits for its user (capability pause-before-switchover)."""
     guest.continue_migration(arguments.state)
 
 
@@ -185,7 +190,7 @@ def query_parameters(guest: Guest, _: NoArguments) -> MigrationParameters:
 
 def set_parameters(guest: Guest, arguments: MigrationParameters) -> None:
     """Change parameters; a migration underway keeps its own."""
-    guest.adjust(arguments.apply)
+    guest.parameters = arguments.apply(guest.parameters)
 
 
 def query_migration_capabilities(guest: Guest, _: NoArguments) -> tuple[CapabilityStatus, ...]:
@@ -214,7 +219,7 @@ COMMANDS = (
     Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
     Command("query-migrate", NoArguments, query_migrate, Runs.IN_THREAD),
     Command("query-migrate-parameters", NoArguments, query_parameters),
-    Command("migrate-set-parameters", MigrationParameters, set_parameters, Runs.IN_THREAD),
+    Command("migrate-set-parameters", MigrationParameters, set_parameters),
     Command("query-migrate-capabilities", NoArguments, query_migration_capabilities),
-    Command("migrate-set-capabilities", CapabilitiesArguments, set_capabilities, Runs.IN_THREAD),
+    Command("migrate-set-capabilities", CapabilitiesArguments, set_capabilities),
 )
