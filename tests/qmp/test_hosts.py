@@ -68,6 +68,7 @@ def test_qemus_client_moves_a_guest(sealift: Start, other_host: Host, tmp_path: 
             with here.listener() as leaving, there.listener() as arriving:
                 await there.execute("migrate-incoming", {"channels": ANYWHERE})
                 (address,) = (await query(there, "query-migrate"))["socket-address"]
+                target.stderr.wait_for(f"waiting for a guest at tcp:127.0.0.1:{address['port']}")
                 with pytest.raises(ExecuteError, match="has already been started"):
                     await there.execute("start-migrate-incoming", {"uri": "tcp:127.0.0.1:0"})
                 channel = {"channel-type": "main", "addr": address | {"transport": "socket"}}

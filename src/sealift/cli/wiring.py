@@ -40,7 +40,7 @@ from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.restore import restore
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.target import Incoming
-from sealift.vmm.migration.transport import Address, parse_uri
+from sealift.vmm.migration.transport import parse_uri
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 
@@ -184,11 +184,6 @@ class AwaitedGuest(HostedGuest):
         self._lock = threading.Lock()
         guest.defer(self._listen)
 
-    @property
-    def address(self) -> Address | None:
-        """Where it is awaited, with the port the system chose; None before that was said."""
-        return None if self._incoming is None else self._incoming.address
-
     def wait(self) -> None:
         """Wait until the guest is here; where it arrives was said before.
 
@@ -216,6 +211,7 @@ class AwaitedGuest(HostedGuest):
             if self._closed:
                 raise UserError(f"guest {self.guest.name} is not awaited any more")
             incoming = self._incoming = Incoming(address, self._host, self.guest.parameters.tls_creds)
+            self._host.notify(f"waiting for a guest at {incoming.address}")
             self.guest.arriving(MigrationStatus.SETUP, address=incoming.address)
             self._thread = threading.Thread(target=self._await, args=(incoming,), name="arrival", daemon=True)
             self._thread.start()
@@ -277,7 +273,9 @@ def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Noti
             notify(note)
         awaited = AwaitedGuest(guest, host, owner, states, undo.pop_all())
         undo.callback(awaited.close)
-        if uri != DEFER:
+        if uri == DEFER:
+            notify("waiting to be told by QMP's migrate-incoming where a guest is to arrive")
+        else:
             guest.receive(uri)
         undo.pop_all()
         return awaited

@@ -164,12 +164,7 @@ def command(
                 raise click.UsageError("--prealloc is for a guest that arrives; it needs --incoming or --restore")
             return start_guest(options, places, _say)
         _check_unused(click.get_current_context(), "--incoming")
-        awaited = start_incoming(incoming, options, places, _say)
-        if awaited.address is None:
-            _say("waiting to be told by QMP's migrate-incoming where a guest is to arrive")
-        else:
-            _say(f"waiting for a guest at {awaited.address}")
-        return awaited
+        return start_incoming(incoming, options, places, _say)
 
     return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer, qmp)
 
