@@ -50,6 +50,7 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: int = 0
     policy: int = 0
     secret: str | None = None
+    zero_pages: bool = False
 
 
 class Prepare(Message, frozen=True):
