@@ -27,12 +27,13 @@ from sealift.vmm.launch import Launched, launch
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.clock import SystemClock
+from sealift.vmm.migration.landing import TargetHost
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.source import Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.streamio import StreamWriter
-from sealift.vmm.migration.target import Arrived, Incoming, TargetHost
+from sealift.vmm.migration.target import Arrived, Incoming
 from sealift.vmm.migration.transport import Address, TcpAddress
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState

@@ -147,10 +147,8 @@ class _Foreground:
             match self._news.get():
                 case RunStateChanged(_, after):
                     status = self._run_state(after)
-                case MigrationChanged(Direction.OUTGOING, migration):
-                    status = self._departure(server, migration)
-                case MigrationChanged(Direction.INCOMING, migration):
-                    status = self._arrival(migration)
+                case MigrationChanged(direction, migration):
+                    status = self._migration(server, direction, migration)
                 case Ending(cause):
                     self.ended = self._watching_platform and not self._moved
                     status = FAILED if cause is ShutdownCause.HOST_ERROR else DONE
@@ -204,6 +202,30 @@ class _Foreground:
             case MigrationStatus.FAILED:
                 self._say(f"guest {guest.name} did not arrive: {_reason(guest)}")
                 return FAILED
+        return None
+
+    def _migration(self, server: QmpServer, direction: Direction, status: MigrationStatus) -> int | None:
+        match direction:
+            case Direction.OUTGOING:
+                return self._departure(server, status)
+            case Direction.INCOMING:
+                return self._arrival(status)
+            case Direction.SNAPSHOT:
+                return self._snapshot(status)
+
+    def _snapshot(self, status: MigrationStatus) -> int | None:
+        guest = self._guest
+        info = guest.migration()
+        path = info.x_sealift_snapshot if info else None
+        match status:
+            case MigrationStatus.ACTIVE:
+                self._say(f"guest {guest.name} is being saved to {path}")
+            case MigrationStatus.CANCELLED:
+                self._say(f"the snapshot of guest {guest.name} was cancelled")
+            case MigrationStatus.FAILED:
+                self._say(f"guest {guest.name} was not saved: {_reason(guest)}")
+            case MigrationStatus.COMPLETED:
+                self._say(f"guest {guest.name} is saved in {path}")
         return None
 
     def _departure(self, server: QmpServer, status: MigrationStatus) -> int | None:

@@ -122,6 +122,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     host: str | None = None
     owner: str | None = None
     incoming: str | None = None
+    restore: str | None = None
     downtime_limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
     prealloc: bool | None = None
     disk: list[str] | None = None
@@ -160,7 +161,7 @@ def read_config(path: Path) -> dict[str, object]:
 
 def _resolved(found: dict[str, object], base: Path) -> dict[str, object]:
     """The same with sizes as numbers and paths that no longer depend on where the file is."""
-    for key in ("initrd", "payload", "secret", "host", "owner", "dh_cert_file", "session_file"):
+    for key in ("initrd", "payload", "secret", "host", "owner", "restore", "dh_cert_file", "session_file"):
         if key in found:
             found[key] = base / str(found[key])
     if isinstance(disks := found.get("disk"), list):

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "console": "Attach to a guest's console.",
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
+    "snapshot": "Save a running guest to a file.",
     "qmp": "Send a guest's VMM a QMP command.",
     "owner": "What a guest's owner does without a VMM.",
     "platform": "A host's secure processor: its state, certificates and owner.",

@@ -6,7 +6,7 @@ machine runs in a process of its own, which ends with its connection::
     VMM process (wiring) ── argv: what the user wants to run ─────────► owner process
                          ── Prepare ──────────────────────────────────►  trusts the local root on first use
                          ◄─────────────────────────── Prepared(notes) ─
-                         ── Begin, BeginReceiver, Release ─────────────►  sealift.owner.Owner
+                         ── Begin, BeginReceiver, BeginRestore, Release ►  sealift.owner.Owner
                          ◄───────────────── Session, Secret or Failed ─
 """
 
@@ -75,6 +75,13 @@ class BeginReceiver(Message, frozen=True):
     source_measure: bytes
 
 
+class BeginRestore(Message, frozen=True):
+    """`OwnerService.begin_restore`. Reply: Session."""
+
+    evidence: PlatformEvidence
+    header: bytes
+
+
 class Release(Message, frozen=True):
     """`OwnerService.release`. Reply: Secret."""
 
@@ -94,7 +101,7 @@ class Secret(Message, frozen=True):
     grant: SecretGrant
 
 
-OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | Release
+OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | BeginRestore | Release
 OwnerReply: TypeAlias = Prepared | Session | Secret | Failed
 
 R = TypeVar("R", bound=Message)
@@ -143,6 +150,10 @@ class OwnerClient:
     def begin_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> SessionGrant:
         """See `OwnerService.begin_receiver`."""
         return self._ask(BeginReceiver(evidence, source_measure), Session).grant
+
+    def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
+        """See `OwnerService.begin_restore`."""
+        return self._ask(BeginRestore(evidence, header), Session).grant
 
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """See `OwnerService.release`."""

@@ -14,6 +14,7 @@ from sealift.cli.owner_link import (
     Assignment,
     Begin,
     BeginReceiver,
+    BeginRestore,
     OwnerReply,
     OwnerRequest,
     Prepare,
@@ -65,19 +66,24 @@ class _Server:
         if self._trouble is not None:
             return to_failed(self._trouble)
         try:
-            match request:
-                case Prepare():
-                    return Prepared(self._notes)
-                case Begin(evidence):
-                    return Session(self._owner.begin(evidence))
-                case BeginReceiver(evidence, source_measure):
-                    return Session(self._owner.begin_receiver(evidence, source_measure))
-                case Release(launch_id, measure):
-                    return Secret(self._owner.release(launch_id, measure))
-                case _:
-                    assert_never(request)
+            return self._carry_out(request)
         except SealiftError as error:
             return to_failed(error)
+
+    def _carry_out(self, request: OwnerRequest) -> OwnerReply:
+        match request:
+            case Prepare():
+                return Prepared(self._notes)
+            case Begin(evidence):
+                return Session(self._owner.begin(evidence))
+            case BeginReceiver(evidence, source_measure):
+                return Session(self._owner.begin_receiver(evidence, source_measure))
+            case BeginRestore(evidence, header):
+                return Session(self._owner.begin_restore(evidence, header))
+            case Release(launch_id, measure):
+                return Secret(self._owner.release(launch_id, measure))
+            case _:
+                assert_never(request)
 
 
 def establish_trust(owner: Owner, manufacturer: Path) -> tuple[str, ...]:

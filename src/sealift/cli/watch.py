@@ -47,9 +47,27 @@ def migrate(qmp: QmpClient, uri: str, parameters: dict[str, object], display: Di
         RefusedError: the VMM does not begin.
         LostError: the VMM is gone.
     """
+    return _watched(qmp, parameters, lambda: qmp.execute("migrate", uri=uri), display)
+
+
+def snapshot(
+    qmp: QmpClient, path: Path, *, without_disks: bool, parameters: dict[str, object], display: Display
+) -> MigrationInfo:
+    """Save the guest to a file (an absolute path); otherwise as `migrate`."""
+
+    def begin() -> None:
+        qmp.execute("x-sealift-snapshot", path=str(path), without_disks=without_disks)
+
+    return _watched(qmp, parameters, begin, display)
+
+
+def _watched(
+    qmp: QmpClient, parameters: dict[str, object], begin: Callable[[], object], display: Display
+) -> MigrationInfo:
+    """Begin it, and show how it goes to its end."""
     with _interruptions() as interrupted:
         with _parameters(qmp, parameters):
-            qmp.execute("migrate", uri=uri)
+            begin()
         cancelled = advised = False
         while True:
             info = qmp.query("query-migrate", MigrationInfo)
@@ -113,6 +131,17 @@ def describe(name: str, uri: str, info: MigrationInfo) -> str:
             return f"the migration of guest {name} broke off at the worst moment: {info.error_desc}"
         case _:
             return f"guest {name} was not moved: {info.error_desc or 'no reason is known'}"
+
+
+def describe_snapshot(name: str, path: Path, info: MigrationInfo) -> str:
+    """How a snapshot ended, in a sentence."""
+    match MigrationStatus(info.status):
+        case MigrationStatus.COMPLETED:
+            return f"guest {name} is saved in {path}{_figures(info)}"
+        case MigrationStatus.CANCELLED:
+            return f"the snapshot was cancelled; guest {name} is not saved, and goes on"
+        case _:
+            return f"guest {name} was not saved, and goes on: {info.error_desc or 'no reason is known'}"
 
 
 def _figures(info: MigrationInfo) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, Self, TypeAlias
 
@@ -34,9 +35,11 @@ from sealift.vmm.guest import Guest
 from sealift.vmm.launch import Launch
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import SharedMemory
+from sealift.vmm.migration.landing import TargetHost
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.restore import restore
 from sealift.vmm.migration.status import MigrationStatus
-from sealift.vmm.migration.target import Incoming, TargetHost
+from sealift.vmm.migration.target import Incoming
 from sealift.vmm.migration.transport import parse_uri
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
@@ -235,25 +238,58 @@ def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Noti
     guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
     states = _ArrivalStates(guest.events.run_state_changed)
     with ExitStack() as undo:
-        owner = OwnerClient.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
+        owner = _receiving_owner(places)
         undo.callback(owner.close)
-        host = TargetHost(
-            platform=lambda: Platform.start(
-                places.host.identity, places.manufacturer, engine=options.engine, prealloc=options.prealloc
-            ),
-            disks=lambda: open_disks(options.disks),
-            owner=owner,
-            startup=programs.startup_blob(),
-            console=lambda: guest.console,
-            run_state=states.changed,
-            token_path=_token_path(places.host, options.name),
-            notify=notify,
-        )
+        landing = _landing(options, places, guest, owner, states)
+        host = replace(landing, token_path=_token_path(places.host, options.name), notify=notify)
         incoming = Incoming(parse_uri(uri), host)
         undo.callback(incoming.close)
         for note in owner.prepare():
             notify(note)
         return AwaitedGuest(guest, incoming, owner, states, undo.pop_all())
+
+
+def start_restored(path: Path, options: GuestOptions, places: Places, notify: Notify = ignore) -> HostedGuest:
+    """Restore the guest in a snapshot and let it go on; of `options` count the same as for `start_incoming`.
+
+    Raises:
+        UserError: there is no such snapshot, it was altered, or its owner does not release it.
+    """
+    guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
+    states = _ArrivalStates(guest.events.run_state_changed)
+    with ExitStack() as undo:
+        owner = _receiving_owner(places)
+        undo.callback(owner.close)
+        for note in owner.prepare():
+            notify(note)
+        restored = restore(path, _landing(options, places, guest, owner, states))
+        undo.callback(restored.machine.close)
+        guest.attach(restored.machine, restored.launched)
+        undo.callback(guest.close)
+        owner.close()
+        notify(f"guest {options.name} is restored from {path}")
+        states.arrived()
+        return HostedGuest(guest, undo.pop_all())
+
+
+def _receiving_owner(places: Places) -> OwnerClient:
+    """An owner that only releases guests it knows."""
+    return OwnerClient.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
+
+
+def _landing(
+    options: GuestOptions, places: Places, guest: Guest, owner: OwnerClient, states: _ArrivalStates
+) -> TargetHost:
+    return TargetHost(
+        platform=lambda: Platform.start(
+            places.host.identity, places.manufacturer, engine=options.engine, prealloc=options.prealloc
+        ),
+        disks=lambda: open_disks(options.disks),
+        owner=owner,
+        startup=programs.startup_blob(),
+        console=lambda: guest.console,
+        run_state=states.changed,
+    )
 
 
 def _token_path(host: Host, name: str) -> Path:

@@ -37,10 +37,11 @@ class RunStateChanged:
 
 
 class Direction(enum.Enum):
-    """Which end of a migration this VMM is."""
+    """Which end of a migration this VMM is; or that the guest goes to a file, and stays."""
 
     OUTGOING = enum.auto()
     INCOMING = enum.auto()
+    SNAPSHOT = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from pathlib import Path
 from typing import Final
 
 from sealift.errors import LostError, UserError
@@ -18,6 +19,7 @@ from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock, SystemClock
 from sealift.vmm.migration.methods import blocked
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.snapshot import Snapshot
 from sealift.vmm.migration.source import Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
@@ -49,7 +51,7 @@ class Guest:
         self._machine: Machine | None = None
         self._launch: Launch | None = None
         self._launched: Launched | None = None
-        self._migration: Migration | None = None
+        self._migration: Migration | Snapshot | None = None
         self._migrating: threading.Thread | None = None
         self._arrival: MigrationInfo | None = None
         self._lock = threading.Lock()
@@ -192,6 +194,26 @@ class Guest:
             UserError: `uri` is no address, or the guest cannot be moved now.
         """
         parse_uri(uri)
+        self._begin(Migration, uri, Direction.OUTGOING)
+
+    def snapshot(self, path: Path, *, without_disks: bool) -> None:
+        """Begin to save the guest to a file, `without_disks` as its user knows; returns at once, as `migrate`.
+
+        Raises:
+            UserError: the guest cannot be saved now, or has writable disks and its user did not consent.
+        """
+        if not path.is_absolute():
+            raise UserError(f"{path} is no absolute path, and the VMM does not know what it is relative to")
+        writable = [str(disk.path) for disk in self.machine.spec.disks if not disk.read_only]
+        if writable and not without_disks:
+            raise UserError(
+                f"a snapshot does not hold what is on the disks of guest {self.name} ({', '.join(writable)}); pause "
+                "it, snapshot it with --without-disks, copy the images, and let it run on"
+            )
+        self._begin(Snapshot, str(path), Direction.SNAPSHOT)
+
+    def _begin(self, kind: type[Migration | Snapshot], place: str, direction: Direction) -> None:
+        """Begin one of the two, which are never underway together."""
         with self._lock:
             if self._migrating is not None and self._migrating.is_alive():
                 raise UserError("There's a migration process in progress")
@@ -199,15 +221,15 @@ class Guest:
                 raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
             if reasons := self.blocked_reasons():
                 raise UserError(f"guest {self.name} cannot be migrated: {'; and '.join(reasons)}")
-            self._migration = Migration(
+            self._migration = kind(
                 self.machine,
                 self._launched,
                 self.name,
                 self._parameters,
-                lambda status: self.events.publish(MigrationChanged(Direction.OUTGOING, status)),
+                lambda status: self.events.publish(MigrationChanged(direction, status)),
                 self._clock,
             )
-            self._migrating = threading.Thread(target=self._migration.run, args=(uri,), name="migration", daemon=True)
+            self._migrating = threading.Thread(target=self._migration.run, args=(place,), name=kind.what, daemon=True)
             self._migrating.start()
 
     def blocked_reasons(self) -> tuple[str, ...]:
@@ -225,7 +247,7 @@ class Guest:
             UserError: no token is waited for.
             SealiftError: it is not the target's word on this migration; nothing has changed.
         """
-        if self._migration is None:
+        if not isinstance(self._migration, Migration):
             raise UserError(f"guest {self.name} waits for no token of a target")
         self._migration.settle(token)
 

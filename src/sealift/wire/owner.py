@@ -10,9 +10,9 @@
      │◄─────────────────────────────── SecretGrant ────│
      │   LAUNCH_SECRET, LAUNCH_FINISH                  │
 
-`begin_receiver` stands for `begin` on a migration's target. Nothing in these messages is secret and none of it is
-believed: session and secret are readable by the verified platform alone. A refusal is a `RefusedError` with the
-owner's reason.
+`begin_receiver` stands for `begin` on a migration's target, `begin_restore` where a snapshot is restored. Nothing in
+these messages is secret and none of it is believed: session and secret are readable by the verified platform alone. A
+refusal is a `RefusedError` with the owner's reason.
 """
 
 from __future__ import annotations
@@ -90,6 +90,13 @@ class OwnerService(Protocol):
 
         Raises:
             RefusedError: there is no such guest, or it may not go there.
+        """
+
+    def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
+        """Start a launch that is to restore the one snapshot with that header (`sealift.wire.handshake`, SNAPSHOT).
+
+        Raises:
+            RefusedError: it is of no guest of this owner, or may not be restored there.
         """
 
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:

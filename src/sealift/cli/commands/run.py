@@ -34,6 +34,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         "sealift run guest.toml --secret disk.key",
         "sealift run --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
+        "sealift run --name again --restore demo.snap",
         "sealift run --policy 1 --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
@@ -48,7 +49,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     "disks",
     metavar="PATH[,ro]",
     multiple=True,
-    help="Disk image for Linux's /dev/vda, then /dev/vdb; with --incoming the same images as the guest has.",
+    help="Disk image for Linux's /dev/vda, then /dev/vdb; with --incoming and --restore those that the guest has.",
 )
 @engine_option
 @file_option(
@@ -75,6 +76,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     "validated and a secret injected first.",
 )
 @click.option("--incoming", metavar="URI", help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH.")
+@file_option("--restore", "Run the guest that `sealift snapshot` saved to this file, if its owner releases it.")
 @click.option(
     "--downtime-limit",
     type=click.IntRange(min=0),
@@ -84,7 +86,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     help="For migrations away from here.",
 )
 @click.option(
-    "--prealloc", is_flag=True, help="With --incoming: touch all guest memory first, so that the transfer is faster."
+    "--prealloc", is_flag=True, help="With --incoming or --restore: touch all guest memory first, which is faster."
 )
 @click.option("--quiet", is_flag=True, help="Do not show the guest's console.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine runs the guest, and why.")
@@ -100,6 +102,7 @@ def command(
     host: Host,
     owner: Path,
     incoming: str | None,
+    restore: Path | None,
     disks: tuple[str, ...],
     launch_secret: str | None,
     *,
@@ -115,7 +118,7 @@ def command(
     """
     from sealift.cli.foreground import run_in_foreground
     from sealift.cli.rundir import check_name
-    from sealift.cli.wiring import HostedGuest, start_guest, start_incoming
+    from sealift.cli.wiring import HostedGuest, start_guest, start_incoming, start_restored
 
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
@@ -123,15 +126,20 @@ def command(
         launch_secret=None if launch_secret is None else defaults.SecretFiles.parse(launch_secret),
         **settings,
     )
+    if incoming is not None and restore is not None:
+        raise click.UsageError("a guest comes either by --incoming or by --restore", click.get_current_context())
     check_name(options.name)
     places = Places(host, owner.absolute(), default_manufacturer())
 
     def start() -> HostedGuest:
+        if restore is not None:
+            _check_unused(click.get_current_context(), "--restore")
+            return start_restored(restore, options, places, _say)
         if incoming is None:
             if options.prealloc:
-                raise click.UsageError("--prealloc is for a guest that arrives; it needs --incoming")
+                raise click.UsageError("--prealloc is for a guest that arrives; it needs --incoming or --restore")
             return start_guest(options, places, _say)
-        _check_unused(click.get_current_context())
+        _check_unused(click.get_current_context(), "--incoming")
         awaited = start_incoming(incoming, options, places, _say)
         _say(f"waiting for a guest at {awaited.address}")
         return awaited
@@ -139,12 +147,12 @@ def command(
     return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer)
 
 
-def _check_unused(ctx: click.Context) -> None:
+def _check_unused(ctx: click.Context, way: str) -> None:
     """Refuse options that say how a guest is launched; a configuration file may serve both of its hosts."""
     for name in _LAUNCH_ONLY:
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} has no use with --incoming: the guest that comes was launched elsewhere",
+                f"--{name.replace('_', '-')} has no use with {way}: the guest that comes was launched elsewhere",
                 ctx,
             )
 

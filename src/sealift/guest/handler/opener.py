@@ -126,7 +126,7 @@ class Opener:
 
     def _check_place(self, header: RecordHeader) -> None:
         if header.migration != self._migration:
-            raise SealError("a record belongs to another migration")
+            raise SealError("a record belongs to another migration or snapshot")
         if header.leg != FIRST_LEG:
             raise SealError(f"a record belongs to leg {header.leg}; this is leg {FIRST_LEG}")
         if header.channel >= len(self._channels):

@@ -148,13 +148,21 @@ class DeviceSet:
         Raises:
             GuestError: a medium failed; no image was left.
         """
+        self.flush_disks()
+        for disk in self._disks:
+            disk.unlock()
+
+    def flush_disks(self) -> None:
+        """Return when everything the guest wrote to its disks will last; the devices are quiesced.
+
+        Raises:
+            GuestError: a medium failed.
+        """
         try:
             for disk in self._disks:
                 disk.flush()
         except OSError as error:
             raise GuestError("a disk image of the guest cannot be flushed") from error
-        for disk in self._disks:
-            disk.unlock()
 
     def close(self) -> None:
         """End what works by itself, and let go of files; no vCPU runs any more."""

@@ -24,6 +24,6 @@ class Convergence:
         if self._fruitless < _FRUITLESS_ROUNDS or not isfinite(expected_s):
             return None
         return (
-            f"the guest writes as fast as the network takes it ({self._fruitless} rounds without progress); cancel and "
-            f"migrate again with --downtime-limit {ceil(expected_s * 1e3)} or more, or pause it meanwhile (QMP: stop)"
+            f"the guest writes as fast as it can be sent ({self._fruitless} rounds without progress); cancel and "
+            f"try again with --downtime-limit {ceil(expected_s * 1e3)} or more, or pause it meanwhile (QMP: stop)"
         )

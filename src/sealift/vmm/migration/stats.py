@@ -75,6 +75,8 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     migration_id: str | None = None
     x_sealift_fenced: bool = False
     """The guest is stopped here, and may run at the target: only the target's token lets it go on."""
+    x_sealift_snapshot: str | None = None
+    """It is no migration: the guest is saved to this file, and runs on here."""
     x_sealift_advice: str | None = None
     """What its user could do so that the migration ends."""
 

@@ -12,8 +12,10 @@ import select
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from sealift.errors import LostError
 from sealift.vmm.memory import Buffer
@@ -27,11 +29,24 @@ _GLANCE = 64
 
 
 class EndedError(LostError):
-    """The other side closed the connection."""
+    """The other side closed the connection, or a file has no more."""
 
 
 class SilentError(LostError):
     """The other side is connected, and does not answer."""
+
+
+class Writer(Protocol):
+    """Where a stream goes.
+
+    Attributes:
+        sent: bytes so far.
+    """
+
+    sent: int
+
+    def write(self, *parts: Buffer) -> None:
+        """Write the parts one behind the other."""
 
 
 class StreamWriter:
@@ -69,35 +84,31 @@ class StreamWriter:
         self.sent += length
 
 
-class StreamReader:
-    """Reads from a socket.
+class ByteReader(ABC):
+    """Reads a stream of bytes, wherever they come from.
 
     Attributes:
         received: bytes handed out so far.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self) -> None:
         self._memory = memoryview(bytearray(_BUFFER))
         self._start = self._end = 0
-        self._limit_s: float | None = None
-        self._until = 0.0
         self.received = 0
 
-    @contextmanager
-    def within(self, limit_s: float) -> Iterator[None]:
-        """What is read in here must all have come within `limit_s`; else the reading method raises SilentError."""
-        self._limit_s, self._until = limit_s, time.monotonic() + limit_s
-        try:
-            yield
-        finally:
-            self._limit_s = None
+    @abstractmethod
+    def _receive(self, view: memoryview, *, whole: bool) -> int:
+        """Fill the front of `view`, if possible all of it when it is wanted `whole`; how many bytes.
+
+        Raises:
+            EndedError: there are no more.
+        """
 
     def take(self, length: int) -> bytes:
         """Exactly `length` bytes; the caller limits how many.
 
         Raises:
-            EndedError: the other side closed the connection before.
+            EndedError: there are no more.
         """
         if length > _BUFFER:
             large = bytearray(length)
@@ -108,29 +119,29 @@ class StreamReader:
         return small
 
     def into(self, view: memoryview) -> None:
-        """Fill `view`, straight from the socket.
+        """Fill `view`, without a copy in between.
 
         Raises:
-            EndedError: the other side closed the connection before.
+            EndedError: there are no more.
         """
         held = min(self._end - self._start, len(view))
         view[:held] = self._memory[self._start : self._start + held]
         self.skip(held)
         while held < len(view):
-            got = self._receive(view[held:], socket.MSG_WAITALL)
+            got = self._receive(view[held:], whole=True)
             held += got
             self.received += got
 
     def peek(self, least: int, most: int) -> memoryview:
-        """What lies in the buffer, at least `least` bytes; asks the socket for no more than `most`.
+        """What lies in the buffer, at least `least` bytes; asks for no more than `most`.
 
         Raises:
-            EndedError: the other side closed the connection before.
+            EndedError: there are no more.
         """
         if self._start + most > _BUFFER:
             self._compact()
         while self._end - self._start < least:
-            self._end += self._receive(self._memory[self._end : self._start + most], 0)
+            self._end += self._receive(self._memory[self._end : self._start + most], whole=False)
         return self._memory[self._start : self._end]
 
     def skip(self, length: int) -> None:
@@ -145,7 +156,27 @@ class StreamReader:
         self._memory[: len(held)] = held
         self._start, self._end = 0, len(held)
 
-    def _receive(self, view: memoryview, flags: int) -> int:
+
+class StreamReader(ByteReader):
+    """Reads from a socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._sock = sock
+        self._limit_s: float | None = None
+        self._until = 0.0
+
+    @contextmanager
+    def within(self, limit_s: float) -> Iterator[None]:
+        """What is read in here must all have come within `limit_s`; else the reading method raises SilentError."""
+        self._limit_s, self._until = limit_s, time.monotonic() + limit_s
+        try:
+            yield
+        finally:
+            self._limit_s = None
+
+    def _receive(self, view: memoryview, *, whole: bool) -> int:
+        flags = socket.MSG_WAITALL if whole else 0
         if self._limit_s is not None:
             self._await(self._limit_s)
             flags = 0  # what lies there, and no waiting for the rest

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +23,9 @@ from sealift.errors import (
     UserError,
     sentence,
 )
-from sealift.launch.machine import MachineType
-from sealift.vmm.console import Console
-from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.launch import Launched
-from sealift.vmm.machine import Machine, MachineSpec
+from sealift.vmm.machine import Machine
+from sealift.vmm.migration.landing import TargetHost, make_machine, set_going
 from sealift.vmm.migration.machine_state import Restorer
 from sealift.vmm.migration.method import Entrance, TargetMethod
 from sealift.vmm.migration.methods import entrance_for
@@ -40,35 +36,8 @@ from sealift.vmm.migration.shared_ram import RamLoader
 from sealift.vmm.migration.streamio import EndedError, StreamReader, bulk_work, shut_down
 from sealift.vmm.migration.token_file import keep_token
 from sealift.vmm.migration.transport import Address, Listener
-from sealift.vmm.platform import CpuShape, Platform
-from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Disk, Frame, FrameKind, Hello, Method, Refusal, read_frame
-from sealift.wire.owner import OwnerService
-
-
-@dataclass(frozen=True, slots=True)
-class TargetHost:
-    """What a target needs of the host it is on.
-
-    Attributes:
-        platform: starts a platform process.
-        owner: approves receivers and releases their secrets (method mh).
-        startup: the start-up code of the receiver image.
-        disks: opens the images that a guest which comes here finds; the machine closes them.
-        console: makes the guest's console.
-        run_state: is called with every new run state of the guest.
-        token_path: where to keep a token that the source did not take; None: nowhere.
-        notify: takes sentences for the user.
-    """
-
-    platform: Callable[[], Platform]
-    owner: OwnerService
-    startup: bytes
-    console: Callable[[], Console]
-    run_state: Callable[[RunState], None]
-    disks: Callable[[], tuple[DiskImage, ...]] = tuple
-    token_path: Path | None = None
-    notify: Callable[[str], None] = lambda _: None
+from sealift.vmm.platform import Platform
+from sealift.wire.handover import Frame, FrameKind, Hello, Method, Refusal, read_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,26 +186,12 @@ class Incoming:
 
     def _make(self, introduction: Introduction, entrance: Entrance) -> _Guest:
         """The machine, waiting for its guest."""
-        machine = self._machine = self._make_machine(introduction, entrance)
+        if self._platform is None:
+            raise InternalError("a machine is to be made before any guest was admitted")
+        machine = self._machine = make_machine(self._host, self._platform, introduction, es=entrance.es)
         entered = entrance.enter(machine)
         self._method = entered.method
         return _Guest(machine, entered.launched, entered.method)
-
-    def _make_machine(self, introduction: Introduction, entrance: Entrance) -> Machine:
-        if self._platform is None:
-            raise InternalError("a machine is to be made before any guest was admitted")
-        hello, hardware = introduction.hello, introduction.hello.hardware
-        with ExitStack() as undo:
-            disks = self._host.disks()
-            for disk in disks:
-                undo.callback(disk.close)
-            _check_same_disks(disks, hardware.disks)
-            cpu = CpuShape(hardware.cbit, hardware.cpu)
-            kind = _machine_type(hardware.machine)
-            spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, entrance.es)
-            machine = Machine(self._platform, spec, self._host.console(), self._host.run_state)
-            undo.pop_all()
-        return machine
 
     def _start(self, guest: _Guest, restorer: Restorer) -> bytes:
         """The guest is ours: run it. From here on nothing is given up any more."""
@@ -245,10 +200,7 @@ class Incoming:
                 raise LostError("the target was told to give up")
             guest.machine.devices.take_disks()
             started = guest.method.started()
-        if restorer.paused:
-            guest.machine.arrive_paused()
-        else:
-            guest.machine.resume()
+        set_going(guest.machine, restorer)
         return started
 
     def _delivered(self, caller: Caller, started: bytes) -> bool:
@@ -295,32 +247,6 @@ class Incoming:
             self._machine.close()
         elif self._platform is not None:
             self._platform.close()
-
-
-def _machine_type(name: str) -> MachineType:
-    try:
-        return MachineType(name)
-    except ValueError:
-        raise StreamError(f"the source's guest needs a machine {name!r:.40}, which is not known here") from None
-
-
-def _check_same_disks(here: tuple[DiskImage, ...], there: tuple[Disk, ...]) -> None:
-    """Every disk of the guest needs an image here that looks the same to it."""
-    if len(here) != len(there):
-        raise UserError(
-            f"the guest has {len(there)} disk(s), and this target was given {len(here)}; give it the same images "
-            "with --disk"
-        )
-    for image, disk in zip(here, there, strict=True):
-        if (image.sectors, image.read_only) != (disk.sectors, disk.read_only):
-            raise UserError(
-                f"the disk image {image.path} has {image.sectors} sectors and is {_access(image.read_only)}; the "
-                f"guest's disk has {disk.sectors} and is {_access(disk.read_only)}"
-            )
-
-
-def _access(read_only: bool) -> str:  # noqa: FBT001  # what is said of it
-    return "read-only" if read_only else "writable"
 
 
 def _expect_final(reader: StreamReader) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 
@@ -18,6 +19,13 @@ class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     uri: str
     detach: bool = True
+
+
+class SnapshotArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """The file to make, by its absolute path; `without_disks`: its user knows that disks are not in it."""
+
+    path: str
+    without_disks: bool = False
 
 
 class SettleArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +78,11 @@ def migrate(guest: Guest, arguments: MigrateArguments) -> None:
     guest.migrate(arguments.uri)
 
 
+def snapshot(guest: Guest, arguments: SnapshotArguments) -> None:
+    """Begin a snapshot; query-migrate, migrate_cancel and MIGRATION events serve it as they do a migration."""
+    guest.snapshot(Path(arguments.path), without_disks=arguments.without_disks)
+
+
 def migrate_cancel(guest: Guest, _: NoArguments) -> None:
     """Give it up; with none underway, nothing happens."""
     guest.cancel_migration()
@@ -103,6 +116,7 @@ def _or(value: int | None, default: int) -> int:
 COMMANDS = (
     Command("migrate", MigrateArguments, migrate, Runs.IN_THREAD),
     Command("migrate_cancel", NoArguments, migrate_cancel, Runs.IN_THREAD),
+    Command("x-sealift-snapshot", SnapshotArguments, snapshot, Runs.IN_THREAD),
     Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
     Command("query-migrate", NoArguments, query_migrate, Runs.IN_THREAD),
     Command("query-migrate-parameters", NoArguments, query_parameters),
