@@ -16,7 +16,8 @@ import pytest
 
 from sealift.errors import UserError, sentence
 from sealift.owner.owner import Owner
-from sealift.owner.settings import ReceiverRule, RestoreRule
+from sealift.owner.receivers import ReceiverRule, Scope
+from sealift.owner.settings import RestoreRule
 from sealift.sev.policy import Policy
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.parameters import Parameters
@@ -92,8 +93,7 @@ def _directory(file: Path) -> None:
 
 
 def owner_log(world: rig.World) -> str:
-    (path,) = world.path.glob(f"{world.owner._directory.path.name}/owner.log")
-    return path.read_text()
+    return "\n".join(decision.sentence for decision in world.owner.log.read())
 
 
 # --- what it is for ---------------------------------------------------------------------------------------------------
@@ -235,8 +235,8 @@ def test_a_host_that_the_owner_did_not_list_restores_nothing(world: rig.World, f
     guest = world.start()
     guest.work(4)
     saved(guest, file)
-    world.owner.set_receivers(ReceiverRule.LISTED)
-    refused(world, file, "is not on the owner's list of receivers")
+    world.owner.set_receivers(ReceiverRule(Scope.ANY, approved=False))
+    refused(world, file, "may not receive the guest: the owner has revoked any host")
 
 
 def test_another_owner_cannot_restore_it(world: rig.World, hosts: Path, file: Path) -> None:
