@@ -110,7 +110,14 @@ class Owner:
         Raises:
             StreamError: it is no ARK certificate.
         """
-        fingerprint = CaCertificate.decode(ark).fingerprint()
+        self.pin(CaCertificate.decode(ark).fingerprint())
+
+    def pin(self, fingerprint: bytes) -> None:
+        """Pin a root by its ARK's fingerprint, 32 bytes.
+
+        Raises:
+            StreamError: another size.
+        """
         self._change(lambda old: msgspec.structs.replace(old, roots=settings.including(old.roots, fingerprint)))
 
     def accept_handler(self, digest: bytes) -> None:
