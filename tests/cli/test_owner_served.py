@@ -130,6 +130,36 @@ def test_a_guest_whose_owner_is_gone_cannot_move_and_runs_on(sealift: Start, oth
     after.stdout.wait_until(lambda text: len(updates(text)) > 3, "progress on the target")
 
 
+def test_a_receipt_comes_with_a_migration_and_its_owner_believes_it(
+    sealift: Start, other_host: Host, tmp_path: Path
+) -> None:
+    before = sealift("run", "--name", "a", *LEDGER)
+    before.stderr.wait_for("guest a runs")
+    _, address = target(sealift, other_host, "tcp:127.0.0.1:0")
+    file = tmp_path / "moved.json"
+    result = json.loads(asked(sealift, "migrate", "a", address, "--json", "--receipt", file))
+    assert set(result["x-sealift-receipt"]) >= {"source", "target"}
+    said = asked(sealift, "owner", "receipt", file)
+    assert "OK: the handlers of both launches state this" in said
+    assert f"moved      {result['pages']['private-pages']} private pages in" in said
+    assert f"a to {address}, ended 20" in said
+
+    altered = file.read_text().replace('"pages": ', '"pages": 1')
+    file.write_text(altered)
+    refused = sealift("owner", "receipt", file)
+    assert refused.wait() == 1
+    assert "the receipt proves nothing: the source's half is not authentic" in refused.stderr.text
+    again = sealift("migrate", "a", address, "--receipt", file)
+    assert again.wait() == 1
+    assert "exists already" in again.stderr.text
+
+
+def test_method_psp_makes_no_receipt(sealift: Start, tmp_path: Path) -> None:
+    migration = sealift("migrate", "a", "tcp:127.0.0.1:1", "--method", "psp", "--receipt", tmp_path / "moved.json")
+    assert migration.wait() == 2
+    assert "method psp makes no receipt" in migration.stderr.text
+
+
 def test_a_host_receives_only_while_it_is_approved(sealift: Start, other_host: Host, tmp_path: Path) -> None:
     """With the local owner: revoked for all, approved by its certificates, revoked by its name for one guest."""
     certificates = tmp_path / "other.cert"

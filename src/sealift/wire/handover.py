@@ -10,6 +10,7 @@
       │◄──────────────────────────────────────────────── PREPARED, or REFUSED ────│
       │── FINAL ─────────────────────────────────────────────────────────────────►│ (the source is fenced)
       │◄────────────────────────────────────────────────── STARTED, or REFUSED ───│ runs the guest
+      │◄──────────────────── RECEIPT: the target's half, empty where there is none│
       │── TAKEN: the target's token did its work here ───────────────────────────►│ (or keeps the token in a file)
 
 ``══`` is the stream of `sealift.wire.qemu_stream`; ``──`` are frames: u8 kind (0 is invalid), be32 length, payload.
@@ -37,9 +38,10 @@ from sealift.wire import handshake, psp
 from sealift.wire.failure import from_failed
 from sealift.wire.packed import UNDECODABLE, unpack
 from sealift.wire.platform import CPU_LIMIT, Block, Failed
+from sealift.wire.receipt import STATEMENT_SIZE
 from sealift.wire.token import TOKEN_SIZE
 
-VERSION = 3
+VERSION = 4
 
 HELLO_LIMIT = 64 * 1024
 """Bytes of a HELLO: an offer at its longest, the RAMBlock table and a name fit several times."""
@@ -81,6 +83,7 @@ class FrameKind(enum.IntEnum):
     FINAL = 4
     STARTED = 5
     TAKEN = 6
+    RECEIPT = 7
 
 
 FRAME_LIMITS = {
@@ -90,6 +93,7 @@ FRAME_LIMITS = {
     FrameKind.FINAL: TOKEN_SIZE,
     FrameKind.STARTED: TOKEN_SIZE,
     FrameKind.TAKEN: 0,
+    FrameKind.RECEIPT: STATEMENT_SIZE,
 }
 """Longest payload of each kind; whatever is longer is refused unread."""
 

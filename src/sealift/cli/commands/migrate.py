@@ -29,6 +29,7 @@ _PARAMETERS: Final = {
         "sealift migrate demo tcp:192.0.2.7:4444",
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
         "sealift migrate demo tcp:192.0.2.7:4444 --method psp",
+        "sealift migrate demo tcp:192.0.2.7:4444 --receipt moved.json",
         "sealift migrate demo --settle demo.token",
     ),
 )
@@ -68,9 +69,24 @@ _PARAMETERS: Final = {
     metavar="FILE",
     help="Instead of moving it: bring a guest whose target was lost the token that the target left.",
 )
+@click.option(
+    "--receipt",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what both migration handlers state of the migration, for `sealift owner receipt` (not with psp).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object (QEMU's MigrationInfo).")
 @host_option
-def command(host: Host, name: str, uri: str | None, token: Path | None, *, as_json: bool, **options: object) -> int:
+def command(
+    host: Host,
+    name: str,
+    uri: str | None,
+    token: Path | None,
+    receipt: Path | None,
+    *,
+    as_json: bool,
+    **options: object,
+) -> int:
     """Move the guest NAME to URI, where `sealift run --incoming` waits for it.
 
     Ctrl-C gives the migration up and leaves the guest running here, until the guest is being handed over. The exit
@@ -79,6 +95,7 @@ def command(host: Host, name: str, uri: str | None, token: Path | None, *, as_js
     If the target is lost while the guest is handed over, nobody can know whether it runs there, and it stays stopped
     here. --settle brings the token that the target keeps of such a guest.
     """
+    from sealift.cli import receipt_file
     from sealift.cli.watch import describe, moved
 
     if token is not None and uri is None:
@@ -86,6 +103,10 @@ def command(host: Host, name: str, uri: str | None, token: Path | None, *, as_js
         return 0
     if token is not None or uri is None:
         raise click.UsageError("give either the URI of a target or --settle", click.get_current_context())
+    if receipt is not None:
+        if options["method"] == "psp":
+            raise click.UsageError("method psp makes no receipt: its processors share no key with the guest's owner")
+        receipt_file.check_place(receipt)
     parameters = {_PARAMETERS[option]: value for option, value in options.items() if value is not None}
     info = _migrate(host, name, uri, parameters)
     if as_json:
@@ -95,6 +116,8 @@ def command(host: Host, name: str, uri: str | None, token: Path | None, *, as_js
         return 1
     if not as_json:
         click.echo(describe(name, uri, info))
+    if receipt is not None:
+        receipt_file.write_receipt(receipt, name, uri, info)
     return 0
 
 
