@@ -133,9 +133,9 @@ def test_rules_are_given_and_shown_by_command(tmp_path: Path) -> None:
         "-",
         "every",
     ]
-    assert tool("revoke", "any", *place).out == "any host may not receive every guest\n"
+    assert tool("revoke", "any", *place).out == "revoked: any host, every guest\n"
     said = tool("approve", HOST.hex(), "--guest", GUEST.hex(), *place).out
-    assert said == f"host {HOST.hex()} may receive guest {GUEST.hex()}\n"
+    assert said == f"approved: host {HOST.hex()}, guest {GUEST.hex()}\n"
     tool("approve", "--root", ROOT.hex(), *place)
     shown = json.loads(tool("list", "--json", *place).out)
     assert [(each["rule"], each["hosts"]) for each in shown] == [

@@ -106,4 +106,4 @@ def _add(who: str, owner: Path, guest: str | None, *, root: bool, approved: bool
     rule = ReceiverRule(scope, approved, fingerprint, instance)
     Owner(owner.absolute()).set_receivers(rule)
     whom = "every guest" if guest is None else f"guest {guest}"
-    click.echo(f"{rule.name} {'may' if approved else 'may not'} receive {whom}")
+    click.echo(f"{'approved' if approved else 'revoked'}: {rule.name}, {whom}")
