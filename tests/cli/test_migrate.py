@@ -40,17 +40,19 @@ def updates(console: str) -> list[int]:
     return [int(count) for count in re.findall(r"^ledger 0 (\d+) [0-9a-f]{64}$", console, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("transfer", ["ring", "mailbox"])
+@pytest.mark.parametrize(
+    "how", [("--transfer", "ring"), ("--transfer", "mailbox"), ("--method", "psp", "--packet-pages", "16")]
+)
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_a_guest_moves_and_goes_on_where_it_was(
-    sealift: Start, state_dir: Path, other_host: Host, tmp_path: Path, kind: str, transfer: str
+    sealift: Start, state_dir: Path, other_host: Host, tmp_path: Path, kind: str, how: tuple[str, ...]
 ) -> None:
-    before = source(sealift, *LEDGER)
+    before = source(sealift, *LEDGER, "--policy", "nodbg,sev")
     uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/incoming"
     after, address = target(sealift, other_host, uri)
     before.stdout.wait_until(lambda text: len(updates(text)) > 3, "some progress")
 
-    migration = sealift("migrate", "a", address, "--transfer", transfer, "--json")
+    migration = sealift("migrate", "a", address, *how, "--json")
     assert migration.wait() == 0
     result = json.loads(migration.stdout.text)
     assert result["status"] == "completed"
@@ -120,6 +122,17 @@ def test_a_migration_to_nobody_fails_and_says_so(sealift: Start, tmp_path: Path)
     guest.stderr.wait_for("the migration of guest a failed")
     printed = len(guest.stdout.text)
     guest.stdout.wait_until(lambda text: len(updates(text[printed:])) > 1, "progress after the failure")
+
+
+def test_a_policy_that_forbids_method_psp_is_named(sealift: Start) -> None:
+    """NOSEND is in the default policy."""
+    guest = source(sealift, *LEDGER)
+    migration = sealift("migrate", "a", "tcp:127.0.0.1:1", "--method", "psp")
+    assert migration.wait() != 0
+    assert "cannot be migrated: its policy has NOSEND" in migration.stderr.text
+    assert "launch it without nosend" in migration.stderr.text
+    guest.signal(signal.SIGINT)
+    assert guest.wait() == 0
 
 
 def test_what_a_migration_was_given_does_not_stick_to_its_guest(

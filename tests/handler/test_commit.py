@@ -72,16 +72,6 @@ def test_source_and_target_can_never_both_run() -> None:
     assert (State.RUNNING, State.ABORTED) in ends
 
 
-def reachable(start: State) -> set[State]:
-    reached, todo = {start}, [start]
-    while todo:
-        state = todo.pop()
-        found = {steps[state] for steps in STEPS.values() if state in steps} - reached
-        reached |= found
-        todo += found
-    return reached
-
-
 def before_it_runs(start: State) -> set[State]:
     """What a receiver can be in until it is a source like any other."""
     states, todo = {start}, [start]

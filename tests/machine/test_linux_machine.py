@@ -92,9 +92,10 @@ class PlayedPlatform:
     cpu: object = None
     lines: list[int] = field(default_factory=list)
 
-    def create_vm(self, layout: RamLayout, vcpus: int, _: object, *, irqchip: bool) -> SharedMemory:
+    def create_vm(self, layout: RamLayout, vcpus: int, _: object, *, irqchip: bool, es: bool) -> SharedMemory:
         """RAM that only this process has."""
         assert irqchip
+        assert not es
         assert vcpus == len(self.vcpus)
         fd = os.memfd_create("played")
         os.ftruncate(fd, layout.size)

@@ -12,6 +12,8 @@ from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.platform import Platform
+from sealift.vmm.qmp.commands import COMMANDS
+from sealift.vmm.qmp.message import QmpError, Request
 from sealift.vmm.runstate import RunState
 from sealift.wire import platform as wire
 from sealift.wire.platform import Phase
@@ -110,6 +112,16 @@ def test_a_guest_that_its_handler_brought_moves_on_by_secure_processor(sendable:
     second.work(4)
     third, _ = psp.moved(sendable, second)
     third.work(4)
+
+
+def test_a_guest_that_its_secure_processor_brought_has_no_measurement_here(sendable: rig.World) -> None:
+    """Whoever wants one asks where it was launched; the report of this platform says zeros, as AMD's does."""
+    guest = sendable.start()
+    there, _ = psp.moved(sendable, guest)
+    user = controlled(there)
+    call = COMMANDS.find("query-sev-launch-measure").bind(Request("query-sev-launch-measure", {}), user)
+    with pytest.raises(QmpError, match="was not launched on this host"):
+        call()
 
 
 def test_the_handler_stays_behind_and_the_guest_says_so(sendable: rig.World) -> None:

@@ -10,10 +10,13 @@ from sealift.address import PAGE_SIZE
 from sealift.errors import RefusedError, SealiftError, StreamError, UserError
 from sealift.launch.secrets import MigrationSecret
 from sealift.sev.policy import Policy
+from sealift.silicon.process.ring import SLOT_SIZE
+from sealift.silicon.processor.send import PACKET_LIMIT
 from sealift.wire import handler
 from sealift.wire import platform as wire
 from sealift.wire.platform import Phase
-from sealift.wire.psp import PACKET_FRONT
+from sealift.wire.psp import MAX_PACKET_PAGES, PACKET_FRONT, RECORD_FRONT
+from sealift.wire.record import MAX_RECORD
 
 from . import board
 from .hosts import RECIPE, Host, Hosts, migrating, receive_start, send_start, sendable
@@ -145,6 +148,11 @@ def test_a_packet_carries_pages_to_where_the_target_is_told(hosts: Hosts) -> Non
     before = shown(target, CODE_PAGE)
     target.platform.do(wire.ReceiveUpdateData(board.CODE, 2 * PAGE_SIZE, 1, 7))
     assert shown(target, CODE_PAGE) != before
+
+
+def test_the_largest_packet_of_a_migration_is_the_largest_of_the_firmware_and_fits_a_slot() -> None:
+    assert MAX_PACKET_PAGES * PAGE_SIZE == PACKET_LIMIT
+    assert min(SLOT_SIZE, MAX_RECORD) >= RECORD_FRONT + PACKET_FRONT + PACKET_LIMIT
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,7 @@ class _Foreground:
         match status:
             case MigrationStatus.ACTIVE:
                 self._say(f"guest {guest.name} is being saved to {path}")
-            case MigrationStatus.CANCELLED:
-                self._say(f"the snapshot of guest {guest.name} was cancelled")
-            case MigrationStatus.FAILED:
+            case MigrationStatus.CANCELLED | MigrationStatus.FAILED:
                 self._say(f"guest {guest.name} was not saved: {_reason(guest)}")
             case MigrationStatus.COMPLETED:
                 self._say(f"guest {guest.name} is saved in {path}")

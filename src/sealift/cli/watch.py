@@ -118,7 +118,7 @@ def settle(qmp: QmpClient, token: Path) -> str:
 
 
 def moved(info: MigrationInfo) -> bool:
-    """Whether the guest runs on the target."""
+    """Whether the guest runs on the target, or is saved."""
     return info.status == MigrationStatus.COMPLETED.value
 
 
@@ -135,13 +135,9 @@ def describe(name: str, uri: str, info: MigrationInfo) -> str:
 
 def describe_snapshot(name: str, path: Path, info: MigrationInfo) -> str:
     """How a snapshot ended, in a sentence."""
-    match MigrationStatus(info.status):
-        case MigrationStatus.COMPLETED:
-            return f"guest {name} is saved in {path}{_figures(info)}"
-        case MigrationStatus.CANCELLED:
-            return f"the snapshot was cancelled; guest {name} is not saved, and goes on"
-        case _:
-            return f"guest {name} was not saved, and goes on: {info.error_desc or 'no reason is known'}"
+    if moved(info):
+        return f"guest {name} is saved in {path}{_figures(info)}"
+    return f"guest {name} was not saved: {info.error_desc or 'no reason is known'}"
 
 
 def _figures(info: MigrationInfo) -> str:

@@ -39,7 +39,10 @@ class LaunchTerms:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """What a VMM knows of a finished launch; `measure` is LAUNCH_MEASURE's 48 bytes, the name of the launch."""
+    """What a VMM knows of a finished launch; `measure` is LAUNCH_MEASURE's 48 bytes, the name of the launch.
+
+    It is empty for a guest that a secure processor brought here: nothing was measured on this host.
+    """
 
     policy: int
     measure: bytes

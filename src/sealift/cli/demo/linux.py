@@ -18,13 +18,14 @@ from sealift.cli.linux.image import QUIET, LinuxImage
 from sealift.cli.recipes import make_recipe
 from sealift.cli.way import Way
 from sealift.launch.image import GuestRecipe
+from sealift.wire.handover import Method
 
 _WORKING_SET: Final = 128
 """Pages for each vCPU."""
 
-_DOWNTIME_LIMIT_MS: Final = 1000
-"""In the rig, where a few MB a second are moved, a busy kernel's own pages take longer than QEMU's 300 ms; on KVM the
-limit makes no difference."""
+_DOWNTIME_LIMIT_MS: Final = {Method.MH: 1000, Method.PSP: 4000}
+"""In the rig, where a few MB a second are moved, and fewer by packets, a busy kernel's own pages take longer than
+QEMU's 300 ms; on KVM the limit makes no difference."""
 
 _DISK_BLOCKS: Final = 64
 
@@ -108,7 +109,7 @@ class LinuxPart:
         self.launch_options = [
             *self.arrival_options,
             *("--kernel", kernel, "--initrd", initrd, "--append", command_line),
-            *("--memory", str(memory), "--vcpus", str(VCPUS), "--downtime-limit", str(_DOWNTIME_LIMIT_MS)),
+            *("--memory", str(memory), "--vcpus", str(VCPUS), "--downtime-limit", str(_DOWNTIME_LIMIT_MS[way.method])),
             *("--policy", way.policy),
         ]
 

@@ -13,6 +13,7 @@ HEADING: Final = "A confidential guest moves from host-a to host-b, alive and un
 NEXT: Final = (
     ("sealift demo --transfer mailbox", "the same through the RFC's mailbox, one page a request"),
     ("sealift demo --method psp", "the same from one secure processor to the other"),
+    ("sealift demo --policy es", "the same with a guest whose registers are hidden too"),
     ("sealift demo --payload FILE --json", "with a file of your own inside, and a report for programs"),
     ("make demo-linux", "the same with an unmodified Linux on KVM"),
     ("sealift run --name one", "a guest of your own; then sealift ps, console, migrate"),

@@ -4,18 +4,18 @@
 
     source  RUNNING ─ OFFERED ─ SENDING ─ STOPPED ─ CLOSED ─ CLEARED ─ FENCED ─ GONE
                ▲          cancel, or ABORTED before FINAL │              │
-               │└──────────────────────────────────────────┘◄── ABORTED ──┘
-               └─ YIELDED: the secure processor sends the guest; back when that is cancelled
+               └──────────────────────────────────────────┘◄── ABORTED ──┘
+            RUNNING ─ YIELDED ─ RUNNING: the secure processor sends the guest, or did until that was cancelled
     target  WAITING ─ ANSWERED ─ RECEIVING ─ PREPARED ─ READY ─ STARTED (then a source, for its next hop)
                └───────────┴──────────┴──────────┴────────┴──► ABORTED
     snapshot RUNNING ─ SAVING ─ HELD ─ SAVED ─ RUNNING
     restore  BLANK ─ RESTORING ─ RESTORED ─ READY ─ STARTED
 
 The design's SENDING, STOPPED, FENCED and GONE are told apart further: OFFERED has no confirmed keys yet, CLOSED has
-made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, YIELDED, OFFERED and SENDING
-on the source and in STARTED on the target. Never two: the source leaves the states that may run before it makes FINAL,
-the target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a token
-that a target makes only on entering a state from which there is no way to STARTED.
+made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, YIELDED, OFFERED, SENDING and
+SAVING on the source and in STARTED on the target. Never two: the source leaves the states that may run before it makes
+FINAL, the target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a
+token that a target makes only on entering a state from which there is no way to STARTED.
 
 WAITING is a receiver before it serves: its own start-up code may run, which holds nothing of the guest to come.
 

@@ -244,8 +244,8 @@ class GuestMemory:
         self._vmsas[vcpu] = page
 
     def vmsa(self, vcpu: int) -> bytes | None:
-        """The save area of a vCPU; None if it has none."""
-        return self._vmsas.get(vcpu)
+        """The save area of a vCPU; None if it has none, or an empty one in place of a receiver's."""
+        return self._vmsas.get(vcpu) or None
 
     def read_vmsa(self, vcpu: int) -> bytes:
         """The save area of a vCPU.

@@ -40,6 +40,7 @@ class Attempt(ABC):
         self._stats = Statistics(machine.layout.size, clock)
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
+        self._why_cancelled = f"the {self.what} was cancelled"
         self._settled = False
         self._why_cancelled = f"the {self.what} was cancelled"
 

@@ -1,8 +1,8 @@
 """A vCPU of an SEV-ES guest: what it holds leaves guest mode only as far as the guest itself writes it to its GHCB.
 
 An instruction that would have to show registers to the outside raises #VC in the guest (AMD64 APM volume 2, 15.35.5);
-VMGEXIT takes what the guest's handler wrote for the outside. HLT leaves by itself, since it shows nothing. The
-registers come from a VMSA, and go into one when they are moved.
+VMGEXIT takes what the guest's handler wrote for the outside. HLT leaves by itself, since it shows nothing. The vCPU
+enters from its VMSA in `GuestMemory`, as VMRUN does, and its registers are back there whenever it is out.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class EncryptedVcpu(UnicornVcpu):
             raise StreamError(f"vCPU state of version {found.version} is not what this engine reads")
         with self._board.turn.held():
             self._ghcb.msr = found.ghcb
+            self._board.memory.place_vmsa(self._index, found.vmsa)
             if found.vmsa:
-                self._board.memory.place_vmsa(self._index, found.vmsa)
                 self._load(found.vmsa)
 
     def save_visible(self) -> bytes:

@@ -99,9 +99,12 @@ def query_sev(guest: Guest, _: NoArguments) -> SevInfo:
 def query_launch_measure(guest: Guest, _: NoArguments) -> SevLaunchMeasureInfo:
     """SevLaunchMeasureInfo of the launch on this host."""
     try:
-        return SevLaunchMeasureInfo(guest.launched.measure)
+        measure = guest.launched.measure
     except UserError as error:
         raise QmpError(f"SEV launch measurement is not available: {error}") from error
+    if not measure:
+        raise QmpError("SEV launch measurement is not available: the guest was not launched on this host")
+    return SevLaunchMeasureInfo(measure)
 
 
 def query_capabilities(guest: Guest, _: NoArguments) -> SevCapability:
