@@ -56,12 +56,12 @@ def test_a_guest_is_launched_and_moved_at_the_word_of_an_owner_elsewhere(
     planted.write_text("for the guest alone")
     owner, where = serve(sealift, far, uri, *LEDGER, "--secret", planted)
     before = sealift("run", "--name", "a", "--owner", where, *LEDGER)
-    before.stdout.wait_until(lambda text: len(updates(text)) > 3, "some progress")
+    before.stdout.wait_until(lambda text: len(updates(text)) > 1, "some progress")
     after = sealift("run", "--name", "b", "--host", other_host.path, "--owner", where, "--incoming", "tcp:127.0.0.1:0")
     address = after.stderr.wait_until(lambda text: "waiting" in text and text.endswith("\n"), "an address").split()[-1]
     asked(sealift, "migrate", "a", address)
     assert before.wait() == 0
-    after.stdout.wait_until(lambda text: len(updates(text)) > 3, "progress on the target")
+    after.stdout.wait_until(lambda text: len(updates(text)) > 1, "progress on the target")
     assert "FAULT" not in before.stdout.text + after.stdout.text
     assert decisions(sealift, far) == [
         ("began", "a launch"),
@@ -101,7 +101,7 @@ def test_a_secret_is_the_owners_to_plant(sealift: Start, tmp_path: Path) -> None
     (tmp_path / "secret").write_text("x")
     guest = sealift("run", "--owner", "tcp:127.0.0.1:1", "--secret", tmp_path / "secret")
     assert guest.wait() == 1
-    assert "--secret is planted by the owner; give it to the one that serves at tcp:127.0.0.1:1" in guest.stderr.text
+    assert "are the owner's to give; give them to the one that serves at tcp:127.0.0.1:1" in guest.stderr.text
 
 
 def test_an_owner_that_trusts_no_root_does_not_serve(sealift: Start, far: Path) -> None:
@@ -113,7 +113,7 @@ def test_an_owner_that_trusts_no_root_does_not_serve(sealift: Start, far: Path) 
 def test_a_guest_whose_owner_is_gone_cannot_move_and_runs_on(sealift: Start, other_host: Host, far: Path) -> None:
     owner, where = serve(sealift, far, "tcp:127.0.0.1:0", *LEDGER)
     before = sealift("run", "--name", "a", "--owner", where, *LEDGER)
-    before.stdout.wait_until(lambda text: len(updates(text)) > 3, "some progress")
+    before.stdout.wait_until(lambda text: len(updates(text)) > 1, "some progress")
     after = sealift("run", "--name", "b", "--host", other_host.path, "--owner", where, "--incoming", "tcp:127.0.0.1:0")
     address = after.stderr.wait_until(lambda text: "waiting" in text and text.endswith("\n"), "an address").split()[-1]
     owner.signal(signal.SIGTERM)
@@ -122,12 +122,12 @@ def test_a_guest_whose_owner_is_gone_cannot_move_and_runs_on(sealift: Start, oth
     assert migration.wait() == 1
     assert f"no owner answers at {where}" in migration.stderr.text
     count = len(updates(before.stdout.text))
-    before.stdout.wait_until(lambda text: len(updates(text)) > count + 3, "progress at home")
+    before.stdout.wait_until(lambda text: len(updates(text)) > count + 1, "progress at home")
 
     # The target waits on; once the owner is back, the guest comes.
     serve(sealift, far, where, "--receivers-only")
     asked(sealift, "migrate", "a", address)
-    after.stdout.wait_until(lambda text: len(updates(text)) > 3, "progress on the target")
+    after.stdout.wait_until(lambda text: len(updates(text)) > 1, "progress on the target")
 
 
 def test_a_receipt_comes_with_a_migration_and_its_owner_believes_it(
@@ -185,7 +185,7 @@ def test_a_host_receives_only_while_it_is_approved(sealift: Start, other_host: H
     asked(sealift, "owner", "approve", certificates, "--guest", guest)
     asked(sealift, "migrate", "a", address)
     assert before.wait() == 0
-    after.stdout.wait_until(lambda text: len(updates(text)) > 3, "progress on the target")
+    after.stdout.wait_until(lambda text: len(updates(text)) > 1, "progress on the target")
     rules = json.loads(asked(sealift, "owner", "list", "--json"))
     assert [(rule["rule"], rule["hosts"], rule["guest"]) for rule in rules] == [
         ("approved", "host", guest),

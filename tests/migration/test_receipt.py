@@ -8,11 +8,13 @@ import pytest
 
 from sealift.owner.receipts import Verdict, verify
 from sealift.vmm.migration.mh import HandlerTarget
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.wire.handover import Method, Transfer
 from sealift.wire.receipt import STATEMENT_SIZE, Receipt
 
 from . import rig
+
+SEVERAL = Parameters(capabilities=frozenset({Capability.MULTIFD}), multifd_channels=3)
 
 
 def moved(
@@ -32,7 +34,7 @@ def judged(world: rig.World, receipt: Receipt | None) -> Verdict:
     return verify(receipt, world.owner.ledger)
 
 
-@pytest.mark.parametrize("parameters", [Parameters(channels=3), Parameters(transfer=Transfer.MAILBOX)])
+@pytest.mark.parametrize("parameters", [SEVERAL, Parameters(transfer=Transfer.MAILBOX)])
 def test_both_handlers_count_what_the_vmm_moved_hop_by_hop(world: rig.World, parameters: Parameters) -> None:
     guest = world.start()
     guest.work(4)

@@ -16,13 +16,13 @@ import msgspec
 import pytest
 
 from sealift.cli.owner_desk import OwnerDesk
-from sealift.cli.owner_link import ServedOwner
+from sealift.cli.owner_link import ServedOwner, owner_address
 from sealift.cli.owner_server import CLIENTS_LIMIT, OwnerServer
 from sealift.errors import RefusedError, UserError
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import pair_key
 from sealift.owner.owner import Owner
-from sealift.vmm.migration.transport import Address, Listener, TcpAddress, UnixAddress, connect, parse_uri
+from sealift.vmm.migration.transport import Listener, NetworkAddress, TcpAddress, UnixAddress, connect
 from sealift.wire.channel import MESSAGE_LIMIT
 from sealift.wire.owner_link import (
     MAGIC,
@@ -44,7 +44,9 @@ PATIENCE_S = 20.0
 
 
 @contextmanager
-def serving(owner: Owner, address: Address, patience_s: float = PATIENCE_S) -> Iterator[tuple[Address, list[str]]]:
+def serving(
+    owner: Owner, address: NetworkAddress, patience_s: float = PATIENCE_S
+) -> Iterator[tuple[NetworkAddress, list[str]]]:
     """An owner that serves; where, and what it had to say."""
     said: list[str] = []
     listener = Listener(address, unix_mode=0o600)
@@ -60,18 +62,18 @@ def serving(owner: Owner, address: Address, patience_s: float = PATIENCE_S) -> I
 
 
 @pytest.fixture(params=["unix", "tcp"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> NetworkAddress:
     return UnixAddress(tmp_path / "owner.sock") if request.param == "unix" else TcpAddress("127.0.0.1", 0)
 
 
 @pytest.fixture
-def served(owner: Owner, tmp_path: Path) -> Iterator[Address]:
+def served(owner: Owner, tmp_path: Path) -> Iterator[NetworkAddress]:
     """An owner that serves, at a Unix socket."""
     with serving(owner, UnixAddress(tmp_path / "owner.sock")) as (where, _):
         yield where
 
 
-def raw(address: Address, data: bytes, *, end: bool = True) -> OwnerReply:
+def raw(address: NetworkAddress, data: bytes, *, end: bool = True) -> OwnerReply:
     """Say these bytes to a server; its reply."""
     with closing(connect(address)) as sock:
         sock.sendall(data)
@@ -96,7 +98,7 @@ def frame(body: bytes, magic: bytes = MAGIC, version: int = VERSION, length: int
 
 
 def test_a_guest_is_launched_and_received_as_with_an_owner_beside_it(
-    owner: Owner, make_host: MakeHost, recipe: GuestRecipe, address: Address
+    owner: Owner, make_host: MakeHost, recipe: GuestRecipe, address: NetworkAddress
 ) -> None:
     with serving(owner, address) as (where, said):
         far = ServedOwner(where)
@@ -130,7 +132,7 @@ def test_an_owner_may_be_restarted_between_two_requests(
 
 
 def test_refusals_have_the_owners_reason_and_are_in_its_log(
-    owner: Owner, host: Host, served: Address, log: Callable[[], list[str]]
+    owner: Owner, host: Host, served: NetworkAddress, log: Callable[[], list[str]]
 ) -> None:
     host.handler = os.urandom(32)
     with pytest.raises(RefusedError, match=f"handler {host.handler.hex()} is not an accepted one"):
@@ -152,7 +154,7 @@ def test_a_socket_in_the_file_system_is_the_users_alone_and_goes_with_the_owner(
     assert not path.exists()
 
 
-def test_many_ask_at_once_and_all_are_answered(owner: Owner, host: Host, address: Address) -> None:
+def test_many_ask_at_once_and_all_are_answered(owner: Owner, host: Host, address: NetworkAddress) -> None:
     evidence = host.evidence()
     names: list[str] = []
     with serving(owner, address) as (where, said):
@@ -187,7 +189,7 @@ def test_many_ask_at_once_and_all_are_answered(owner: Owner, host: Host, address
         (frame(msgspec.msgpack.encode({"type": "Release", "launch_id": "x", "measure": 7})), "does not parse"),
     ],
 )
-def test_rubbish_is_answered_with_what_is_wrong_with_it(served: Address, data: bytes, reason: str) -> None:
+def test_rubbish_is_answered_with_what_is_wrong_with_it(served: NetworkAddress, data: bytes, reason: str) -> None:
     reply = raw(served, data)
     assert isinstance(reply, Failed)
     assert reason in reply.reason
@@ -195,7 +197,7 @@ def test_rubbish_is_answered_with_what_is_wrong_with_it(served: Address, data: b
 
 
 def test_random_changes_to_a_request_get_an_answer_or_nothing_and_never_a_secret(
-    owner: Owner, host: Host, recipe: GuestRecipe, served: Address
+    owner: Owner, host: Host, recipe: GuestRecipe, served: NetworkAddress
 ) -> None:
     """Nor do they end the server, which answers the true request afterwards."""
     far = ServedOwner(served)
@@ -232,7 +234,7 @@ def test_one_who_says_nothing_is_let_go_in_time(owner: Owner, tmp_path: Path) ->
     assert said == ["a client was let go: the connection broke, or nothing came in time: timed out"] * 2
 
 
-def test_those_who_only_hold_connections_keep_nobody_out(served: Address) -> None:
+def test_those_who_only_hold_connections_keep_nobody_out(served: NetworkAddress) -> None:
     """Places are taken from who waits longest, whole requests from nobody."""
     with_nothing_to_say = [connect(served) for _ in range(2 * CLIENTS_LIMIT)]
     try:
@@ -244,7 +246,7 @@ def test_those_who_only_hold_connections_keep_nobody_out(served: Address) -> Non
             sock.close()
 
 
-def test_one_who_does_not_take_its_answer_stops_nobody(served: Address) -> None:
+def test_one_who_does_not_take_its_answer_stops_nobody(served: NetworkAddress) -> None:
     with closing(connect(served)) as deaf:
         send_frame(deaf, Prepare(), PATIENCE_S)
         assert ServedOwner(served).prepare() == ()
@@ -254,7 +256,7 @@ def test_one_who_does_not_take_its_answer_stops_nobody(served: Address) -> None:
 
 
 @contextmanager
-def impostor(path: Path, *replies: bytes) -> Iterator[Address]:
+def impostor(path: Path, *replies: bytes) -> Iterator[NetworkAddress]:
     """Listens in an owner's place, and says these bytes to those who connect, one after the other."""
     listener = Listener(UnixAddress(path))
 
@@ -307,12 +309,16 @@ def test_an_owner_that_never_answers_is_not_waited_for_without_end(tmp_path: Pat
 
 def test_an_owner_that_is_not_there_is_named() -> None:
     with pytest.raises(RefusedError, match=r"no owner answers at tcp:127\.0\.0\.1:1,"):
-        ServedOwner(parse_uri("tcp:127.0.0.1:1")).prepare()
+        ServedOwner(owner_address("tcp:127.0.0.1:1")).prepare()
     with pytest.raises(UserError, match="there is no host"):
-        ServedOwner(parse_uri("tcp:no.such.host.invalid:4450")).prepare()
+        ServedOwner(owner_address("tcp:no.such.host.invalid:4450")).prepare()
+    with pytest.raises(UserError, match="an owner is served at tcp:HOST:PORT or unix:PATH, not at fd:3"):
+        owner_address("fd:3")
 
 
-def test_a_secret_seen_on_the_way_is_of_no_use(owner: Owner, host: Host, recipe: GuestRecipe, served: Address) -> None:
+def test_a_secret_seen_on_the_way_is_of_no_use(
+    owner: Owner, host: Host, recipe: GuestRecipe, served: NetworkAddress
+) -> None:
     """What goes over the connection holds neither the planted secret nor the migration key."""
     grant = ServedOwner(served).begin(host.evidence())
     pending = owner.ledger.find(grant.launch_id)

@@ -9,7 +9,7 @@ from sealift.cli.owner_link import Assignment
 from sealift.cli.recipes import make_recipe, read_file
 from sealift.errors import SealiftError
 from sealift.guest.handler.digest import handler_digest
-from sealift.launch.secrets import GUEST_GUID
+from sealift.launch.secrets import GUEST_GUID, NO_FLAGS, MigrationFlags
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import Owner
 from sealift.sev.policy import Policy
@@ -97,7 +97,8 @@ def definition_of(assignment: Assignment) -> GuestDefinition | None:
         assignment.command_line,
         assignment.initrd,
     )
-    return GuestDefinition(recipe, Policy(assignment.policy), _entries(assignment.secret))
+    flags = MigrationFlags.SKIP_ZERO_PAGES if assignment.zero_pages else NO_FLAGS
+    return GuestDefinition(recipe, Policy(assignment.policy), _entries(assignment.secret), flags)
 
 
 def _entries(secret: str | None) -> tuple[SecretEntry, ...]:

@@ -32,7 +32,7 @@ from sealift.launch.image import GuestRecipe
 from sealift.sev.policy import Policy, parse_policy
 from sealift.vmm.launch import Launch, begin, complete
 from sealift.vmm.memory import SharedMemory
-from sealift.vmm.migration.transport import Address, connect
+from sealift.vmm.migration.transport import NetworkAddress, TcpAddress, UnixAddress, connect, parse_uri
 from sealift.vmm.platform import Platform
 from sealift.wire.channel import Channel, socket_pair
 from sealift.wire.failure import from_failed
@@ -76,6 +76,7 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: int = 0
     policy: int = 0
     secret: str | None = None
+    zero_pages: bool = False
 
 
 def assignment_of(options: GuestOptions, owner: Path, manufacturer: Path) -> Assignment:
@@ -97,7 +98,20 @@ def assignment_of(options: GuestOptions, owner: Path, manufacturer: Path) -> Ass
         vcpus=options.vcpus,
         policy=int(parse_policy(options.policy)),
         secret=None if options.secret is None else str(options.secret.absolute()),
+        zero_pages=options.zero_pages,
     )
+
+
+def owner_address(uri: str) -> NetworkAddress:
+    """Where an owner is served.
+
+    Raises:
+        UserError: owners are not served at such a place.
+    """
+    address = parse_uri(uri)
+    if not isinstance(address, TcpAddress | UnixAddress):
+        raise UserError(f"an owner is served at tcp:HOST:PORT or unix:PATH, not at {uri}")
+    return address
 
 
 R = TypeVar("R", bound=Message)
@@ -212,7 +226,7 @@ class LocalOwner(OwnerClient):
 class ServedOwner(OwnerClient):
     """An owner that listens at an address; there is one connection a request, so nothing is to be closed."""
 
-    def __init__(self, address: Address, limit_s: float = _REPLY_LIMIT_S) -> None:
+    def __init__(self, address: NetworkAddress, limit_s: float = _REPLY_LIMIT_S) -> None:
         self._address = address
         self._limit_s = limit_s
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,9 @@ class Display:
     say: Callable[[str], None]
 
 
-def migrate(qmp: QmpClient, uri: str, parameters: dict[str, object], display: Display) -> MigrationInfo:
+def migrate(
+    qmp: QmpClient, uri: str, parameters: dict[str, object], display: Display, capabilities: Sequence[str] = ()
+) -> MigrationInfo:
     """Move the guest, showing how it goes; Ctrl-C gives up, if it is not too late, and waits for the outcome.
 
     Args:
@@ -39,6 +41,7 @@ def migrate(qmp: QmpClient, uri: str, parameters: dict[str, object], display: Di
         uri: where to.
         parameters: what differs from the guest's own parameters, for this one migration, in QEMU's names.
         display: shows it.
+        capabilities: to be on for this one migration, in QEMU's names.
 
     Returns:
         How it ended: completed, failed or cancelled.
@@ -47,7 +50,7 @@ def migrate(qmp: QmpClient, uri: str, parameters: dict[str, object], display: Di
         RefusedError: the VMM does not begin.
         LostError: the VMM is gone.
     """
-    return _watched(qmp, parameters, lambda: qmp.execute("migrate", uri=uri), display)
+    return _watched(qmp, parameters, lambda: qmp.execute("migrate", uri=uri, **_once(capabilities)), display)
 
 
 def snapshot(
@@ -65,6 +68,7 @@ def _watched(
     qmp: QmpClient, parameters: dict[str, object], begin: Callable[[], object], display: Display
 ) -> MigrationInfo:
     """Begin it, and show how it goes to its end."""
+    qmp.ask_for_migration_events()
     with _interruptions() as interrupted:
         with _parameters(qmp, parameters):
             begin()
@@ -81,6 +85,12 @@ def _watched(
                 _cancel(qmp, display)
                 cancelled = True
             qmp.next_event(_LOOK_EVERY_S)
+
+
+def _once(capabilities: Sequence[str]) -> dict[str, object]:
+    """Arguments of migrate that switch them on."""
+    on = [{"capability": each, "state": True} for each in capabilities]
+    return {"x-sealift-capabilities": on} if on else {}
 
 
 @contextmanager

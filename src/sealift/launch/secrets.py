@@ -38,13 +38,10 @@ class MigrationFlags(IntFlag):
     """What the owner lets the handler do."""
 
     SKIP_ZERO_PAGES = 1 << 0
-    """Look at content to leave zero pages out or to compress, which tells the VMM about content by lengths.
-
-    A permission; today's handler makes no use of it.
-    """
+    """Look at content to leave that of zero pages out, which tells the VMM how many there are, and where."""
 
 
-_NOTHING: Final = MigrationFlags(0)
+NO_FLAGS: Final = MigrationFlags(0)
 _KNOWN_FLAGS: Final = sum(int(flag) for flag in MigrationFlags)
 _RESTORES: Final = 1 << 31
 """The second key is a snapshot key: this launch restores, and takes no migration."""
@@ -68,7 +65,7 @@ class MigrationSecret:
     instance_id: bytes
     key: bytes = field(repr=False)
     pair_key: bytes | None = field(default=None, repr=False)
-    flags: MigrationFlags = _NOTHING
+    flags: MigrationFlags = NO_FLAGS
     snapshot_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

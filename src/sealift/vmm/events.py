@@ -59,7 +59,19 @@ class Ending:
     cause: ShutdownCause
 
 
-GuestEvent: TypeAlias = RunStateChanged | MigrationChanged | Ending
+@dataclass(frozen=True, slots=True)
+class PassBegun:
+    """A migration away from here begins to send what was written since its last round; rounds count from 1."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PowerButtonPressed:
+    """Somebody asked the guest to shut down."""
+
+
+GuestEvent: TypeAlias = RunStateChanged | MigrationChanged | PassBegun | PowerButtonPressed | Ending
 Listener: TypeAlias = Callable[[GuestEvent], None]
 
 

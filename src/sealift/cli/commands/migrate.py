@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sealift.cli.options import examples, host_option
+from sealift.cli.options import examples, host_option, parse_size
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
@@ -18,8 +18,15 @@ _PARAMETERS: Final = {
     "transfer": "x-sealift-transfer",
     "packet_pages": "x-sealift-packet-pages",
     "downtime_limit": "downtime-limit",
+    "max_bandwidth": "max-bandwidth",
+    "multifd": "multifd-channels",
+    "tls_creds": "tls-creds",
+    "tls_hostname": "tls-hostname",
 }
 """QEMU's names of our options."""
+
+_CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
+"""Options that are QEMU's capabilities."""
 
 
 @click.command(
@@ -30,6 +37,7 @@ _PARAMETERS: Final = {
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
         "sealift migrate demo tcp:192.0.2.7:4444 --method psp",
         "sealift migrate demo tcp:192.0.2.7:4444 --receipt moved.json",
+        "sealift migrate demo tcp:b.example:4444 --multifd 4 --tls-creds ~/pki --auto-converge",
         "sealift migrate demo --settle demo.token",
     ),
 )
@@ -63,6 +71,50 @@ _PARAMETERS: Final = {
     help="How long the guest may stand still.",
 )
 @click.option(
+    "--max-bandwidth",
+    metavar="SIZE",
+    callback=lambda _, __, text: None if text is None else parse_size(text),
+    help="Bytes a second while the guest runs (10M, 1G); once it is stopped there is no limit.",
+)
+@click.option(
+    "--auto-converge",
+    is_flag=True,
+    help="Let the guest run less when it writes faster than that can be sent; see also --parameter.",
+)
+@click.option(
+    "--multifd",
+    type=click.IntRange(1, 16),
+    metavar="N",
+    help="Use N sealed channels, each on a connection of its own.",
+)
+@click.option(
+    "--pause-before-switchover",
+    is_flag=True,
+    help="Stop the guest and wait for `sealift migrate NAME --continue` before its rest moves.",
+)
+@click.option(
+    "--tls-creds",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Speak TLS. The directory holds ca-cert.pem, client-cert.pem and client-key.pem, or keys.psk, as QEMU's.",
+)
+@click.option(
+    "--tls-hostname", metavar="NAME", help="What the target's certificate is for, if that is not the URI's host."
+)
+@click.option(
+    "--parameter",
+    "others",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Any other parameter of query-migrate-parameters for this migration: cpu-throttle-initial=40.",
+)
+@click.option(
+    "--continue",
+    "go_on",
+    is_flag=True,
+    help="Instead of moving it: let a migration go on that waits before the switchover.",
+)
+@click.option(
     "--settle",
     "token",
     type=click.Path(path_type=Path),
@@ -82,8 +134,9 @@ def command(
     name: str,
     uri: str | None,
     token: Path | None,
-    receipt: Path | None,
+    others: tuple[str, ...],
     *,
+    go_on: bool,
     as_json: bool,
     **options: object,
 ) -> int:
@@ -95,20 +148,24 @@ def command(
     If the target is lost while the guest is handed over, nobody can know whether it runs there, and it stays stopped
     here. --settle brings the token that the target keeps of such a guest.
     """
-    from sealift.cli import receipt_file
+    from sealift.cli.receipt_file import write_receipt
     from sealift.cli.watch import describe, moved
 
-    if token is not None and uri is None:
+    if go_on and uri is None and token is None:
+        _continue(host, name)
+        return 0
+    if token is not None and uri is None and not go_on:
         click.echo(_settle(host, name, token))
         return 0
-    if token is not None or uri is None:
-        raise click.UsageError("give either the URI of a target or --settle", click.get_current_context())
-    if receipt is not None:
-        if options["method"] == "psp":
-            raise click.UsageError("method psp makes no receipt: its processors share no key with the guest's owner")
-        receipt_file.check_place(receipt)
-    parameters = {_PARAMETERS[option]: value for option, value in options.items() if value is not None}
-    info = _migrate(host, name, uri, parameters)
+    if token is not None or go_on or uri is None:
+        raise click.UsageError("give the URI of a target, --continue or --settle", click.get_current_context())
+    receipt = _receipt_place(options)
+    capabilities = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option)]
+    if options["multifd"] is not None:
+        capabilities.append("multifd")
+    parameters = {_PARAMETERS[option]: _value(value) for option, value in options.items() if value is not None}
+    parameters |= dict(_named(each) for each in others)
+    info = _migrate(host, name, uri, parameters, capabilities)
     if as_json:
         click.echo(_json(info))
     if not moved(info):
@@ -117,8 +174,50 @@ def command(
     if not as_json:
         click.echo(describe(name, uri, info))
     if receipt is not None:
-        receipt_file.write_receipt(receipt, name, uri, info)
+        write_receipt(receipt, name, uri, info)
     return 0
+
+
+def _receipt_place(options: dict[str, object]) -> Path | None:
+    """Where the receipt is to be written, if it is wanted; taken out of the options, which are the migration's.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    from sealift.cli import receipt_file
+
+    path = options.pop("receipt")
+    if not isinstance(path, Path):
+        return None
+    if options["method"] == "psp":
+        raise click.UsageError("method psp makes no receipt: its processors share no key with the guest's owner")
+    receipt_file.check_place(path)
+    return path
+
+
+def _value(value: object) -> object:
+    """As JSON has it."""
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _named(text: str) -> tuple[str, object]:
+    """A parameter and its value, which is JSON or else a string."""
+    import msgspec
+
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise click.UsageError(f"{text!r} is no parameter; write NAME=VALUE", click.get_current_context())
+    try:
+        return name, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name, value
+
+
+def _continue(host: Host, name: str) -> None:
+    from sealift.cli.qmp_client import QmpClient
+
+    with QmpClient(host.run, name) as qmp:
+        qmp.execute("migrate-continue", state="pre-switchover")
 
 
 def _settle(host: Host, name: str, token: Path) -> str:
@@ -129,13 +228,13 @@ def _settle(host: Host, name: str, token: Path) -> str:
         return settle(qmp, token)
 
 
-def _migrate(host: Host, name: str, uri: str, parameters: dict[str, object]) -> MigrationInfo:
+def _migrate(host: Host, name: str, uri: str, parameters: dict[str, object], capabilities: list[str]) -> MigrationInfo:
     from sealift.cli.progress import progress_display
     from sealift.cli.qmp_client import QmpClient
     from sealift.cli.watch import Display, migrate
 
     with QmpClient(host.run, name) as qmp, progress_display(name) as show:
-        return migrate(qmp, uri, parameters, Display(show, _say))
+        return migrate(qmp, uri, parameters, Display(show, _say), capabilities)
 
 
 def _json(info: MigrationInfo) -> str:

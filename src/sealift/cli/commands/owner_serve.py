@@ -36,6 +36,7 @@ _FOR_THE_USER = 0o600
 @click.option("--listen", "uri", metavar="URI", required=True, help="tcp:HOST:PORT or unix:PATH (for this user alone).")
 @image_options
 @file_option("--secret", "File whose content the owner plants for the guest.")
+@click.option("--zero-pages", is_flag=True, help="Let the guest's migration handler leave out zero pages; see `run`.")
 @click.option("--receivers-only", is_flag=True, help="Launch no guest; only say which hosts receive those it has.")
 @click.option(
     "--trust", metavar="FILE|FINGERPRINT", multiple=True, help="Trust this root from now on; hosts must lead to one."
@@ -62,11 +63,12 @@ def command(
     gets secrets. Several guests take as many servers, which may share a directory. Whoever can connect may ask; the
     answer is of use only to a genuine platform that launched this very guest.
     """
+    from sealift.cli.owner_link import owner_address
     from sealift.cli.owner_server import OwnerServer
-    from sealift.vmm.migration.transport import Listener, parse_uri
+    from sealift.vmm.migration.transport import Listener
 
     desk = _desk(directory.absolute(), trust, None if receivers_only else defaults.GuestOptions(**settings))
-    listener = Listener(parse_uri(uri), unix_mode=_FOR_THE_USER)
+    listener = Listener(owner_address(uri), unix_mode=_FOR_THE_USER)
     server = OwnerServer(listener, desk.answer, _say)
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()  # putting is safe in a signal handler
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

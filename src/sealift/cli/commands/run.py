@@ -15,7 +15,7 @@ from sealift.cli.options import engine_option, examples, file_option, host_optio
 from sealift.cli.places import Host, Places, default_manufacturer, default_owner, owner_place
 
 _LAUNCH_ONLY: Final = (
-    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret"),
+    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret", "zero_pages"),
     *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused"),
 )
 
@@ -37,6 +37,11 @@ _LAUNCH_ONLY: Final = (
 @click.option("--name", default=defaults.DEFAULT_NAME, show_default=True, help="What to call the guest on this host.")
 @image_options
 @file_option("--secret", "File whose content the owner plants for the guest.")
+@click.option(
+    "--zero-pages",
+    is_flag=True,
+    help="Let the guest's migration handler leave out what zero pages contain: faster, but hosts learn which they are.",
+)
 @click.option(
     "--disk",
     "disks",
@@ -68,7 +73,18 @@ _LAUNCH_ONLY: Final = (
     help="Do not start the guest until QMP's cont; implied by --session-file, so that the measurement can be "
     "validated and a secret injected first.",
 )
-@click.option("--incoming", metavar="URI", help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH.")
+@click.option(
+    "--incoming",
+    metavar="URI",
+    help="Wait for a guest to arrive at tcp:HOST:PORT, unix:PATH, fd:N or exec:COMMAND; with `defer`, where QMP's "
+    "migrate-incoming says.",
+)
+@click.option(
+    "--qmp",
+    metavar="URI",
+    multiple=True,
+    help="Serve QMP at unix:PATH, or on this machine at tcp:127.0.0.1:PORT, too.",
+)
 @file_option("--restore", "Run the guest that `sealift snapshot` saved to this file, if its owner releases it.")
 @click.option(
     "--downtime-limit",
@@ -77,6 +93,13 @@ _LAUNCH_ONLY: Final = (
     show_default=True,
     metavar="MS",
     help="For migrations away from here.",
+)
+@click.option(
+    "--tls-creds",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With --incoming: take guests over TLS only. The directory holds ca-cert.pem, server-cert.pem and "
+    "server-key.pem, or keys.psk, as QEMU's; for migrations away from here client-cert.pem and client-key.pem.",
 )
 @click.option(
     "--prealloc", is_flag=True, help="With --incoming or --restore: touch all guest memory first, which is faster."
@@ -113,6 +136,7 @@ def command(
     from sealift.cli.rundir import check_name
     from sealift.cli.wiring import HostedGuest, start_guest, start_incoming, start_restored
 
+    qmp = settings.pop("qmp")
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
         disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
@@ -134,10 +158,13 @@ def command(
             return start_guest(options, places, _say)
         _check_unused(click.get_current_context(), "--incoming")
         awaited = start_incoming(incoming, options, places, _say)
-        _say(f"waiting for a guest at {awaited.address}")
+        if awaited.address is None:
+            _say("waiting to be told by QMP's migrate-incoming where a guest is to arrive")
+        else:
+            _say(f"waiting for a guest at {awaited.address}")
         return awaited
 
-    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer)
+    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer, qmp)
 
 
 def _check_unused(ctx: click.Context, way: str) -> None:

@@ -247,7 +247,7 @@ class MigrationHandler:
                 self.cancel()
                 raise UserError(f"the target's answer came after {EXCHANGE_LIMIT_S:.0f} s; offer again")
             session, confirm = _held(self._initiator).finish(answer)
-            self._outgoing = Outgoing(session, self._guest, self.excluded)
+            self._outgoing = Outgoing(session, self._guest, self.excluded, self._owners_secret().flags)
             self._commit.step(Event.CONFIRM)
             self._initiator = None
             return confirm
@@ -349,7 +349,7 @@ class MigrationHandler:
             self._require_ready()
             _check_channels(channels)
             session, header = snapshot.begin(self.facts, self._owners_secret(), channels)
-            self._outgoing = Outgoing(session, self._guest, self.excluded)
+            self._outgoing = Outgoing(session, self._guest, self.excluded, self._owners_secret().flags)
             self._commit.step(Event.SAVE)
             return header
 

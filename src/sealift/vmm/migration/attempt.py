@@ -29,11 +29,13 @@ class Attempt(ABC):
 
     Attributes:
         what: the thing that is attempted, in messages.
+        pass_begun: is called with the number of every round that begins, from 1.
     """
 
     what = "attempt"
 
     def __init__(self, machine: Machine, listener: Callable[[MigrationStatus], None], clock: Clock) -> None:
+        self.pass_begun: Callable[[int], None] = lambda _: None
         self._machine = machine
         self._clock = clock
         self._status = StatusMachine(listener)
@@ -67,6 +69,8 @@ class Attempt(ABC):
             self._complete()
         finally:
             self._let_go()
+            self._machine.throttle.set(0)
+            self._stats.cpu_throttle_percentage = 0
         return self.info()
 
     def cancel(self, why: str | None = None) -> None:
@@ -134,7 +138,11 @@ class Attempt(ABC):
             self._enter(_S.ACTIVE)
             self._stats.active()
 
-        return Watch(both, active, lambda: self._enter(_S.DEVICE), self._settle)
+        return Watch(both, active, lambda: self._switch_over(both), self._settle, self.pass_begun)
+
+    def _switch_over(self, _: Callable[[], None]) -> None:
+        """The guest is stopped, and its rest may go."""
+        self._enter(_S.DEVICE)
 
     def _check(self) -> None:
         if self._cancelled.is_set():

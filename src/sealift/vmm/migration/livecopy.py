@@ -12,12 +12,12 @@ from sealift.address import PAGE_SIZE
 from sealift.pageset import PageSet
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration import machine_state
-from sealift.vmm.migration.convergence import Convergence
+from sealift.vmm.migration.convergence import AutoConverge, Convergence
+from sealift.vmm.migration.lanes import Lanes
 from sealift.vmm.migration.method import RoundsMethod
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.shared_ram import RamEncoder, SharedLog
 from sealift.vmm.migration.stats import DowntimePart, Statistics
-from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.runstate import RunState
 from sealift.wire.handover import Disk, Hardware, Hello, SealedKind, blocks_of
 
@@ -29,13 +29,14 @@ _PAGE_COST = PAGE_SIZE + 8
 class Watch:
     """How it is watched: `check` raises if it is to be given up; the others mark what was reached, and raise so too.
 
-    After `settled` nobody may give it up any more.
+    `switchover` may keep a stopped guest waiting. After `settled` nobody may give it up any more.
     """
 
     check: Callable[[], None]
     active: Callable[[], None]
-    device: Callable[[], None]
+    switchover: Callable[[], None]
     settled: Callable[[], None]
+    pass_begun: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class LiveCopy:
         self,
         subject: Subject,
         method: RoundsMethod,
-        out: StreamOut,
+        lanes: Lanes,
         parameters: Parameters,
         stats: Statistics,
         watch: Watch,
@@ -62,15 +63,16 @@ class LiveCopy:
         self._subject = subject
         self._machine = subject.machine
         self._method = method
-        self._out = out
+        self._lanes = lanes
+        self._out = lanes.out
         self._parameters = parameters
         self._stats = stats
         self._watch = watch
         self._log = SharedLog(subject.machine, method.excluded())
         self._encoder = RamEncoder(subject.machine.memory)
 
-    def introduce(self, offer: bytes) -> None:
-        """Begin the stream: what machine it is, and the method's offer."""
+    def introduce(self, offer: bytes, connections: int = 1, ticket: bytes = b"") -> None:
+        """Begin the stream: what machine it is, the method's offer, and what connections it will have."""
         hello = Hello(
             method=self._parameters.method.value,
             guest=self._subject.name,
@@ -78,6 +80,8 @@ class LiveCopy:
             blocks=blocks_of(self._machine.layout),
             hardware=_hardware(self._machine),
             offer=offer,
+            connections=connections,
+            ticket=ticket,
         )
         self._out.begin(self._machine.layout)
         self._out.piece(SealedKind.HELLO, hello.encode())
@@ -87,13 +91,22 @@ class LiveCopy:
     def rounds(self) -> None:
         """Until what remains fits the downtime limit at the bandwidth measured."""
         progress = Convergence()
+        converge = AutoConverge(self._parameters.throttling)
         while True:
+            before = self._lanes.sent
             self._round()
             self._stats.remaining = (self._method.unsent() + self._log.count()) * _PAGE_COST
             expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)
             if expected_s * 1e3 <= self._parameters.downtime_limit_ms:
                 return
             self._stats.advice = progress.advice(self._stats.remaining, expected_s)
+            if Capability.AUTO_CONVERGE in self._parameters.capabilities:
+                self._slow_down(converge.after_round(self._lanes.sent - before, self._stats.remaining))
+
+    def _slow_down(self, percentage: int) -> None:
+        """From here on the guest runs so much less, until it is stopped, or the attempt ends."""
+        self._machine.throttle.set(percentage)
+        self._stats.cpu_throttle_percentage = percentage
 
     def _round(self) -> None:
         private = self._method.begin_round()
@@ -102,13 +115,16 @@ class LiveCopy:
             self._stats.hole_pages = self._machine.layout.pages - private
         self._stats.remaining = (private + len(shared)) * _PAGE_COST
         with self._stats.round():
+            self._watch.pass_begun(self._stats.rounds)
             self._send_private()
             self._send_shared(shared)
+            self._lanes.flush()
+            self._count()
 
     def _send_private(self) -> None:
         for record in self._method.records():
             self._watch.check()
-            self._out.piece(SealedKind.RECORD, *record.parts)
+            self._lanes.record(record)
             self._stats.private_pages += record.pages
             self._progressed(record.pages)
 
@@ -122,15 +138,20 @@ class LiveCopy:
 
     def _progressed(self, pages: int) -> None:
         self._stats.remaining = max(0, self._stats.remaining - pages * _PAGE_COST)
-        self._stats.sent = self._out.sent
+        self._count()
+
+    def _count(self) -> None:
+        self._stats.sent = self._lanes.sent
+        self._stats.sent_beside = self._lanes.sent_beside
 
     # --- the guest is stopped ----------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Stop the guest and send what it wrote since the last round."""
-        self._watch.device()
         self._stats.downtime_part(DowntimePart.PAUSE)
         self._before = self._machine.begin_handover()
+        self._slow_down(0)
+        self._watch.switchover()
         self._method.stop()
         self._stats.downtime_part(DowntimePart.LAST_ROUND)
         self._round()
@@ -140,9 +161,10 @@ class LiveCopy:
         self._stats.downtime_part(DowntimePart.STATE)
         for record in self._method.end_records():
             self._watch.check()
-            self._out.piece(SealedKind.RECORD, *record.parts)
+            self._lanes.record(record)
+        self._lanes.end()
         self._out.end(machine_state.save(self._machine, self._before))
-        self._stats.sent = self._out.sent
+        self._count()
 
 
 def _hardware(machine: Machine) -> Hardware:

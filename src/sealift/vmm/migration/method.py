@@ -27,10 +27,15 @@ from sealift.vmm.memory import Buffer
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One piece for the wire; its `parts` stay valid until the next one is asked for, `pages` are in it."""
+    """One piece for the wire; its `parts` stay valid until the next one is asked for, `pages` are in it.
+
+    Records of one `channel` are to arrive in their order; those of different ones may overtake each other within a
+    round.
+    """
 
     parts: tuple[Buffer, ...]
     pages: int
+    channel: int = 0
 
 
 class RoundsMethod(Protocol):

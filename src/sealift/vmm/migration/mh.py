@@ -191,7 +191,8 @@ class HandlerRounds:
 
     def _sealed(self, request: wire.EndEpoch | wire.SealState | wire.Close) -> tuple[Record, int]:
         sealed = self._handler.request(request, wire.Sealed)
-        return Record((self._handler.slot_out(request.slot, sealed.length),), sealed.pages), sealed.remaining
+        channel = request.channel if isinstance(request, wire.EndEpoch) else 0
+        return Record((self._handler.slot_out(request.slot, sealed.length),), sealed.pages, channel), sealed.remaining
 
 
 class HandlerSource(HandlerRounds):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from sealift.errors import LostError, RefusedError, SealiftError, StreamError
+from sealift.vmm.migration.lanes import Lane, Lanes
 from sealift.vmm.migration.livecopy import LiveCopy, Subject, Watch
 from sealift.vmm.migration.method import SourceMethod
 from sealift.vmm.migration.parameters import Parameters
@@ -17,6 +20,7 @@ from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
 from sealift.wire.handover import TAKEN, Frame, FrameKind, Refusal, SealedKind, read_frame
 from sealift.wire.receipt import Receipt
+from sealift.wire.side_connection import TICKET_SIZE
 
 
 class TargetRefusedError(RefusedError):
@@ -85,15 +89,19 @@ class Returns:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The connection: the stream there, with its throttle, and what comes back."""
+    """The connections: the stream there, with its throttle, what comes back, and how to open those beside it.
+
+    `beside` opens connections of channels 1 and on, that show a ticket.
+    """
 
     out: StreamOut
     throttle: Throttle
     returns: Returns
+    beside: Callable[[bytes], tuple[Lane, ...]]
 
 
 class Sender:
-    """Moves one guest over one connection."""
+    """Moves one guest, over one connection or several."""
 
     def __init__(
         self,
@@ -107,11 +115,14 @@ class Sender:
         self._machine = subject.machine
         self._method = method
         self._out = line.out
+        self._lanes = Lanes(line.out)
+        self._beside = line.beside
+        self._channels = parameters.channels
         self._throttle = line.throttle
         self._returns = line.returns
         self._stats = stats
         self._watch = watch
-        self._copy = LiveCopy(subject, method, line.out, parameters, stats, watch)
+        self._copy = LiveCopy(subject, method, self._lanes, parameters, stats, replace(watch, check=self._check))
 
     def move(self) -> None:
         """From the first byte to the target's word that the guest runs there.
@@ -125,7 +136,13 @@ class Sender:
             broken = error
         else:
             return
+        finally:
+            self._lanes.close()
         raise self._returns.why(broken)
+
+    def _check(self) -> None:
+        self._watch.check()
+        self._lanes.check()
 
     def _converse(self) -> None:
         self._introduce()
@@ -137,9 +154,12 @@ class Sender:
         self._hand_over()
 
     def _introduce(self) -> None:
-        self._copy.introduce(self._method.start())
+        ticket = os.urandom(TICKET_SIZE) if self._channels > 1 else b""
+        self._copy.introduce(self._method.start(), self._channels, ticket)
         confirm = self._method.agree(self._returns.expect(FrameKind.ANSWER, self._returns.patience.answer_s))
         self._stats.migration = self._method.identity()
+        if ticket:
+            self._lanes.open(self._beside(ticket))
         self._out.piece(SealedKind.CONFIRM, confirm)
 
     def _hand_over(self) -> None:

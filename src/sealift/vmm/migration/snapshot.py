@@ -7,6 +7,7 @@ of it lasts, and gets its name, it need not wait for. A failure or a cancel leav
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,10 +17,11 @@ from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.attempt import Attempt
 from sealift.vmm.migration.clock import Clock
+from sealift.vmm.migration.lanes import Lanes
 from sealift.vmm.migration.livecopy import LiveCopy, Subject, Watch
 from sealift.vmm.migration.method import SnapshotMethod
 from sealift.vmm.migration.methods import snapshot_method
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.snapshot_file import SnapshotWriter
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
@@ -44,7 +46,8 @@ class Snapshot(Attempt):
         super().__init__(machine, listener, clock)
         self._name = guest_name
         self._launched = launched
-        self._parameters = parameters
+        # A file has one channel.
+        self._parameters = replace(parameters, capabilities=parameters.capabilities - {Capability.MULTIFD})
         self._path: Path | None = None
         self._writer: SnapshotWriter | None = None
         self._method: SnapshotMethod | None = None
@@ -62,7 +65,7 @@ class Snapshot(Attempt):
         method = snapshot_method(self._machine, self._launched, self._parameters)
         watch = self._watch(lambda: None)
         subject = Subject(self._machine, self._name)
-        copy = LiveCopy(subject, method, StreamOut(writer), self._parameters, self._stats, watch)
+        copy = LiveCopy(subject, method, Lanes(StreamOut(writer)), self._parameters, self._stats, watch)
         self._method = method
         copy.introduce(method.begin())
         self._stats.migration = method.identity()

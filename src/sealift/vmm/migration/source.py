@@ -8,25 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from sealift.errors import SealiftError, UserError, sentence
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.attempt import Attempt
 from sealift.vmm.migration.clock import Clock
+from sealift.vmm.migration.lanes import Lane
 from sealift.vmm.migration.livecopy import Subject
 from sealift.vmm.migration.method import SourceMethod
 from sealift.vmm.migration.methods import source_method
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.patience import Patience
+from sealift.vmm.migration.route import Route
 from sealift.vmm.migration.sending import Line, Returns, Sender, TargetRefusedError
+from sealift.vmm.migration.stats import DowntimePart
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.streamio import StreamWriter, shut_down
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
-from sealift.vmm.migration.transport import connect, parse_uri
+from sealift.vmm.migration.transport import parse_uri
 from sealift.wire.handover import TAKEN
+from sealift.wire.side_connection import SideFront
+
+_LOOK_EVERY_S = 0.1
+"""While a user is waited for: how often it is asked whether the migration still makes sense."""
 
 
 class Migration(Attempt):
@@ -54,6 +63,7 @@ class Migration(Attempt):
         self._name = guest_name
         self._launched = launched
         self._parameters = parameters
+        self._go_ahead = threading.Event()
         self._sock: socket.socket | None = None
         self._method: SourceMethod | None = None
 
@@ -77,24 +87,61 @@ class Migration(Attempt):
                 self._stats.error = "the target gave up, and the guest runs on here"
                 self._machine.take_back()  # should a disk be in other hands, the guest is paused and can be resumed
 
+    def proceed(self, expected: MigrationStatus) -> None:
+        """Let a migration go on that waits in status `expected` (capability pause-before-switchover).
+
+        Raises:
+            UserError: it does not wait there.
+        """
+        with self._lock:
+            if self._status.status is not expected or expected is not MigrationStatus.PRE_SWITCHOVER:
+                raise UserError(f"Migration not in expected state: {self._status.status.value}")
+            self._go_ahead.set()
+
     # --- the way there -------------------------------------------------------------------------------------------
 
     def _carry(self, place: str) -> None:
         self._check()
         method = source_method(self._machine, self._launched, self._parameters)
-        sock = self._connect(place)
+        route = Route(parse_uri(place), self._parameters.tls_creds, self._parameters.tls_hostname)
+        route.check(self._parameters.channels)
+        sock = self._connect(route)
         self._method = method
         throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
-        line = Line(StreamOut(self.make_writer(sock, throttle.spend)), throttle, Returns(sock, self.patience))
+
+        def beside(ticket: bytes) -> tuple[Lane, ...]:
+            return self._open_beside(route, throttle, ticket)
+
+        out = StreamOut(self.make_writer(sock, throttle.spend))
+        line = Line(out, throttle, Returns(sock, self.patience), beside)
         subject = Subject(self._machine, self._name)
         Sender(subject, method, line, self._parameters, self._stats, self._watch(line.returns.check)).move()
 
-    def _connect(self, uri: str) -> socket.socket:
-        sock = connect(parse_uri(uri))
+    def _connect(self, route: Route) -> socket.socket:
+        sock = route.connect()
         with self._lock:
             self._sock = sock
             self._check()
         return sock
+
+    def _open_beside(self, route: Route, throttle: Throttle, ticket: bytes) -> tuple[Lane, ...]:
+        with ExitStack() as undo:
+            lanes = []
+            for channel in range(1, self._parameters.channels):
+                self._check()
+                sock = route.connect()
+                lanes.append(Lane(sock, self.make_writer(sock, throttle.spend), SideFront(channel, ticket)))
+                undo.callback(lanes[-1].close)
+            undo.pop_all()
+        return tuple(lanes)
+
+    def _switch_over(self, check: Callable[[], None]) -> None:
+        if Capability.PAUSE_BEFORE_SWITCHOVER in self._parameters.capabilities:
+            self._enter(MigrationStatus.PRE_SWITCHOVER)
+            self._stats.downtime_part(DowntimePart.SWITCHOVER)
+            while not self._clock.wait(self._go_ahead, _LOOK_EVERY_S):
+                check()
+        super()._switch_over(check)
 
     def _done(self) -> None:
         self._machine.handed_over()

@@ -14,6 +14,7 @@ import msgspec
 
 from sealift.address import PAGE_SIZE
 from sealift.vmm.migration.clock import Clock
+from sealift.vmm.migration.socket_address import SocketAddress
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.wire.receipt import Receipt
 
@@ -26,6 +27,8 @@ class DowntimePart(enum.Enum):
 
     PAUSE = "pause"
     """Its vCPUs to leave guest mode."""
+    SWITCHOVER = "switchover"
+    """Its user to say that it may go on, if that was asked for."""
     LAST_ROUND = "last-round"
     """What it wrote since the last round."""
     STATE = "state"
@@ -37,7 +40,10 @@ class DowntimePart(enum.Enum):
 
 
 class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
-    """QEMU's MigrationRAMInfo: bytes, pages; `duplicate` are pages sent as zeros, `normal` those sent with content."""
+    """QEMU's MigrationRAMInfo: bytes, pages; `duplicate` are pages sent as zeros, `normal` those sent with content.
+
+    Of the bytes transferred, `multifd_bytes` went on connections beside the first.
+    """
 
     transferred: int
     remaining: int
@@ -49,6 +55,7 @@ class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
     dirty_sync_count: int
     page_size: int
     pages_per_second: int
+    multifd_bytes: int = 0
 
 
 class PageInfo(msgspec.Struct, frozen=True, rename="kebab"):
@@ -67,9 +74,13 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     setup_time: int | None = None
     downtime: int | None = None
     expected_downtime: int | None = None
+    cpu_throttle_percentage: int = 0
+    """What auto-converge holds the guest's vCPUs for; absent while it does not."""
     error_desc: str | None = None
     blocked_reasons: tuple[str, ...] = ()
     """Why no migration of this guest can begin, in sentences."""
+    socket_address: tuple[SocketAddress, ...] = ()
+    """Where a guest is awaited."""
     ram: RamInfo | None = None
     pages: PageInfo | None = None
     downtime_parts: dict[str, float] | None = None
@@ -117,13 +128,15 @@ class Statistics:
         zero_pages: pages sent in clear as zeros.
         hole_pages: private pages that the first round did not have.
         rounds: rounds begun.
-        sent: bytes of the stream.
+        sent: bytes, on all connections.
+        sent_beside: those of them on connections beside the first.
         remaining: bytes known to be unsent.
         bandwidth: measured by rounds.
         migration: the handlers' id of it.
         error: why it ended, when it did not complete.
         receipt: what the handlers stated of it when it completed.
         fenced: whether it ended without anybody knowing who may run the guest.
+        cpu_throttle_percentage: share of the time in which auto-converge keeps the guest from running.
         advice: what the user could do so that it ends.
     """
 
@@ -136,12 +149,13 @@ class Statistics:
         self._part: tuple[DowntimePart, float] | None = None
         self._parts: dict[DowntimePart, float] = {}
         self.private_pages = self.shared_pages = self.zero_pages = self.hole_pages = 0
-        self.rounds = self.sent = self.remaining = 0
+        self.rounds = self.sent = self.sent_beside = self.remaining = 0
         self.bandwidth = Bandwidth()
         self.migration = b""
         self.error: str | None = None
         self.receipt: Receipt | None = None
         self.fenced = False
+        self.cpu_throttle_percentage = 0
         self.advice: str | None = None
 
     def begin(self) -> None:
@@ -192,6 +206,7 @@ class Statistics:
             setup_time=None if self._active is None else _ms(self._active - self._begun),
             downtime=None if downtime is None else _ms(downtime),
             expected_downtime=_ms(expected) if downtime is None and expected != float("inf") else None,
+            cpu_throttle_percentage=self.cpu_throttle_percentage,
             error_desc=self.error,
             ram=self._ram(),
             pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
@@ -220,6 +235,7 @@ class Statistics:
             dirty_sync_count=self.rounds,
             page_size=PAGE_SIZE,
             pages_per_second=int(pages / seconds) if seconds else 0,
+            multifd_bytes=self.sent_beside,
         )
 
 

@@ -19,6 +19,8 @@ from typing import Protocol
 
 from sealift.errors import LostError
 from sealift.vmm.memory import Buffer
+from sealift.vmm.migration.alarm import Alarm
+from sealift.vmm.migration.tls import TlsSocket
 from sealift.vmm.migration.transport import SILENCE_LIMIT_S
 
 _BUFFER = 256 * 1024
@@ -26,6 +28,9 @@ _BUFFER = 256 * 1024
 
 _GLANCE = 64
 """Bytes asked for when only a header is due: enough for most, little to copy if it was a record's front."""
+
+_ALMOST_NOTHING_S = 0.001
+"""A time limit that has passed; 0 would mean something else to a socket."""
 
 
 class EndedError(LostError):
@@ -165,6 +170,11 @@ class StreamReader(ByteReader):
         self._sock = sock
         self._limit_s: float | None = None
         self._until = 0.0
+        self._alarm: Alarm | None = None
+
+    def heed(self, alarm: Alarm | None) -> None:
+        """From now on `alarm`, if any, ends every wait, with its own error."""
+        self._alarm = alarm
 
     @contextmanager
     def within(self, limit_s: float) -> Iterator[None]:
@@ -174,31 +184,72 @@ class StreamReader(ByteReader):
             yield
         finally:
             self._limit_s = None
+            if isinstance(self._sock, TlsSocket) and self._sock.fileno() >= 0:
+                self._sock.settimeout(None)
+
+    def glance(self, limit_s: float) -> int:
+        """The first byte, which stays where it is: in the socket.
+
+        Raises:
+            SilentError: none came within `limit_s`.
+            EndedError: the other side closed the connection.
+        """
+        with self.within(limit_s):
+            self._await()
+        try:
+            first = self._sock.recv(1, socket.MSG_PEEK)
+        except OSError as error:
+            raise EndedError(f"the connection broke ({error.strerror})") from error
+        if not first:
+            raise EndedError("the connection was closed")
+        return first[0]
 
     def _receive(self, view: memoryview, *, whole: bool) -> int:
         flags = socket.MSG_WAITALL if whole else 0
-        if self._limit_s is not None:
-            self._await(self._limit_s)
+        if self._limit_s is not None or self._alarm is not None:
+            self._await()
             flags = 0  # what lies there, and no waiting for the rest
         try:
             got = self._sock.recv_into(view, 0, flags)
+        except TimeoutError:
+            raise self._silent() from None
         except OSError as error:
             raise EndedError(f"the connection broke ({error.strerror})") from error
         if not got:
             raise EndedError("the connection was closed")
         return got
 
-    def _await(self, limit_s: float) -> None:
+    def _await(self) -> None:
+        """Wait until something is there; with TLS what is there may be a part, for which the limit counts as well."""
+        left_s = None if self._limit_s is None else max(0.0, self._until - time.monotonic())
+        if isinstance(self._sock, TlsSocket):
+            if self._sock.pending():
+                return
+            if left_s is not None:
+                self._sock.settimeout(left_s or _ALMOST_NOTHING_S)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        if not poll.poll(max(0.0, self._until - time.monotonic()) * 1e3):
-            raise SilentError(f"the other side has not answered for {limit_s:.0f} s")
+        if self._alarm is not None:
+            poll.register(self._alarm, select.POLLIN)
+        ready = poll.poll(None if left_s is None else left_s * 1e3)
+        if self._alarm is not None:
+            self._alarm.check()
+        if not ready:
+            raise self._silent()
+
+    def _silent(self) -> SilentError:
+        return SilentError(f"the other side has not answered for {self._limit_s or 0.0:.0f} s")
 
 
 def readable_now(sock: socket.socket) -> bool:
     """Whether the other side has said something, or has closed the connection; does not wait."""
+    return (isinstance(sock, TlsSocket) and sock.pending() > 0) or stirred(sock)
+
+
+def stirred(sock: socket.socket) -> bool:
+    """Whether anything has come over the connection below TLS, be it its end; from any thread, does not wait."""
     try:
-        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        socket.socket.recv(sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,17 +27,21 @@ from sealift.errors import (
 )
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
+from sealift.vmm.migration.alarm import Alarm
+from sealift.vmm.migration.joining import JoinedChannels, Side
 from sealift.vmm.migration.landing import TargetHost, make_machine, set_going
 from sealift.vmm.migration.machine_state import Restorer
-from sealift.vmm.migration.method import Entrance, TargetMethod
+from sealift.vmm.migration.method import Entrance, RecordSink, TargetMethod
 from sealift.vmm.migration.methods import entrance_for
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction, Sinks
 from sealift.vmm.migration.reception import Caller, Reception, say_farewell
+from sealift.vmm.migration.route import listen
 from sealift.vmm.migration.shared_ram import RamLoader
 from sealift.vmm.migration.streamio import EndedError, StreamReader, bulk_work, shut_down
+from sealift.vmm.migration.tls import Credentials
 from sealift.vmm.migration.token_file import keep_token
-from sealift.vmm.migration.transport import Address, Listener
+from sealift.vmm.migration.transport import Address
 from sealift.vmm.platform import Platform
 from sealift.wire.handover import Frame, FrameKind, Hello, Method, Refusal, read_frame
 
@@ -75,11 +81,15 @@ class Incoming:
         aborted: the ABORTED token of a target that gave up, for a source that is left fenced; else empty.
 
     Raises:
-        UserError: it cannot listen there.
+        UserError: it cannot listen there, or the credentials cannot be used.
     """
 
-    def __init__(self, address: Address, host: TargetHost) -> None:
-        self._listener = Listener(address)
+    def __init__(self, address: Address, host: TargetHost, tls_creds: str = "") -> None:
+        """Listen; who comes must speak TLS if there is a directory `tls_creds` (`sealift.vmm.migration.tls`)."""
+        self._credentials = Credentials(Path(tls_creds)) if tls_creds else None
+        if self._credentials is not None:
+            self._credentials.check()
+        self._listener = listen(address)
         self.address = self._listener.address
         self.aborted = b""
         self.patience = Patience()
@@ -98,16 +108,17 @@ class Incoming:
         Raises:
             SealiftError: why no guest came; the source was told, and nothing is left of it here.
         """
+        reception = Reception(self._listener, self.patience, self._credentials, self._host.notify)
         try:
-            with contextlib.closing(Reception(self._listener, self.patience)) as reception:
-                caller, entrance = self._first_wanted(reception)
+            caller, entrance = self._first_wanted(reception)
         except BaseException:
+            reception.close()
             self._leave_nothing()
             raise
-        with contextlib.closing(caller.sock):
+        with contextlib.closing(caller.sock), contextlib.closing(reception):
             try:
                 self._adopt(caller.sock)
-                return self._receive(caller, entrance)
+                return self._receive(caller, entrance, reception)
             except SealiftError as error:
                 self._refuse(caller.sock, error)
                 raise
@@ -159,18 +170,16 @@ class Incoming:
             if self._cancelled:
                 raise LostError("the target was told to give up")
 
-    def _receive(self, caller: Caller, entrance: Entrance) -> Arrived:
-        sock, reader, stream = caller.sock, caller.reader, caller.stream
+    def _receive(self, caller: Caller, entrance: Entrance, reception: Reception) -> Arrived:
+        sock, reader = caller.sock, caller.reader
+        if caller.introduction.hello.connections == 1:
+            reception.close()
         try:
             guest = self._make(caller.introduction, entrance)
-            answer = guest.method.answer(caller.introduction.hello.offer)
-            _send(sock, Frame(FrameKind.ANSWER, answer))
-            with reader.within(self.patience.reply_s):
-                confirmation = stream.confirmation()
-            guest.method.agreed(confirmation)
+            sides = self._agree(caller, guest.method, reception)
             restorer = Restorer(guest.machine)
-            with bulk_work():
-                stream.rest(Sinks(guest.method, RamLoader(guest.machine.memory), restorer))
+            with bulk_work(), self._joined(reader, guest.method, sides) as sink:
+                caller.stream.rest(Sinks(sink, RamLoader(guest.machine.memory), restorer))
             guest.machine.replace_shared_pages(guest.machine.platform.page_states())
         except EndedError as error:
             raise StreamError("the stream is truncated") from error
@@ -183,6 +192,36 @@ class Incoming:
         started = self._start(guest, restorer)
         kept = None if self._delivered(caller, guest.method, started) else self._keep(started)
         return Arrived(guest.machine, guest.launched, caller.introduction.hello.guest, started, kept)
+
+    def _agree(self, caller: Caller, method: TargetMethod, reception: Reception) -> tuple[Side, ...]:
+        """Exchange keys, and let the connections in that come beside the stream."""
+        hello = caller.introduction.hello
+        answer = method.answer(hello.offer)
+        reception.expect(hello.ticket, hello.connections)
+        _send(caller.sock, Frame(FrameKind.ANSWER, answer))
+        with ExitStack() as undo:
+            sides = reception.sides(self.patience.reply_s)
+            reception.close()
+            for side in sides:
+                undo.callback(side.sock.close)
+            with caller.reader.within(self.patience.reply_s):
+                confirmation = caller.stream.confirmation()
+            method.agreed(confirmation)
+            undo.pop_all()
+        return sides
+
+    @contextmanager
+    def _joined(self, reader: StreamReader, sink: RecordSink, sides: tuple[Side, ...]) -> Iterator[RecordSink]:
+        """Where records go: to the method, from all connections."""
+        if not sides:
+            yield sink
+            return
+        with contextlib.closing(Alarm()) as alarm, contextlib.closing(JoinedChannels(sink, sides, alarm)) as joined:
+            reader.heed(alarm)
+            try:
+                yield joined
+            finally:
+                reader.heed(None)
 
     def _make(self, introduction: Introduction, entrance: Entrance) -> _Guest:
         """The machine, waiting for its guest."""
