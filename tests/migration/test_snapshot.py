@@ -125,8 +125,8 @@ def test_a_saved_guest_is_restored_twice_and_all_three_go_on_alike(
         assert list(found) == list(range(min(found), max(found) + 1, 4))
     assert info.x_sealift_snapshot == str(file)
     log = owner_log(world)
-    assert len(re.findall(r"of a restore of snapshot \w{32} of launch", log)) == 2
-    assert log.count("released the secret") == 3
+    assert len(re.findall(r"began a restore of snapshot \w{32} of launch", log)) == 2
+    assert log.count("released a secret") == 3
 
 
 def test_a_snapshot_is_taken_while_the_guest_runs_and_writes(hosts: Path, file: Path) -> None:
