@@ -139,6 +139,21 @@ class PrivateDirectory:
         except OSError as error:
             raise UserError(f"{path} cannot be written") from error
 
+    def size(self, name: str) -> int:
+        """Bytes of a file; 0 if it is not there."""
+        return (self.path / name).stat().st_size if self.has(name) else 0
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name, in the place of what had it.
+
+        Raises:
+            UserError: it cannot be renamed.
+        """
+        try:
+            (self.path / name).replace(self.path / new)
+        except OSError as error:
+            raise UserError(f"{self.path / name} cannot be renamed") from error
+
     def remove(self, name: str) -> None:
         """Delete a file; one that is not there is none too many."""
         (self.path / name).unlink(missing_ok=True)

@@ -38,7 +38,7 @@ class Forge:
         self.hosts.connect(channels)
         incoming = self.hosts.target._incoming
         assert incoming is not None
-        self.ends = [SealingChannel(number, incoming._session) for number in range(channels)]
+        self.ends = [SealingChannel(number, incoming.session) for number in range(channels)]
 
     def pages(self, numbers: list[int], epoch: int = 1, channel: int = 0) -> None:
         """Seal and deliver a PAGES record."""

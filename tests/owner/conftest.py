@@ -15,7 +15,7 @@ from sealift.guest.programs import program, startup_blob
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID, MigrationFlags, MigrationSecret, take_migration_secret
 from sealift.owner.definition import GuestDefinition
-from sealift.owner.owner import LOG_FILE, Owner
+from sealift.owner.owner import Owner
 from sealift.sev.policy import Policy
 from sealift.sev.secret import SecretEntry
 from sealift.silicon.memory.guest_memory import GuestMemory
@@ -142,6 +142,6 @@ def owner(tmp_path: Path, definition: GuestDefinition, ark: bytes) -> Owner:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Callable[[], list[str]]:
-    """The lines of the owner's log."""
-    return lambda: (tmp_path / "owner" / LOG_FILE).read_text().splitlines()
+def log(owner: Owner) -> Callable[[], list[str]]:
+    """The owner's decisions, in sentences."""
+    return lambda: [decision.sentence for decision in owner.log.read()]

@@ -22,7 +22,8 @@ from sealift.launch.secrets import GUEST_GUID, MigrationFlags, MigrationSecret, 
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.ledger import BEGUN_LIMIT
 from sealift.owner.owner import Owner
-from sealift.owner.settings import ReceiverRule, RestoreRule
+from sealift.owner.receivers import ReceiverRule, Scope
+from sealift.owner.settings import RestoreRule
 from sealift.sev import secret
 from sealift.sev.ca import CaCertificate
 from sealift.sev.certificate import Usage
@@ -69,7 +70,7 @@ def test_the_guest_on_a_genuine_platform_gets_its_secrets(
     assert taken is not None
     assert taken.pair_key is None
     assert taken.flags is MigrationFlags.SKIP_ZERO_PAGES
-    assert log()[-1].startswith(f"1970-01-01T00:00:00Z released the secret of launch {grant.launch_id}")
+    assert log()[-1].startswith(f"1970-01-01T00:00:00Z released a secret of launch {grant.launch_id}")
 
 
 def test_every_launch_has_its_own_key_and_instance(owner: Owner, host: Host, recipe: GuestRecipe) -> None:
@@ -330,12 +331,12 @@ def test_a_restarted_owner_serves_receivers_from_its_records(
 
 def test_listed_hosts_only(owner: Owner, make_host: MakeHost, recipe: GuestRecipe, log: Log) -> None:
     source, _ = _launch(owner, make_host("a"), recipe)
-    owner.set_receivers(ReceiverRule.LISTED)
+    owner.set_receivers(ReceiverRule(Scope.ANY, approved=False))
     target = make_host("b")
-    with pytest.raises(RefusedError, match="not on the owner's list"):
+    with pytest.raises(RefusedError, match="has revoked any host that is not approved by name"):
         owner.begin_receiver(target.evidence(), source)
     assert target.fingerprint.hex() in log()[-1]
-    owner.approve_host(target.fingerprint)
+    owner.set_receivers(ReceiverRule(Scope.HOST, approved=True, fingerprint=target.fingerprint))
     _receive(owner, target, recipe, source)
 
 
@@ -431,7 +432,9 @@ def test_nonsense_is_not_trusted(owner: Owner, ark: bytes) -> None:
     with pytest.raises(StreamError):
         owner.accept_handler(b"short")
     with pytest.raises(StreamError):
-        owner.approve_host(bytes(33))
+        owner.set_receivers(ReceiverRule(Scope.HOST, approved=True, fingerprint=bytes(33)))
+    with pytest.raises(StreamError):
+        owner.set_receivers(ReceiverRule(Scope.ANY, approved=True, guest=b"short"))
     assert owner.settings == before
 
 
@@ -588,11 +591,11 @@ def test_what_is_no_header_is_refused(owner: Owner, host: Host, header: bytes) -
 def test_only_listed_and_genuine_hosts_restore(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
     source, handler = _launch(owner, make_host("a"), recipe)
     header = _header(recipe, source, handler)
-    owner.set_receivers(ReceiverRule.LISTED)
+    owner.set_receivers(ReceiverRule(Scope.ANY, approved=False))
     target = make_host("b")
-    with pytest.raises(RefusedError, match="not on the owner's list"):
+    with pytest.raises(RefusedError, match="has revoked any host that is not approved by name"):
         owner.begin_restore(target.evidence(), header)
-    owner.approve_host(target.fingerprint)
+    owner.set_receivers(ReceiverRule(Scope.HOST, approved=True, fingerprint=target.fingerprint))
     with pytest.raises(RefusedError):
         owner.begin_restore(msgspec.structs.replace(target.evidence(), ca_chain=bytes(3200)), header)
     _restore(owner, target, recipe, header)

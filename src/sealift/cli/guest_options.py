@@ -11,6 +11,7 @@ import msgspec
 
 from sealift.cli.engines import DEFAULT_ENGINE
 from sealift.cli.options import parse_size
+from sealift.cli.places import owner_place
 from sealift.errors import UserError
 
 DEFAULT_NAME: Final = "guest"
@@ -168,9 +169,11 @@ def read_config(path: Path) -> dict[str, object]:
 
 def _resolved(found: dict[str, object], base: Path) -> dict[str, object]:
     """The same with sizes as numbers and paths that no longer depend on where the file is."""
-    for key in ("initrd", "payload", "secret", "host", "owner", "restore", "dh_cert_file", "session_file", "tls_creds"):
+    for key in ("initrd", "payload", "secret", "host", "restore", "dh_cert_file", "session_file", "tls_creds"):
         if key in found:
             found[key] = base / str(found[key])
+    if "owner" in found and isinstance(owner_place(str(found["owner"])), Path):
+        found["owner"] = str(base / str(found["owner"]))
     if isinstance(disks := found.get("disk"), list):
         found["disk"] = [str(base / str(disk)) for disk in disks]
     if "launch_secret" in found:

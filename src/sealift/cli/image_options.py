@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import click
@@ -28,6 +29,18 @@ _OPTIONS: Final = (
         help="What the platform must enforce: names joined by commas, or a number.",
     ),
 )
+
+
+def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Let a configuration file set what options do not."""
+    if path is not None:
+        ctx.default_map = defaults.read_config(path)
+
+
+config_argument = click.argument(
+    "config", required=False, is_eager=True, expose_value=False, callback=_load_config, type=click.Path(path_type=Path)
+)
+"""A guest's TOML file."""
 
 
 def image_options(function: F) -> F:

@@ -1,4 +1,4 @@
-"""The local owner's process, and the VMM's end of the conversation with it.
+"""The owner's client: what a VMM asks an owner, the local one in a process of its own or one that is served elsewhere.
 
 An owner holds what a VMM must never see: the guest's secret and its migration keys. So even the owner on the same
 machine runs in a process of its own, which ends with its connection::
@@ -6,32 +6,58 @@ machine runs in a process of its own, which ends with its connection::
     VMM process (wiring) ── argv: what the user wants to run ─────────► owner process
                          ── Prepare ──────────────────────────────────►  trusts the local root on first use
                          ◄─────────────────────────── Prepared(notes) ─
-                         ── Begin, BeginReceiver, BeginRestore, Release ►  sealift.owner.Owner
+                         ── Begin, BeginReceiver, Release ─────────────►  sealift.owner.Owner
                          ◄───────────────── Session, Secret or Failed ─
+
+An owner served elsewhere (``sealift owner serve``) is asked over a connection for every request, and knows by itself
+which guest it wants to run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
 import threading
-from typing import Final, TypeAlias, TypeVar
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Final, TypeVar
 
 import msgspec
 
-from sealift.errors import InternalError, LostError
+from sealift.cli.guest_options import GuestOptions
+from sealift.errors import LostError, PeerError, RefusedError, UserError
 from sealift.launch.image import GuestRecipe
-from sealift.vmm.launch import Launch, launch
+from sealift.sev.policy import Policy, parse_policy
+from sealift.vmm.launch import Launch, begin, complete
 from sealift.vmm.memory import SharedMemory
+from sealift.vmm.migration.transport import NetworkAddress, TcpAddress, UnixAddress, connect, parse_uri
 from sealift.vmm.platform import Platform
 from sealift.wire.channel import Channel, socket_pair
 from sealift.wire.failure import from_failed
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
+from sealift.wire.owner_link import (
+    Begin,
+    BeginReceiver,
+    BeginRestore,
+    OwnerReply,
+    OwnerRequest,
+    Prepare,
+    Prepared,
+    Release,
+    Secret,
+    Session,
+    receive_frame,
+    send_frame,
+)
 from sealift.wire.platform import Failed, Message
 
 _EXIT_PATIENCE_S: Final = 5.0
 """An owner's process ends at once when its connection closes; longer than this means it hangs."""
+
+_REPLY_LIMIT_S: Final = 30.0
+"""An owner answers in some milliseconds; one that many ask at once, or over a bad line, in seconds."""
 
 
 class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,94 +79,52 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zero_pages: bool = False
 
 
-class Prepare(Message, frozen=True):
-    """Get ready. Reply: Prepared."""
+def assignment_of(options: GuestOptions, owner: Path, manufacturer: Path) -> Assignment:
+    """What an owner in that directory is told; the VMM takes the same kernel, initrd and payload from the same files.
+
+    Raises:
+        UserError: the policy is none.
+    """
+    # A path that means the same in every process, or a built-in program's name.
+    kernel = str(Path(options.kernel).absolute()) if Path(options.kernel).exists() else options.kernel
+    return Assignment(
+        owner=str(owner),
+        manufacturer=str(manufacturer),
+        kernel=kernel,
+        initrd=None if options.initrd is None else str(options.initrd.absolute()),
+        payload=None if options.payload is None else str(options.payload.absolute()),
+        command_line=options.append,
+        memory=options.memory,
+        vcpus=options.vcpus,
+        policy=int(parse_policy(options.policy)),
+        secret=None if options.secret is None else str(options.secret.absolute()),
+        zero_pages=options.zero_pages,
+    )
 
 
-class Prepared(Message, frozen=True):
-    """Ready; `notes` are sentences for the user about what was set up."""
+def owner_address(uri: str) -> NetworkAddress:
+    """Where an owner is served.
 
-    notes: tuple[str, ...]
+    Raises:
+        UserError: owners are not served at such a place.
+    """
+    address = parse_uri(uri)
+    if not isinstance(address, TcpAddress | UnixAddress):
+        raise UserError(f"an owner is served at tcp:HOST:PORT or unix:PATH, not at {uri}")
+    return address
 
-
-class Begin(Message, frozen=True):
-    """`OwnerService.begin`. Reply: Session."""
-
-    evidence: PlatformEvidence
-
-
-class BeginReceiver(Message, frozen=True):
-    """`OwnerService.begin_receiver`. Reply: Session."""
-
-    evidence: PlatformEvidence
-    source_measure: bytes
-
-
-class BeginRestore(Message, frozen=True):
-    """`OwnerService.begin_restore`. Reply: Session."""
-
-    evidence: PlatformEvidence
-    header: bytes
-
-
-class Release(Message, frozen=True):
-    """`OwnerService.release`. Reply: Secret."""
-
-    launch_id: str
-    measure: bytes
-
-
-class Session(Message, frozen=True):
-    """A session was granted."""
-
-    grant: SessionGrant
-
-
-class Secret(Message, frozen=True):
-    """A secret was released."""
-
-    grant: SecretGrant
-
-
-OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | BeginRestore | Release
-OwnerReply: TypeAlias = Prepared | Session | Secret | Failed
 
 R = TypeVar("R", bound=Message)
 
 
-class OwnerClient:
-    """The owner in its process; implements `sealift.wire.owner.OwnerService`."""
-
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
-        self._process = process
-        self._channel: Channel[OwnerReply, Message] = Channel(sock, OwnerReply)
-        self._lock = threading.Lock()
-
-    @classmethod
-    def start(cls, assignment: Assignment) -> OwnerClient:
-        """Start an owner's process; `prepare` says whether it is well."""
-        ours, theirs = socket_pair()
-        with theirs:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "sealift.cli.owner_process",
-                    str(theirs.fileno()),
-                    msgspec.json.encode(assignment).decode(),
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                # Ctrl-C in a terminal is for the VMM, whose end this process follows.
-                start_new_session=True,
-            )
-        return cls(process, ours)
+class OwnerClient(ABC):
+    """An owner that is asked by messages; implements `sealift.wire.owner.OwnerService`."""
 
     def prepare(self) -> tuple[str, ...]:
         """Wait until the owner is ready; its notes to the user.
 
         Raises:
-            SealiftError: what is wrong with its directory or with the guest it is to expect.
+            SealiftError: what is wrong with its directory or with the guest it is to expect; or it is not there.
         """
         return self._ask(Prepare(), Prepared).notes
 
@@ -161,8 +145,64 @@ class OwnerClient:
         return self._ask(Release(launch_id, measure), Secret).grant
 
     def launch(self, platform: Platform, memory: SharedMemory, recipe: GuestRecipe) -> Launch:
-        """Launch this owner's guest, up to and with its secret; raises as `sealift.vmm.launch.launch`."""
-        return launch(platform, memory, recipe, self)
+        """Launch this owner's guest, up to and with its secret; raises as `sealift.vmm.launch.launch`.
+
+        Raises:
+            UserError: the owner's guest has encrypted registers and this machine was made for one without, or so.
+        """
+        begun = begin(platform, self)
+        policy = Policy(begun.grant.policy)
+        if (Policy.ES in policy) is not recipe.es:
+            raise UserError(
+                f"the owner's guest has the policy {policy.describe()}, for which this machine was not made; "
+                f"say --policy {policy.describe()}"
+            )
+        return complete(platform, memory, recipe, self, begun)
+
+    @abstractmethod
+    def close(self) -> None:
+        """The owner is not needed any more; again does nothing."""
+
+    @abstractmethod
+    def _exchange(self, message: OwnerRequest) -> OwnerReply:
+        """The owner's reply."""
+
+    def _ask(self, message: OwnerRequest, expect: type[R]) -> R:
+        reply = self._exchange(message)
+        if isinstance(reply, Failed):
+            raise from_failed(reply)
+        if not isinstance(reply, expect):
+            raise RefusedError(f"the owner answered {type(message).__name__} with {type(reply).__name__}")
+        return reply
+
+
+class LocalOwner(OwnerClient):
+    """The local owner, in a process that ends with this."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._process = process
+        self._channel: Channel[OwnerReply, Message] = Channel(sock, OwnerReply)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def start(cls, assignment: Assignment) -> LocalOwner:
+        """Start an owner's process; `prepare` says whether it is well."""
+        ours, theirs = socket_pair()
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "sealift.cli.owner_process",
+                    str(theirs.fileno()),
+                    msgspec.json.encode(assignment).decode(),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C in a terminal is for the VMM, whose end this process follows.
+                start_new_session=True,
+            )
+        return cls(process, ours)
 
     def close(self) -> None:
         """End the process; again does nothing."""
@@ -173,15 +213,38 @@ class OwnerClient:
             self._process.kill()
             self._process.wait()
 
-    def _ask(self, message: Message, expect: type[R]) -> R:
+    def _exchange(self, message: OwnerRequest) -> OwnerReply:
         try:
             with self._lock:
                 self._channel.send(message)
                 reply, _ = self._channel.receive()
         except LostError as error:
             raise LostError("the owner's process is gone") from error
+        return reply
+
+
+class ServedOwner(OwnerClient):
+    """An owner that listens at an address; there is one connection a request, so nothing is to be closed."""
+
+    def __init__(self, address: NetworkAddress, limit_s: float = _REPLY_LIMIT_S) -> None:
+        self._address = address
+        self._limit_s = limit_s
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _exchange(self, message: OwnerRequest) -> OwnerReply:
+        """The owner's reply. Whatever is wrong with it is a refusal: who cannot be asked has not agreed."""
+        try:
+            sock = connect(self._address)
+        except LostError:
+            raise RefusedError(f"no owner answers at {self._address}, and nothing goes on without its word") from None
+        with contextlib.closing(sock):
+            try:
+                send_frame(sock, message, self._limit_s)
+                reply: OwnerReply = receive_frame(sock, OwnerReply, self._limit_s)
+            except PeerError as error:
+                raise RefusedError(f"the owner at {self._address} gave no answer") from error
         if isinstance(reply, Failed):
-            raise from_failed(reply)
-        if not isinstance(reply, expect):
-            raise InternalError(f"the owner answered {type(message).__name__} with {type(reply).__name__}")
+            raise RefusedError(reply.reason)
         return reply

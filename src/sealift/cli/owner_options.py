@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sealift.cli.options import F, file_option
+from sealift.cli.places import default_owner
 from sealift.errors import SealError, StreamError, UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 FINGERPRINT_SIZE: Final = 32
 
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
+directory_option = click.option(
+    "--owner",
+    type=click.Path(path_type=Path),
+    default=default_owner,
+    show_default="the user's own",
+    help="Directory of the guest owner.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead.")
 
 
@@ -63,12 +71,11 @@ class Trust:
         Raises:
             UserError: a root is none, or the local owner's settings are damaged.
         """
-        from sealift.cli.places import default_owner
         from sealift.owner import settings
         from sealift.owner.judgement import judge
         from sealift.privatefiles import PrivateDirectory
 
-        roots = {_fingerprint(text) for text in self.trust}
+        roots = {chip_or_root(text, root=True) for text in self.trust}
         if default_owner().exists():
             roots.update(settings.load(PrivateDirectory(default_owner(), "owner")).roots)
         return judge(certificates, roots)
@@ -222,21 +229,23 @@ def binary(what: str, text: str, sizes: Collection[int]) -> bytes:
     raise UserError(f"the {what} {text!r} is neither {wanted} bytes in base64 or hexadecimal, nor a file")
 
 
-def _fingerprint(text: str) -> bytes:
-    """A root's fingerprint, from itself or out of a file with the root.
+def chip_or_root(text: str, *, root: bool) -> bytes:
+    """The fingerprint of a host's chip, or of a root: itself, or out of a file with the certificates.
 
     Raises:
         UserError: it is neither.
     """
     from sealift.owner.files import parsed
     from sealift.sev.certfile import SIZE_LIMIT, CertificateSet
+    from sealift.sev.certificate import Usage
 
     if not Path(text).is_file():
         return binary("fingerprint", text, {FINGERPRINT_SIZE})
-    root = parsed("root's file", Path(text), SIZE_LIMIT, CertificateSet.decode).root
-    if root is None:
-        raise UserError(f"the root's file {text} holds no ARK")
-    return root.fingerprint()
+    what, usage = ("root's file", Usage.ARK) if root else ("host's file", Usage.CEK)
+    found = parsed(what, Path(text), SIZE_LIMIT, CertificateSet.decode).certificates.get(usage)
+    if found is None:
+        raise UserError(f"the {what} {text} holds no {usage.name}")
+    return found.fingerprint()
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401  # whatever msgspec writes

@@ -79,10 +79,15 @@ def default_manufacturer() -> Path:
     return state_directory() / "manufacturer"
 
 
+def owner_place(text: str | Path) -> Path | str:
+    """Where an owner is: a directory, or the URI (``unix:PATH``, ``tcp:HOST:PORT``) where it is served."""
+    return text if isinstance(text, str) and text.startswith(("unix:", "tcp:")) else Path(text).absolute()
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where one guest's three parties keep what is theirs."""
+    """Where one guest's three parties keep what is theirs; `owner` may be the URI where one is served instead."""
 
     host: Host
-    owner: Path
+    owner: Path | str
     manufacturer: Path

@@ -5,7 +5,8 @@
     this process                        its children, which end with it
     Guest ── Machine ── Platform ─────► platform process (sealift.silicon.process)
                 ▲
-              launch ── OwnerClient ──► owner process (sealift.cli.owner_process), until the guest is launched
+              launch ── LocalOwner ───► owner process (sealift.cli.owner_process), until the guest is launched
+                   or ─ ServedOwner ─► an owner elsewhere, at a socket (sealift.cli.owner_server)
                    or ─ AbsentOwner ── files of an owner elsewhere (sealift.cli.absent_owner)
 
 Nothing stays half-started: whatever fails ends what was started before it.
@@ -22,14 +23,14 @@ from typing import Final, Protocol, Self, TypeAlias
 
 from sealift.cli.absent_owner import AbsentOwner, SecretWatch, is_absent, starts_at_once
 from sealift.cli.guest_options import DiskPath, GuestOptions
-from sealift.cli.owner_link import Assignment, OwnerClient
+from sealift.cli.owner_link import Assignment, LocalOwner, OwnerClient, ServedOwner, assignment_of, owner_address
 from sealift.cli.places import Host, Places
 from sealift.cli.recipes import make_recipe
 from sealift.errors import SealiftError, UserError, sentence
 from sealift.guest import programs
 from sealift.launch.image import GuestRecipe
 from sealift.launch.machine import MachineType
-from sealift.sev.policy import Policy, parse_policy
+from sealift.sev.policy import parse_policy
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.guest import Guest
 from sealift.vmm.launch import Launch
@@ -99,11 +100,9 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         RefusedError: the owner does not want its guest on this platform.
         FirmwareError: the platform does not take the session of an owner elsewhere.
     """
-    absent = is_absent(options)
-    kernel = _kernel(options)
-    assignment = _assignment(options, places, kernel)
-    recipe = make_recipe(options.memory, options.vcpus, kernel, assignment.payload, options.append, assignment.initrd)
-    recipe = recipe.under(Policy(assignment.policy))
+    recipe = make_recipe(
+        options.memory, options.vcpus, options.kernel, options.payload, options.append, options.initrd
+    ).under(parse_policy(options.policy))
     if version := recipe.kernel_version():
         notify(f"the kernel is Linux {version}")
     guest = Guest(options.name, _parameters(options))
@@ -113,7 +112,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
             undo.callback(disk.close)
             disk.lock()
         spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks, es=recipe.es)
-        owner: _LaunchOwner = AbsentOwner(options) if absent else OwnerClient.start(assignment)
+        owner = _launch_owner(options, places)
         undo.callback(owner.close)
         platform = Platform.start(places.host.identity, places.manufacturer, engine=options.engine)
         undo.callback(platform.close)
@@ -133,6 +132,23 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         if starts_at_once(options):
             guest.resume()
         return HostedGuest(guest, undo.pop_all())
+
+
+def _launch_owner(options: GuestOptions, places: Places) -> _LaunchOwner:
+    """The guest's owner: elsewhere and not asked, elsewhere and asked, or the local one.
+
+    Raises:
+        UserError: options that do not fit together.
+    """
+    if is_absent(options):
+        return AbsentOwner(options)
+    if isinstance(places.owner, Path):
+        return LocalOwner.start(assignment_of(options, places.owner, places.manufacturer))
+    if options.secret is not None or options.zero_pages:
+        raise UserError(
+            f"--secret and --zero-pages are the owner's to give; give them to the one that serves at {places.owner}"
+        )
+    return ServedOwner(owner_address(places.owner))
 
 
 def _parameters(options: GuestOptions) -> Parameters:
@@ -305,8 +321,10 @@ def start_restored(path: Path, options: GuestOptions, places: Places, notify: No
 
 
 def _receiving_owner(places: Places) -> OwnerClient:
-    """An owner that only releases guests it knows."""
-    return OwnerClient.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
+    """An owner that is asked for guests that it knows alone."""
+    if isinstance(places.owner, Path):
+        return LocalOwner.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
+    return ServedOwner(owner_address(places.owner))
 
 
 def _landing(
@@ -330,25 +348,3 @@ def _token_path(host: Host, name: str) -> Path:
     except OSError as error:
         raise UserError(f"the directory {host.tokens} cannot be made") from error
     return host.tokens / f"{name}.token"
-
-
-def _kernel(options: GuestOptions) -> str:
-    """A path that means the same in every process, or a built-in program's name."""
-    return str(Path(options.kernel).absolute()) if Path(options.kernel).exists() else options.kernel
-
-
-def _assignment(options: GuestOptions, places: Places, kernel: str) -> Assignment:
-    """What the owner is told; the VMM takes the same kernel, initrd and payload from the same files."""
-    return Assignment(
-        owner=str(places.owner),
-        manufacturer=str(places.manufacturer),
-        kernel=kernel,
-        initrd=None if options.initrd is None else str(options.initrd.absolute()),
-        payload=None if options.payload is None else str(options.payload.absolute()),
-        command_line=options.append,
-        memory=options.memory,
-        vcpus=options.vcpus,
-        policy=int(parse_policy(options.policy)),
-        secret=None if options.secret is None else str(options.secret.absolute()),
-        zero_pages=options.zero_pages,
-    )

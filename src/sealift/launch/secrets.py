@@ -153,5 +153,10 @@ def snapshot_key(source_key: bytes, header: bytes) -> bytes:
     return _derived(source_key, b"snapshot" + hashlib.sha256(header).digest())
 
 
+def receipt_key(key: bytes) -> bytes:
+    """What a launch's handler MACs its half of a migration's receipt with; `key` is R of that launch."""
+    return _derived(key, b"receipt")
+
+
 def _derived(source_key: bytes, info: bytes) -> bytes:
     return HKDF(hashes.SHA256(), KEY_SIZE, salt=None, info=info).derive(source_key)

@@ -49,6 +49,7 @@ class Launch:
         source: the launch this one receives its guest from; None for a launch of the guest itself.
         instance_id: names the guest through all its hops.
         host: fingerprint of the platform's CEK.
+        root: fingerprint of the ARK that its certificates led to.
         version: the firmware's, which the measurement binds.
         policy: the guest's, 32 bits.
         launch_digest: what the measurement must be of.
@@ -65,6 +66,7 @@ class Launch:
     source: str | None
     instance_id: bytes
     host: bytes
+    root: bytes
     version: FirmwareVersion
     policy: int
     launch_digest: bytes

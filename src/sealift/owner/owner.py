@@ -2,7 +2,7 @@
 
 A launch takes two steps. `begin` looks at the platform and writes down what must be measured; `release` looks at
 the measurement, and a secret exists only after it was found equal. A VMM that asks in any other order, twice, or
-for another's launch, gets a `RefusedError`, and a line in the owner's log.
+for another's launch, gets a `RefusedError`, and the owner's log (`decisions`) says why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -21,9 +20,11 @@ from sealift.errors import PeerError, RefusedError, sentence
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import INSTANCE_ID_SIZE, KEY_SIZE, MigrationFlags, MigrationSecret, pair_key, snapshot_key
 from sealift.owner import settings
+from sealift.owner.decisions import Decision, DecisionLog, Outcome, timestamp
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.ledger import Launch, Ledger, fresh_launch_id
-from sealift.owner.settings import ReceiverRule, RestoreRule, Settings
+from sealift.owner.receivers import ReceiverRule, require_approved, with_rule
+from sealift.owner.settings import RestoreRule, Settings
 from sealift.privatefiles import PrivateDirectory
 from sealift.sev import measurement, secret, session
 from sealift.sev.ca import CaCertificate
@@ -32,8 +33,6 @@ from sealift.sev.measurement import FirmwareVersion
 from sealift.sev.policy import Policy
 from sealift.wire.handshake import Hello, decode_snapshot
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
-
-LOG_FILE: Final = "owner.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,23 @@ class _Platform:
     def host(self) -> bytes:
         """Fingerprint of the chip."""
         return self.chain.cek.fingerprint()
+
+    @property
+    def root(self) -> bytes:
+        """Fingerprint of the root its certificates lead to."""
+        return self.chain.ark.fingerprint()
+
+
+@dataclass(slots=True)
+class _Case:
+    """What is known of a request while it is judged, for the log."""
+
+    what: str
+    outcome: Outcome
+    guest: bytes = b""
+    host: bytes = b""
+    launch: str = ""
+    note: str = ""
 
 
 class Owner:
@@ -67,6 +83,7 @@ class Owner:
     ) -> None:
         self._directory = PrivateDirectory(path, "owner")
         self._ledger = Ledger(path)
+        self._log = DecisionLog(self._directory)
         self._guest = guest
         self._clock = clock
 
@@ -82,26 +99,42 @@ class Owner:
         """The owner's launches."""
         return self._ledger
 
+    @property
+    def log(self) -> DecisionLog:
+        """What the owner decided."""
+        return self._log
+
     def trust(self, ark: bytes) -> None:
         """Pin a root: an ARK certificate the user has from a source it trusts.
 
         Raises:
             StreamError: it is no ARK certificate.
         """
-        fingerprint = CaCertificate.decode(ark).fingerprint()
+        self.pin(CaCertificate.decode(ark).fingerprint())
+
+    def pin(self, fingerprint: bytes) -> None:
+        """Pin a root by its ARK's fingerprint, 32 bytes.
+
+        Raises:
+            StreamError: another size.
+        """
         self._change(lambda old: msgspec.structs.replace(old, roots=settings.including(old.roots, fingerprint)))
 
     def accept_handler(self, digest: bytes) -> None:
         """Let platforms run the migration handler with this digest."""
         self._change(lambda old: msgspec.structs.replace(old, handlers=settings.including(old.handlers, digest)))
 
-    def approve_host(self, fingerprint: bytes) -> None:
-        """Put a host, by its CEK's fingerprint, on the list that rule LISTED asks for."""
-        self._change(lambda old: msgspec.structs.replace(old, hosts=settings.including(old.hosts, fingerprint)))
-
     def set_receivers(self, rule: ReceiverRule) -> None:
-        """Say where guests may go."""
-        self._change(lambda old: msgspec.structs.replace(old, receivers=rule))
+        """Say where guests may go, by one more rule.
+
+        Raises:
+            StreamError: a fingerprint or an instance id of the wrong size.
+        """
+        self._change(lambda old: msgspec.structs.replace(old, receivers=with_rule(old.receivers, rule)))
+        word = "approved" if rule.approved else "revoked"
+        guest = "" if rule.guest is None else rule.guest.hex()
+        decision = Decision(timestamp(self._clock()), Outcome.CHANGED, f"receivers: {word} {rule.name}", guest=guest)
+        self._log.add(decision)
 
     def set_restores(self, rule: RestoreRule) -> None:
         """Say whether snapshots may be restored."""
@@ -111,38 +144,42 @@ class Owner:
 
     def begin(self, evidence: PlatformEvidence) -> SessionGrant:
         """Start a launch of the guest; see `OwnerService.begin`."""
-        with self._judging("a launch"):
+        with self._judging("a launch", Outcome.BEGAN) as case:
             if self._guest is None:
                 raise RefusedError("this owner was given no guest to launch")
-            platform = self._verify(evidence, self.settings)
+            platform = self._verify(evidence, self.settings, case)
             guest = self._guest
-            return self._open(platform, guest.recipe, _fresh(guest))
+            return self._open(platform, guest.recipe, _fresh(guest), case)
 
     def begin_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> SessionGrant:
         """Start a launch that is to receive a guest; see `OwnerService.begin_receiver`."""
-        with self._judging("a receiver"):
-            source = self._released(source_measure)
-            platform = self._verify_receiver(evidence, self.settings)
-            return self._open(platform, source.receiver, _following(source))
+        with self._judging("a receiver", Outcome.BEGAN) as case:
+            source = self._released(source_measure, case)
+            platform = self._verify(evidence, trusted := self.settings, case)
+            require_approved(trusted.receivers, platform.host, platform.root, source.instance_id)
+            return self._open(platform, source.receiver, _following(source), case)
 
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
         """Start a launch that is to restore a snapshot; see `OwnerService.begin_restore`."""
-        with self._judging("a restore"):
+        with self._judging("a restore", Outcome.BEGAN) as case:
             trusted = self.settings
             hello = decode_snapshot(header)
+            case.what = f"a restore of snapshot {hello.migration.hex()}"
             if trusted.restores is RestoreRule.REFUSED:
                 raise RefusedError(f"the owner lets no snapshot be restored, and so not {hello.migration.hex()}")
-            source = self._released(hello.party.measure)
+            source = self._released(hello.party.measure, case)
             _check_snapshot(hello, source)
-            platform = self._verify_receiver(evidence, trusted)
-            return self._open(platform, source.receiver, _following(source, header))
+            platform = self._verify(evidence, trusted, case)
+            require_approved(trusted.receivers, platform.host, platform.root, source.instance_id)
+            return self._open(platform, source.receiver, _following(source, header), case)
 
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """Verify what was launched and release its secret; see `OwnerService.release`."""
-        with self._judging("a secret"), self._ledger.alone():
+        with self._judging("a secret", Outcome.RELEASED) as case, self._ledger.alone():
             launch = self._ledger.find(launch_id)
             if launch is None:
                 raise RefusedError(f"there is no launch {launch_id!r:.80}")
+            case.launch, case.guest, case.host = launch_id, launch.instance_id, launch.host
             if launch.transport is None:
                 raise RefusedError(f"the secret of launch {launch_id} has been released before")
             policy = Policy(launch.policy)
@@ -152,28 +189,23 @@ class Owner:
             table = secret.build_table((*launch.entries, self._migration_secret(launch, measure).entry()))
             header, payload = secret.make_packet(launch.transport, measure, table)
             self._ledger.record(launch.released(measure))
-            self._log(f"released the secret of launch {launch_id}, measurement {measure.hex()}")
+            case.note = f"its measurement is {measure.hex()}"
             return SecretGrant(header, payload)
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _released(self, measure: bytes) -> Launch:
+    def _released(self, measure: bytes, case: _Case) -> Launch:
         """The launch that a guest is to leave, or that a snapshot is of."""
         found = self._ledger.find_released(measure)
         if found is None:
             raise RefusedError(f"no released launch has the measurement {measure[:48].hex()}")
+        case.guest = found.instance_id
         return found
 
-    def _verify_receiver(self, evidence: PlatformEvidence, trusted: Settings) -> _Platform:
-        """Demand a platform to which guests may go."""
-        platform = self._verify(evidence, trusted)
-        if trusted.receivers is ReceiverRule.LISTED and platform.host not in trusted.hosts:
-            raise RefusedError(f"host {platform.host.hex()} is not on the owner's list of receivers")
-        return platform
-
-    def _verify(self, evidence: PlatformEvidence, trusted: Settings) -> _Platform:
+    def _verify(self, evidence: PlatformEvidence, trusted: Settings, case: _Case) -> _Platform:
         """Demand a genuine platform whose handler is accepted."""
         chain = PlatformChain.decode(evidence.pdh, evidence.cert_chain, evidence.ca_chain)
+        case.host = chain.cek.fingerprint()
         chain.verify(trusted.roots)
         version = FirmwareVersion(evidence.api_major, evidence.api_minor, evidence.build_id)
         if version.api < measurement.OLDEST_API:
@@ -182,7 +214,7 @@ class Owner:
             raise RefusedError(f"the migration handler {evidence.handler_digest.hex()} is not an accepted one")
         return _Platform(chain, version, evidence.handler_digest)
 
-    def _open(self, platform: _Platform, recipe: GuestRecipe, terms: _Terms) -> SessionGrant:
+    def _open(self, platform: _Platform, recipe: GuestRecipe, terms: _Terms, case: _Case) -> SessionGrant:
         """Make the session, and write down what must be measured before anybody can use it."""
         recipe = replace(recipe, handler_digest=platform.handler_digest).under(terms.policy)
         offered = session.offer(platform.chain.pdh, terms.policy)
@@ -191,6 +223,7 @@ class Owner:
             source=terms.source,
             instance_id=terms.instance_id,
             host=platform.host,
+            root=platform.root,
             version=platform.version,
             policy=int(terms.policy),
             launch_digest=recipe.launch_digest(),
@@ -202,7 +235,8 @@ class Owner:
             snapshot=terms.snapshot,
         )
         self._ledger.record(launch)
-        self._log(f"began launch {launch.launch_id} of {_purpose(terms)} on host {platform.host.hex()}")
+        case.launch, case.guest = launch.launch_id, launch.instance_id
+        case.note = "" if terms.source is None else f"it is to follow launch {terms.source}"
         return SessionGrant(launch.launch_id, launch.policy, offered.dh_cert, offered.session)
 
     def _migration_secret(self, launch: Launch, measure: bytes) -> MigrationSecret:
@@ -213,6 +247,8 @@ class Owner:
         source = self._ledger.find(launch.source)
         if source is None:
             raise RefusedError(f"the launch {launch.source} it receives from is no longer on record")
+        # Rules may have changed since the launch began.
+        require_approved(self.settings.receivers, launch.host, launch.root, launch.instance_id)
         if launch.snapshot is None:
             return replace(mine, pair_key=pair_key(source.key, measure))
         if self.settings.restores is RestoreRule.REFUSED:
@@ -223,21 +259,25 @@ class Owner:
         settings.change(self._directory, edit)
 
     @contextmanager
-    def _judging(self, what: str) -> Iterator[None]:
-        """Turn whatever is wrong with a request into a refusal, and log it."""
+    def _judging(self, what: str, outcome: Outcome) -> Iterator[_Case]:
+        """Turn whatever is wrong with a request into a refusal, and log how it was decided.
+
+        What the log does not take is not granted: the request fails with the log's error.
+        """
+        case = _Case(what, outcome)
         try:
-            yield
+            yield case
         except PeerError as error:
-            self._log(f"refused {what}: {sentence(error)}")
+            case.outcome, case.note = Outcome.REFUSED, sentence(error)
+            self._record(case)
             if isinstance(error, RefusedError):
                 raise
             raise RefusedError(f"the owner refuses {what}") from error
+        self._record(case)
 
-    def _log(self, line: str) -> None:
-        """Write one line; what a VMM put into a message cannot make it two."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
-        printable = "".join(char if char.isprintable() else "?" for char in line)
-        self._directory.append(LOG_FILE, f"{stamp} {printable}")
+    def _record(self, case: _Case) -> None:
+        stamp, guest, host = timestamp(self._clock()), case.guest.hex(), case.host.hex()
+        self._log.add(Decision(stamp, case.outcome, case.what, case.note, guest, host, case.launch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,15 +301,6 @@ def _following(source: Launch, snapshot: bytes | None = None) -> _Terms:
     """The terms of a receiver: those of the guest that is to arrive, whose secrets come with its memory."""
     flags = MigrationFlags(source.flags)
     return _Terms(source.launch_id, Policy(source.policy), source.instance_id, flags, (), snapshot)
-
-
-def _purpose(terms: _Terms) -> str:
-    """What a launch is for, in the log's words."""
-    if terms.source is None:
-        return "the guest"
-    if terms.snapshot is None:
-        return f"a receiver for launch {terms.source}"
-    return f"a restore of snapshot {decode_snapshot(terms.snapshot).migration.hex()} of launch {terms.source}"
 
 
 def _check_snapshot(hello: Hello, source: Launch) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from sealift.errors import StreamError, UserError
+from sealift.owner.receivers import ANYWHERE, ReceiverRule
 from sealift.privatefiles import Access, PrivateDirectory
 from sealift.wire.packed import UNDECODABLE
 
@@ -17,16 +18,7 @@ FINGERPRINT_SIZE: Final = hashlib.sha256().digest_size
 
 _FILE: Final = "settings.json"
 _LIMIT: Final = 1 << 20
-"""Bytes of the settings: room for some 20,000 hosts."""
-
-
-class ReceiverRule(enum.Enum):
-    """Where a guest may go."""
-
-    VERIFIED = "verified"
-    """To any host whose certificates lead to a pinned root."""
-    LISTED = "listed"
-    """Only to hosts the owner has approved by name."""
+"""Bytes of the settings: room for some 5,000 rules."""
 
 
 class RestoreRule(enum.Enum):
@@ -45,14 +37,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         roots: fingerprints of pinned ARKs.
         handlers: digests of accepted migration handlers.
         receivers: where guests may go.
-        hosts: fingerprints of the CEKs of approved hosts.
         restores: whether snapshots may be restored.
     """
 
     roots: tuple[bytes, ...] = ()
     handlers: tuple[bytes, ...] = ()
-    receivers: ReceiverRule = ReceiverRule.VERIFIED
-    hosts: tuple[bytes, ...] = ()
+    receivers: tuple[ReceiverRule, ...] = (ANYWHERE,)
     restores: RestoreRule = RestoreRule.ALLOWED
 
 

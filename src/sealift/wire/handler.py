@@ -144,6 +144,10 @@ class Deliver(Message, frozen=True):
     token: bytes
 
 
+class GetReceipt(Message, frozen=True):
+    """This side's half of the receipt of the migration that ended last. Reply: Blob (`sealift.wire.receipt`)."""
+
+
 class Cancel(Message, frozen=True):
     """Source: end the migration before FINAL, or the snapshot; the guest may run."""
 
@@ -224,6 +228,7 @@ HandlerRequest: TypeAlias = (
     | Open
     | Fetch
     | Deliver
+    | GetReceipt
     | Cancel
     | GetStatus
 )

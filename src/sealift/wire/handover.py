@@ -10,6 +10,7 @@
       │◄──────────────────────────────────────────────── PREPARED, or REFUSED ────│
       │── FINAL ─────────────────────────────────────────────────────────────────►│ (the source is fenced)
       │◄────────────────────────────────────────────────── STARTED, or REFUSED ───│ runs the guest
+      │◄──────────────────── RECEIPT: the target's half, empty where there is none│
       │── TAKEN: the target's token did its work here ───────────────────────────►│ (or keeps the token in a file)
 
 ``══`` is the stream of `sealift.wire.qemu_stream`; ``──`` are frames: u8 kind (0 is invalid), be32 length, payload.
@@ -37,11 +38,12 @@ from sealift.wire import handshake, psp
 from sealift.wire.failure import from_failed
 from sealift.wire.packed import UNDECODABLE, unpack
 from sealift.wire.platform import CPU_LIMIT, Block, Failed
+from sealift.wire.receipt import STATEMENT_SIZE
 from sealift.wire.record import MAX_CHANNELS
 from sealift.wire.side_connection import TICKET_SIZE
 from sealift.wire.token import TOKEN_SIZE
 
-VERSION = 4
+VERSION = 5
 
 HELLO_LIMIT = 64 * 1024
 """Bytes of a HELLO: an offer at its longest, the RAMBlock table and a name fit several times."""
@@ -83,6 +85,7 @@ class FrameKind(enum.IntEnum):
     FINAL = 4
     STARTED = 5
     TAKEN = 6
+    RECEIPT = 7
 
 
 FRAME_LIMITS = {
@@ -92,6 +95,7 @@ FRAME_LIMITS = {
     FrameKind.FINAL: TOKEN_SIZE,
     FrameKind.STARTED: TOKEN_SIZE,
     FrameKind.TAKEN: 0,
+    FrameKind.RECEIPT: STATEMENT_SIZE,
 }
 """Longest payload of each kind; whatever is longer is refused unread."""
 

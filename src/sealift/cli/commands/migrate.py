@@ -36,6 +36,7 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
         "sealift migrate demo tcp:192.0.2.7:4444",
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
         "sealift migrate demo tcp:192.0.2.7:4444 --method psp",
+        "sealift migrate demo tcp:192.0.2.7:4444 --receipt moved.json",
         "sealift migrate demo tcp:b.example:4444 --multifd 4 --tls-creds ~/pki --auto-converge",
         "sealift migrate demo --settle demo.token",
     ),
@@ -120,6 +121,12 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
     metavar="FILE",
     help="Instead of moving it: bring a guest whose target was lost the token that the target left.",
 )
+@click.option(
+    "--receipt",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what both migration handlers state of the migration, for `sealift owner receipt` (not with psp).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object (QEMU's MigrationInfo).")
 @host_option
 def command(
@@ -141,6 +148,7 @@ def command(
     If the target is lost while the guest is handed over, nobody can know whether it runs there, and it stays stopped
     here. --settle brings the token that the target keeps of such a guest.
     """
+    from sealift.cli.receipt_file import write_receipt
     from sealift.cli.watch import describe, moved
 
     if go_on and uri is None and token is None:
@@ -151,6 +159,7 @@ def command(
         return 0
     if token is not None or go_on or uri is None:
         raise click.UsageError("give the URI of a target, --continue or --settle", click.get_current_context())
+    receipt = _receipt_place(options)
     capabilities = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option)]
     if options["multifd"] is not None:
         capabilities.append("multifd")
@@ -164,7 +173,26 @@ def command(
         return 1
     if not as_json:
         click.echo(describe(name, uri, info))
+    if receipt is not None:
+        write_receipt(receipt, name, uri, info)
     return 0
+
+
+def _receipt_place(options: dict[str, object]) -> Path | None:
+    """Where the receipt is to be written, if it is wanted; taken out of the options, which are the migration's.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    from sealift.cli import receipt_file
+
+    path = options.pop("receipt")
+    if not isinstance(path, Path):
+        return None
+    if options["method"] == "psp":
+        raise click.UsageError("method psp makes no receipt: its processors share no key with the guest's owner")
+    receipt_file.check_place(path)
+    return path
 
 
 def _value(value: object) -> object:

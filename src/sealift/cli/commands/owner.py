@@ -6,10 +6,14 @@ import click
 
 from sealift.cli.commands import (
     owner_chain,
+    owner_log,
     owner_measure,
+    owner_receipt,
+    owner_receivers,
     owner_report,
     owner_restores,
     owner_secret,
+    owner_serve,
     owner_session,
     owner_validate,
 )
@@ -36,5 +40,11 @@ def command() -> None:
     """
 
 
-for _step in (owner_chain, owner_session, owner_measure, owner_validate, owner_secret, owner_report, owner_restores):
-    command.add_command(_step.command)
+_STEPS = (
+    *(owner_chain.command, owner_session.command, owner_measure.command, owner_validate.command),
+    *(owner_secret.command, owner_report.command),
+    *(owner_receivers.approve, owner_receivers.revoke, owner_receivers.show, owner_restores.command),
+    *(owner_receipt.command, owner_log.command, owner_serve.command),
+)
+for _step in _STEPS:
+    command.add_command(_step)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sealift.cli.options import examples
-from sealift.cli.places import default_owner
+from sealift.cli.owner_options import directory_option
 
 
 @click.command(
@@ -16,13 +16,7 @@ from sealift.cli.places import default_owner
     epilog=examples("sealift owner restores", "sealift owner restores refused"),
 )
 @click.argument("rule", required=False, type=click.Choice(["allowed", "refused"]))
-@click.option(
-    "--owner",
-    type=click.Path(path_type=Path),
-    default=default_owner,
-    show_default="the user's own",
-    help="Directory of the guest owner.",
-)
+@directory_option
 def command(rule: str | None, owner: Path) -> None:
     """Say whether snapshots of this owner's guests may be restored, or without RULE print what was said last.
 

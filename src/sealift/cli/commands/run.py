@@ -10,20 +10,14 @@ import click
 from click.core import ParameterSource
 
 from sealift.cli import guest_options as defaults
-from sealift.cli.image_options import image_options
+from sealift.cli.image_options import config_argument, image_options
 from sealift.cli.options import engine_option, examples, file_option, host_option
-from sealift.cli.places import Host, Places, default_manufacturer, default_owner
+from sealift.cli.places import Host, Places, default_manufacturer, default_owner, owner_place
 
 _LAUNCH_ONLY: Final = (
     *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret", "zero_pages"),
     *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused"),
 )
-
-
-def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Let a configuration file set what options do not."""
-    if path is not None:
-        ctx.default_map = defaults.read_config(path)
 
 
 @click.command(
@@ -35,12 +29,11 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         "sealift run --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
         "sealift run --name again --restore demo.snap",
+        "sealift run --name demo --owner tcp:192.0.2.7:4450",
         "sealift run --policy 1 --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
-@click.argument(
-    "config", required=False, is_eager=True, expose_value=False, callback=_load_config, type=click.Path(path_type=Path)
-)
+@config_argument
 @click.option("--name", default=defaults.DEFAULT_NAME, show_default=True, help="What to call the guest on this host.")
 @image_options
 @file_option("--secret", "File whose content the owner plants for the guest.")
@@ -115,15 +108,15 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine runs the guest, and why.")
 @click.option(
     "--owner",
-    type=click.Path(path_type=Path),
+    metavar="DIRECTORY|URI",
     default=default_owner,
     show_default="the user's own",
-    help="Directory of the guest owner.",
+    help="The guest owner: its directory, or where `sealift owner serve` listens (tcp:HOST:PORT or unix:PATH).",
 )
 @host_option
 def command(
     host: Host,
-    owner: Path,
+    owner: str | Path,
     incoming: str | None,
     restore: Path | None,
     disks: tuple[str, ...],
@@ -153,7 +146,7 @@ def command(
     if incoming is not None and restore is not None:
         raise click.UsageError("a guest comes either by --incoming or by --restore", click.get_current_context())
     check_name(options.name)
-    places = Places(host, owner.absolute(), default_manufacturer())
+    places = Places(host, owner_place(owner), default_manufacturer())
 
     def start() -> HostedGuest:
         if restore is not None:

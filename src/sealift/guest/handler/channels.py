@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ from sealift.wire.record import (
     ChannelEnd,
     RecordHeader,
     RecordKind,
+    encode_close,
 )
 
 NO_PAGES: PageNumbers = np.empty(0, np.uint64)
@@ -53,8 +55,38 @@ class Sealed:
     remaining: int
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What went over all channels up to a moment: their ends, pages each as often as it travelled, bytes of records."""
+
+    ends: tuple[ChannelEnd, ...]
+    pages: int
+    length: int
+
+    @classmethod
+    def over(cls, channels: Sequence[SealingChannel] | Sequence[OpeningChannel]) -> Carried:
+        """Over these channels up to now."""
+        pages, length = (sum(getattr(each, name) for each in channels) for name in ("pages", "length"))
+        return cls(tuple(each.end() for each in channels), pages, length)
+
+    @property
+    def records(self) -> int:
+        """How many."""
+        return sum(end.records for end in self.ends)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the ends, as the close record holds them."""
+        return hashlib.sha256(encode_close(self.ends)).digest()
+
+
 class SealingChannel:
-    """One ordered stream of records."""
+    """One ordered stream of records.
+
+    Attributes:
+        pages: sealed so far.
+        length: bytes of the records so far.
+    """
 
     def __init__(self, number: int, session: Session) -> None:
         self.lock = threading.Lock()
@@ -64,6 +96,7 @@ class SealingChannel:
         self._sequence = 0
         self._tags = hashlib.sha256()
         self._staging: bytearray | None = None
+        self.pages = self.length = 0
         self.last_request = 0
         self.epoch_token = b""
         self.ended_epoch = FIRST_EPOCH - 1
@@ -81,6 +114,8 @@ class SealingChannel:
         out[: header.body] = associated
         self._cipher.encrypt_into(nonce, plain, associated, out[header.body : header.size])
         self._tags.update(out[header.size - TAG_SIZE : header.size])
+        self.pages += header.count
+        self.length += header.size
         return header.size
 
     def seal_bytes(self, kind: RecordKind, epoch: int, plain: bytes) -> bytes:
@@ -106,6 +141,8 @@ class OpeningChannel:
     Attributes:
         sequence: the sequence number that is due.
         epoch: the epoch whose token is due.
+        pages: opened so far.
+        length: bytes of the records so far.
     """
 
     def __init__(self, session: Session) -> None:
@@ -114,6 +151,7 @@ class OpeningChannel:
         self._tags = hashlib.sha256()
         self.sequence = 0
         self.epoch = FIRST_EPOCH
+        self.pages = self.length = 0
 
     def unseal(self, header: RecordHeader, record: memoryview, plain: memoryview) -> None:
         """Decrypt a record in private memory to `plain` (`header.length` bytes); its sequence number was checked.
@@ -128,6 +166,8 @@ class OpeningChannel:
             raise SealError(f"{header.name} is not authentic") from error
         self._tags.update(record[-TAG_SIZE:])
         self.sequence += 1
+        self.pages += header.count
+        self.length += header.size
 
     def end(self) -> ChannelEnd:
         """How the channel stands."""

@@ -36,6 +36,7 @@ MODULES = (
     f"{_PACKAGE}.mailbox",
     f"{_PACKAGE}.opener",
     f"{_PACKAGE}.outgoing",
+    f"{_PACKAGE}.receipts",
     f"{_PACKAGE}.rounds",
     f"{_PACKAGE}.sealer",
     f"{_PACKAGE}.snapshot",
@@ -47,6 +48,7 @@ MODULES = (
     "sealift.wire",
     "sealift.wire.handshake",
     "sealift.wire.mailbox",
+    "sealift.wire.receipt",
     "sealift.wire.record",
     "sealift.wire.token",
 )

@@ -38,12 +38,16 @@ NO_KEY = (
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What both sides share after an exchange, or who seals and who opens a snapshot."""
+    """What both sides share after an exchange, or who seals and who opens a snapshot.
+
+    `peer` is the other side's LAUNCH_MEASURE output; empty for a snapshot, which has none.
+    """
 
     migration: bytes
     channels: int
     keys: SessionKeys
     transcript: bytes
+    peer: bytes = b""
 
 
 class Initiator:
@@ -78,7 +82,7 @@ class Initiator:
             raise SealError(
                 "the target's answer is not authentic: it was changed, or the owner approved another receiver"
             )
-        session = Session(self._hello.migration, peer.channels, keys, seen)
+        session = Session(self._hello.migration, peer.channels, keys, seen, peer.measure)
         return session, Confirm(session.migration, mac(keys.confirm_source, seen)).encode()
 
 
@@ -102,7 +106,7 @@ def respond(facts: LaunchFacts, secret: MigrationSecret, data: bytes) -> tuple[S
     body = Hello(MessageKind.ANSWER, offer.migration, own).encode()
     seen = transcript(data, body)
     keys = derive(secret.pair_key, shared, seen)
-    session = Session(offer.migration, offer.party.channels, keys, seen)
+    session = Session(offer.migration, offer.party.channels, keys, seen, offer.party.measure)
     return session, body + mac(keys.confirm_target, seen)
 
 

@@ -32,10 +32,10 @@ from typing import TypeVar
 import numpy as np
 
 from sealift.errors import InternalError, RefusedError, SealError, UserError
-from sealift.guest.handler import snapshot
-from sealift.guest.handler.channels import Sealed
+from sealift.guest.handler import receipts, snapshot
+from sealift.guest.handler.channels import Carried, Sealed
 from sealift.guest.handler.commit import Commit, Event, Role, State
-from sealift.guest.handler.exchange import NO_KEY, Initiator, respond
+from sealift.guest.handler.exchange import NO_KEY, Initiator, Session, respond
 from sealift.guest.handler.incoming import Incoming
 from sealift.guest.handler.interfaces import Clock, Guest, LaunchFacts
 from sealift.guest.handler.opener import Opened
@@ -44,6 +44,7 @@ from sealift.guest.handler.sealer import Pull
 from sealift.guest.handler.tokens import TokenDesk
 from sealift.launch.secrets import MigrationSecret
 from sealift.pageset import PageNumbers, PageSet
+from sealift.wire.receipt import Side
 from sealift.wire.record import MAX_CHANNELS, RecordKind
 from sealift.wire.token import TokenKind
 
@@ -94,6 +95,7 @@ class MigrationHandler:
         self._incoming: Incoming | None = None
         self._made: dict[TokenKind, bytes] = {}
         self._taken: set[bytes] = set()
+        self._receipt = b""
 
     # --- both roles ------------------------------------------------------------------------------------------
 
@@ -175,9 +177,22 @@ class MigrationHandler:
             if kind is TokenKind.ABORTED:
                 self._end_source()
             elif kind is TokenKind.STARTED:
+                outgoing = _held(self._outgoing)
+                self._state(Side.SOURCE, outgoing.session, outgoing.sealer.carried)
                 self._drop_outgoing()
             self._taken.add(token)
             return kind
+
+    def receipt(self) -> bytes:
+        """This side's half of the receipt of the migration that ended last: away from here, or to here.
+
+        Raises:
+            UserError: none has ended.
+        """
+        with self._lock:
+            if not self._receipt:
+                raise UserError("there is no receipt: no migration by this handler has ended")
+            return self._receipt
 
     def leave_to_processor(self) -> None:
         """The secure processor is to send the guest: nothing can be offered until `reclaim`.
@@ -467,12 +482,18 @@ class MigrationHandler:
                 self._made[kind] = outgoing.desk.make(kind)
             case TokenKind.STARTED:
                 self._commit.step(Event.MAKE_STARTED)
-                self._made[kind] = _held(self._incoming).desk.make(kind)
+                incoming = _held(self._incoming)
+                self._made[kind] = incoming.desk.make(kind)
+                self._state(Side.TARGET, incoming.session, incoming.opener.carried)
                 self._incoming = None
             case TokenKind.ABORTED if self._incoming is not None:
                 self.cancel()
             case _:
                 raise UserError(f"there is no {kind.name} token to fetch in state {self._commit.state.name}")
+
+    def _state(self, side: Side, session: Session, carried: Carried | None) -> None:
+        """Make this side's half of the receipt, while the session is still there."""
+        self._receipt = receipts.state(side, self.facts, self._owners_secret(), session, carried)
 
     @contextmanager
     def _fatal(self) -> Iterator[None]:

@@ -18,13 +18,14 @@ class Incoming:
         opener: opens this session's records.
         desk: makes and checks this session's tokens.
         migration: the migration's id.
+        session: who the peer is, and the keys.
     """
 
     def __init__(self, session: Session, guest: Guest, excluded: PageSet) -> None:
         self.opener = Opener(session, guest.pages, excluded)
         self.desk = TokenDesk(Role.TARGET, session)
         self.migration = session.migration
-        self._session = session
+        self.session = session
         self._guest = guest
         self._excluded = excluded
 
@@ -34,7 +35,7 @@ class Incoming:
         Raises:
             StreamError, SealError: the message does not parse, or is not the source's.
         """
-        check_confirm(self._session, confirm)
+        check_confirm(self.session, confirm)
 
     def prepare(self) -> None:
         """After the close record: check that all is there, make holes, load the machine state.

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sealift.address import PAGE_SHIFT
 from sealift.errors import SealError, StreamError
-from sealift.guest.handler.channels import OpeningChannel
+from sealift.guest.handler.channels import Carried, OpeningChannel
 from sealift.guest.handler.exchange import Session
 from sealift.guest.handler.interfaces import GuestPages
 from sealift.guest.handler.rounds import is_run
@@ -57,6 +57,7 @@ class Opener:
     Attributes:
         epoch: the epoch whose records may come now.
         close_digest: SHA-256 of the close record, once one was accepted.
+        carried: what went over all channels before it.
     """
 
     def __init__(self, session: Session, pages: GuestPages, excluded: PageSet) -> None:
@@ -73,6 +74,7 @@ class Opener:
         self._state = StateCollector(pages.pages)
         self.epoch = FIRST_EPOCH
         self.close_digest: bytes | None = None
+        self.carried: Carried | None = None
 
     def open(self, record: memoryview) -> Opened:
         """Open one record that lies in memory others can write.
@@ -216,7 +218,7 @@ class Opener:
     def _open_end(self, header: RecordHeader, channel: OpeningChannel, record: memoryview) -> None:
         """Open what ends the page stage: a piece of state, or the close record."""
         plain = memoryview(bytearray(header.length))
-        before = tuple(each.end() for each in self._channels)
+        before = Carried.over(self._channels)
         channel.unseal(header, record, plain)
         with self._lock:
             if self._filling:
@@ -224,8 +226,9 @@ class Opener:
             if header.kind is RecordKind.STATE:
                 self._state.add(StatePiece.decode(plain))
                 return
-            if decode_close(plain) != before:
+            if decode_close(plain) != before.ends:
                 raise SealError("the close record counts other records than those that came")
+            self.carried = before
             self.close_digest = hashlib.sha256(record).digest()
 
     @contextmanager

@@ -23,6 +23,7 @@ class Outgoing:
         sealer: seals this session's records.
         desk: makes and checks this session's tokens.
         migration: the migration's id.
+        session: who the peer is, and the keys.
     """
 
     def __init__(self, session: Session, guest: Guest, excluded: PageSet, flags: MigrationFlags) -> None:
@@ -30,6 +31,7 @@ class Outgoing:
         self.sealer = Sealer(session, guest.pages, skip_zeros=MigrationFlags.SKIP_ZERO_PAGES in flags)
         self.desk = TokenDesk(Role.SOURCE, session)
         self.migration = session.migration
+        self.session = session
         self._guest = guest
         self._excluded = excluded
         self._sent = PageSet(guest.pages.pages)

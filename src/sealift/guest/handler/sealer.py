@@ -18,7 +18,7 @@ import numpy as np
 
 from sealift.address import PAGE_SIZE
 from sealift.errors import UserError
-from sealift.guest.handler.channels import NO_PAGES, Sealed, SealingChannel
+from sealift.guest.handler.channels import NO_PAGES, Carried, Sealed, SealingChannel
 from sealift.guest.handler.exchange import Session
 from sealift.guest.handler.interfaces import GuestPages
 from sealift.guest.handler.rounds import Round, is_run
@@ -49,7 +49,12 @@ class Pull:
 
 
 class Sealer:
-    """Everything one session seals."""
+    """Everything one session seals.
+
+    Attributes:
+        epoch: of the round.
+        carried: what went over all channels before the close record, once there is one.
+    """
 
     def __init__(self, session: Session, pages: GuestPages, *, skip_zeros: bool = False) -> None:
         """`skip_zeros` leaves the content of zero pages out, as the owner allows: the VMM sees how many there are."""
@@ -60,6 +65,7 @@ class Sealer:
         self._round = Round(PageSet(pages.pages))
         self._state: bytes | None = None
         self._state_sealed = 0
+        self.carried: Carried | None = None
         self.epoch = FIRST_EPOCH - 1
 
     @property
@@ -204,9 +210,9 @@ class Sealer:
         if self._state is None or self._state_sealed != len(self._state):
             raise UserError("the machine state is not sealed to its end; seal the rest first")
         channel = self._channels[0]
-        ends = tuple(channel.end() for channel in self._channels)
+        self.carried = Carried.over(self._channels)
         with channel.lock:
-            return channel.seal_bytes(RecordKind.CLOSE, self.epoch + 1, encode_close(ends))
+            return channel.seal_bytes(RecordKind.CLOSE, self.epoch + 1, encode_close(self.carried.ends))
 
     def _channel(self, number: int) -> SealingChannel:
         if not 0 <= number < len(self._channels):

@@ -169,6 +169,8 @@ class HandlerService:
                 return self._round(request)
             case wire.GetStatus():
                 return handler_status(handler)
+            case wire.GetReceipt():
+                return wire.Blob(handler.receipt())
             case _:
                 return self._exchange(request)
 

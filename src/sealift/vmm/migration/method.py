@@ -8,6 +8,7 @@ place that knows them all. Blobs are the method's own; the engine carries them::
     { begin_round() ─ records() … ─► space() … take() } …
     stop(), a last round, end_records() ─ … ─► settle()
     prepared() ─► fence(prepared) ─ final ─► ready(final), started() ─► release(started)
+    receipt() of both sides
 
 A snapshot goes through the same rounds to a file, and from there to a machine that asks nobody but the owner.
 """
@@ -84,6 +85,9 @@ class SourceMethod(RoundsMethod, Protocol):
             SealiftError: the word is not authentic; nothing has changed.
         """
 
+    def receipt(self) -> bytes:
+        """After `release`: this side's half of the migration's receipt; empty if the method has none."""
+
     def fenced(self) -> bool:
         """Whether `fence` has taken effect and nothing has taken it back."""
 
@@ -131,6 +135,9 @@ class TargetMethod(RecordSink, Protocol):
 
     def started(self) -> bytes:
         """Use it: from here the guest may run; the message that says so."""
+
+    def receipt(self) -> bytes:
+        """After `started`: this side's half of the migration's receipt; empty if the method has none."""
 
     def abort(self) -> bytes:
         """Give up for good, before `started`; the message that lets the source run again, or empty."""

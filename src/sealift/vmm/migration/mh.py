@@ -216,6 +216,10 @@ class HandlerSource(HandlerRounds):
         self._handler.deliver(answer)
         return self._handler.status().state == _GONE
 
+    def receipt(self) -> bytes:
+        """The source's statement."""
+        return _receipt(self._handler)
+
     def fenced(self) -> bool:
         """Whether FINAL was made and is not taken back."""
         self._handler.drain(_PATIENCE_S)
@@ -284,6 +288,10 @@ class HandlerTarget(HandlerSink):
         """STARTED out."""
         return self._handler.fetch(TokenKind.STARTED)
 
+    def receipt(self) -> bytes:
+        """The target's statement."""
+        return _receipt(self._handler)
+
     def abort(self) -> bytes:
         """ABORTED out; empty where no migration had begun, or the handler itself is gone."""
         try:
@@ -291,6 +299,14 @@ class HandlerTarget(HandlerSink):
             return self._handler.fetch(TokenKind.ABORTED)
         except SealiftError:
             return b""
+
+
+def _receipt(handler: HandlerClient) -> bytes:
+    """A handler's half of a receipt; without one a migration is as complete as with it."""
+    try:
+        return handler.blob(wire.GetReceipt())
+    except SealiftError:
+        return b""
 
 
 class HandlerRestore(HandlerSink):

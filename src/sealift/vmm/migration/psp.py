@@ -182,6 +182,10 @@ class PspSource(PspRounds):
         Word.STARTED.expect(answer, self._nonce)
         return True
 
+    def receipt(self) -> bytes:
+        """None: secure processors share no key with the guest's owner that outlives the launch."""
+        return b""
+
     def fenced(self) -> bool:
         """Whether SEND_FINISH took effect; nothing takes it back."""
         return self._platform.status().phase is Phase.GONE
@@ -333,6 +337,10 @@ class PspTarget:
             )
         self._platform.do(wire.SetVcpuState(index, state))
         self._vcpus.add(index)
+
+    def receipt(self) -> bytes:
+        """None, as on the source."""
+        return b""
 
     def abort(self) -> bytes:
         """Nothing that a target could say brings a guest back behind SEND_FINISH; before, none is needed."""

@@ -19,6 +19,7 @@ from sealift.vmm.migration.streamio import EndedError, StreamReader, readable_no
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
 from sealift.wire.handover import TAKEN, Frame, FrameKind, Refusal, SealedKind, read_frame
+from sealift.wire.receipt import Receipt
 from sealift.wire.side_connection import TICKET_SIZE
 
 
@@ -162,7 +163,7 @@ class Sender:
         self._out.piece(SealedKind.CONFIRM, confirm)
 
     def _hand_over(self) -> None:
-        """PREPARED, FINAL, STARTED."""
+        """PREPARED, FINAL, STARTED; and the receipt."""
         self._stats.downtime_part(DowntimePart.PREPARED)
         prepared = self._returns.expect(FrameKind.PREPARED, self._returns.patience.prepared_s)
         self._returns.check()  # a target that is already gone costs a method without tokens the guest
@@ -174,5 +175,14 @@ class Sender:
         started = self._returns.expect(FrameKind.STARTED, self._returns.patience.reply_s)
         if not self._method.release(started):
             raise StreamError("the target's word that it runs the guest says something else")
+        self._stats.downtime_part(None)
         with contextlib.suppress(EndedError):  # it is told so that it need not keep the token
             self._out.frame(TAKEN)
+        self._stats.receipt = Receipt.of(self._method.receipt(), self._other_half())
+
+    def _other_half(self) -> bytes:
+        """The target's half of the receipt. The guest runs there, whether or not this comes."""
+        try:
+            return self._returns.expect(FrameKind.RECEIPT, self._returns.patience.last_word_s)
+        except SealiftError:
+            return b""

@@ -16,6 +16,7 @@ from sealift.address import PAGE_SIZE
 from sealift.vmm.migration.clock import Clock
 from sealift.vmm.migration.socket_address import SocketAddress
 from sealift.vmm.migration.status import MigrationStatus
+from sealift.wire.receipt import Receipt
 
 _LEAST_MEASURED = 1 << 20
 """Bytes below which a round's bandwidth says more about wake-ups than about the link."""
@@ -84,6 +85,8 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     pages: PageInfo | None = None
     downtime_parts: dict[str, float] | None = None
     migration_id: str | None = None
+    x_sealift_receipt: Receipt | None = None
+    """What both handlers state of the migration that completed; for the guest's owner, who alone can check it."""
     x_sealift_fenced: bool = False
     """The guest is stopped here, and may run at the target: only the target's token lets it go on."""
     x_sealift_snapshot: str | None = None
@@ -131,6 +134,7 @@ class Statistics:
         bandwidth: measured by rounds.
         migration: the handlers' id of it.
         error: why it ended, when it did not complete.
+        receipt: what the handlers stated of it when it completed.
         fenced: whether it ended without anybody knowing who may run the guest.
         cpu_throttle_percentage: share of the time in which auto-converge keeps the guest from running.
         advice: what the user could do so that it ends.
@@ -149,6 +153,7 @@ class Statistics:
         self.bandwidth = Bandwidth()
         self.migration = b""
         self.error: str | None = None
+        self.receipt: Receipt | None = None
         self.fenced = False
         self.cpu_throttle_percentage = 0
         self.advice: str | None = None
@@ -207,6 +212,7 @@ class Statistics:
             pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
             downtime_parts={part.value: seconds * 1e3 for part, seconds in self._parts.items()} or None,
             migration_id=self.migration.hex() or None,
+            x_sealift_receipt=self.receipt,
             x_sealift_fenced=self.fenced,
             x_sealift_advice=self.advice,
         )

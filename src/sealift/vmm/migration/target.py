@@ -190,7 +190,7 @@ class Incoming:
             final = _expect_final(reader)
         guest.method.ready(final)
         started = self._start(guest, restorer)
-        kept = None if self._delivered(caller, started) else self._keep(started)
+        kept = None if self._delivered(caller, guest.method, started) else self._keep(started)
         return Arrived(guest.machine, guest.launched, caller.introduction.hello.guest, started, kept)
 
     def _agree(self, caller: Caller, method: TargetMethod, reception: Reception) -> tuple[Side, ...]:
@@ -242,10 +242,11 @@ class Incoming:
         set_going(guest.machine, restorer)
         return started
 
-    def _delivered(self, caller: Caller, started: bytes) -> bool:
-        """Whether the source took the token: what was sent may still be lost."""
+    def _delivered(self, caller: Caller, method: TargetMethod, started: bytes) -> bool:
+        """Whether the source took the token: what was sent may still be lost. The receipt follows it."""
         try:
             _send(caller.sock, Frame(FrameKind.STARTED, started))
+            _send(caller.sock, Frame(FrameKind.RECEIPT, method.receipt()))
             with caller.reader.within(self.patience.last_word_s):
                 return read_frame(caller.reader.take).kind is FrameKind.TAKEN
         except PeerError:

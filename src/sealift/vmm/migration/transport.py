@@ -194,7 +194,7 @@ def round_trip(sock: socket.socket) -> float:
 
 
 class Listener:
-    """Waits for whoever comes.
+    """Waits for whoever comes; `unix_mode` is the mode of a socket in the file system, by default what umask leaves.
 
     Attributes:
         address: where it listens, with the port the system chose.
@@ -203,7 +203,7 @@ class Listener:
         UserError: it cannot listen there.
     """
 
-    def __init__(self, address: NetworkAddress) -> None:
+    def __init__(self, address: NetworkAddress, unix_mode: int | None = None) -> None:
         self._path: Path | None = None
         try:
             match address:
@@ -211,7 +211,7 @@ class Listener:
                     self._sock = _listening_tcp(address)
                     self.address: NetworkAddress = TcpAddress(*self._sock.getsockname()[:2])
                 case UnixAddress():
-                    self._sock = _listening_unix(address.path)
+                    self._sock = _listening_unix(address.path, unix_mode)
                     self.address, self._path = address, address.path
         except socket.gaierror as error:
             raise UserError(f"this machine has no address to listen on {address}") from error
@@ -272,12 +272,14 @@ def _listening_tcp(address: TcpAddress) -> socket.socket:
     return sock
 
 
-def _listening_unix(path: Path) -> socket.socket:
+def _listening_unix(path: Path, mode: int | None) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     try:
         if _abandoned(path):
             path.unlink()
         sock.bind(str(path))
+        if mode is not None:
+            path.chmod(mode)  # nobody connects before it listens
         sock.listen(_BACKLOG)
     except OSError:
         sock.close()
