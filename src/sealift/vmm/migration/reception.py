@@ -211,19 +211,23 @@ class Reception:
         reader = StreamReader(sock)
         try:
             with reader.within(self._limit_s):
-                if bytes(reader.peek(len(side_connection.MAGIC), side_connection.FRONT_SIZE)).startswith(
-                    side_connection.MAGIC
-                ):
-                    self._join(SideFront.decode(reader.take(side_connection.FRONT_SIZE)), sock, reader)
-                    return
-                stream = StreamIn(reader)
-                introduction = stream.introduction()
+                met = self._met(sock, reader)
+            if isinstance(met, SideFront):
+                self._join(met, sock, reader)
+            else:
+                self._callers.put(met)
         except EndedError:
             raise
         except SealiftError as error:
             _dismiss(sock, error)
-        else:
-            self._callers.put(Caller(sock, reader, stream, introduction))
+
+    def _met(self, sock: socket.socket, reader: StreamReader) -> Caller | SideFront:
+        """Who it is."""
+        begins = reader.peek(len(side_connection.MAGIC), side_connection.FRONT_SIZE)
+        if bytes(begins).startswith(side_connection.MAGIC):
+            return SideFront.decode(reader.take(side_connection.FRONT_SIZE))
+        stream = StreamIn(reader)
+        return Caller(sock, reader, stream, stream.introduction())
 
     def _join(self, front: SideFront, sock: socket.socket, reader: StreamReader) -> None:
         """Keep a connection that is expected.
