@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import pytest
 from cli.test_absent_owner import LEDGER, assert_chain_with, waiting
 from cli.test_commands import SMALL, answer, running
 from harness import Sealift
+from sealift.cli import rundir
+from sealift.cli.qmp_client import QmpClient
+from sealift.errors import StreamError
 from sealift.sev.certfile import CertificateSet
 
 SECRET = b"what the guest is to know"
@@ -49,6 +53,26 @@ def test_an_owner_elsewhere_gets_its_secret_into_the_guest_with_the_documented_c
     assert (injected.returncode, injected.stdout, injected.stderr) == (0, "", "")
     answer(sealift, "qmp", "vm", "cont")
     assert_chain_with(SECRET, process)
+
+
+@pytest.mark.parametrize(
+    "line", [b"hello", b'{"return": "\xff"}', b"[" * 20_000, b'{"return": 1, "event": 2}'], ids=lambda line: line[:20]
+)
+def test_a_vmm_that_speaks_something_else_is_a_sentence(monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(rundir, "connect", lambda *_: ours)
+    with theirs:
+        theirs.sendall(b'{"QMP": {}}\n' + line + b"\n")
+        with pytest.raises(StreamError, match=r"^the VMM of vm does not speak QMP$"):
+            QmpClient(Path(), "vm")
+
+
+def test_an_argument_that_nests_without_end_is_text(sealift: Callable[..., Sealift]) -> None:
+    running(sealift, "a", *SMALL)
+    done = sealift_with_input("", "qmp", "a", "migrate", f"uri={'[' * 20_000}")
+    assert done.returncode == 1
+    assert "is no migration address" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_arguments_are_json_or_text_and_answers_are_json(sealift: Callable[..., Sealift]) -> None:

@@ -63,6 +63,8 @@ def test_qemus_client_moves_a_guest(sealift: Start, other_host: Host, tmp_path: 
             await here.execute("start-migration-handler")
             with pytest.raises(ExecuteError, match="is no migration address"):
                 await there.execute("migrate-incoming", {"uri": "carrier-pigeon"})
+            pause = [{"capability": "pause-before-switchover", "state": True}]
+            await here.execute("migrate-set-capabilities", {"capabilities": pause})
             with here.listener() as leaving, there.listener() as arriving:
                 await there.execute("migrate-incoming", {"channels": ANYWHERE})
                 (address,) = (await query(there, "query-migrate"))["socket-address"]
@@ -70,9 +72,16 @@ def test_qemus_client_moves_a_guest(sealift: Start, other_host: Host, tmp_path: 
                     await there.execute("start-migrate-incoming", {"uri": "tcp:127.0.0.1:0"})
                 channel = {"channel-type": "main", "addr": address | {"transport": "socket"}}
                 await here.execute("migrate", {"channels": [channel]})
-                left, arrived = await events_until(leaving, "completed"), await events_until(arriving, "completed")
+                left = await events_until(leaving, "pre-switchover")
+                with pytest.raises(ExecuteError, match=r"^Migration not in expected state: "):
+                    await here.execute("migrate-continue", {"state": "device"})
+                await here.execute("migrate-continue", {"state": "pre-switchover"})
+                left, arrived = (
+                    left + await events_until(leaving, "completed"),
+                    await events_until(arriving, "completed"),
+                )
             assert [data["status"] for name, data in left if name == "MIGRATION"] == [
-                *("setup", "active", "device", "completed")
+                *("setup", "active", "pre-switchover", "device", "completed")
             ]
             assert [data["status"] for name, data in arrived if name == "MIGRATION"] == ["setup", "completed"]
             info = await query(here, "query-migrate")

@@ -12,6 +12,7 @@ from qemu.qmp import ExecuteError
 from harness import PATIENCE_S
 from qmp.conftest import Served
 from qmp.test_server import ask
+from sealift.errors import RefusedError
 from sealift.vmm.guest import Guest
 from sealift.vmm.qmp.human import Call, HumanCommand, HumanMonitor
 
@@ -61,9 +62,14 @@ def test_registers_are_shown_of_a_vcpu_that_stands_still(stopped: Served) -> Non
     assert f"CR3={expected.cr3:016x}" in shown[6]
 
 
-def test_registers_of_a_running_vcpu_are_refused_with_the_reason(served: Served) -> None:
-    (line,) = monitor(served, "info registers")
-    assert line.startswith("Error: ")
+def test_registers_that_the_platform_hides_are_refused_with_its_reason(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(_: int) -> None:
+        raise RefusedError("the registers of an SEV-ES guest are encrypted")
+
+    monkeypatch.setattr(served.guest.machine.platform, "registers", hidden)
+    assert monitor(served, "info registers") == ["Error: the registers of an SEV-ES guest are encrypted"]
 
 
 def test_parameters_and_capabilities_are_set(served: Served) -> None:
@@ -101,6 +107,8 @@ def test_a_migration_is_begun_and_told_of(served: Served) -> None:
         ("stop now", "Error: stop: extraneous characters at the end of line"),
         ("migrate carrier-pigeon", "Error: 'carrier-pigeon' is no migration address"),
         ("migrate_incoming unix:/x", "Error: '--incoming defer' was not specified on the command line"),
+        ("migrate_continue soon", "Error: Parameter 'state' does not accept value 'soon'"),
+        ("migrate_continue pre-switchover", "Error: Migration not in expected state"),
         ("migrate_set_parameter speed 3", "Error: Parameter 'speed' is unexpected"),
         ("migrate_set_parameter max-bandwidth much", "Error: 'much' is no rate"),
         ("migrate_set_capability x-colo on", "Error: Parameter 'capability' does not accept value 'x-colo'"),

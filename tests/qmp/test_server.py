@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -282,7 +283,10 @@ def test_a_client_that_does_not_read_is_dropped_and_nobody_else_notices(served: 
                 case str(path):
                     reader, writer = await asyncio.open_unix_connection(path)
                 case host, port:
-                    reader, writer = await asyncio.open_connection(host, port)
+                    sock = socket.socket()
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+                    sock.connect((host, port))
+                    reader, writer = await asyncio.open_connection(sock=sock)
             await reader.readline()
             writer.write(b'{"execute": "qmp_capabilities"}')
             await reader.readline()

@@ -270,6 +270,15 @@ class Guest:
         if self._migrating is not None and self._migrating.is_alive():
             raise UserError("There's a migration process in progress")
 
+    def adjust(self, change: Callable[[Parameters], Parameters]) -> None:
+        """Change the parameters of the next migration; `change` makes the new ones out of those there are.
+
+        Raises:
+            UserError: a value is out of range; nothing has changed.
+        """
+        with self._lock:
+            self._parameters = change(self._parameters)
+
     def switch(self, capabilities: dict[Capability, bool]) -> None:
         """Switch capabilities of the next migration on or off.
 

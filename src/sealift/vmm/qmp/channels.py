@@ -64,8 +64,10 @@ def migration_uri(uri: str | None, channels: tuple[MigrationChannel, ...] | None
     match channels[0].addr:
         case ExecChannel(args):
             return f"exec:{shlex.join(args)}"
-        case FileChannel(filename, offset):
-            return f"file:{filename},offset={offset}"
+        case FileChannel(filename, 0):
+            return f"file:{filename}"
+        case FileChannel():
+            raise QmpError("Parameter 'offset' expects 0; a stream is a whole file")
         case SocketChannel() as socket:
             return _socket_uri(socket)
 

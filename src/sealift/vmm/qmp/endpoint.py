@@ -7,9 +7,14 @@ a network it is reached by what does ask, such as ``ssh -L``.
 from __future__ import annotations
 
 import ipaddress
+import socket
+from typing import Final
 
 from sealift.errors import UserError
 from sealift.vmm.migration.transport import Listener, TcpAddress, UnixAddress, parse_uri
+
+_KERNEL_BUFFER: Final = 64 * 1024
+"""Bytes that the kernel keeps for a client that does not read; by itself TCP would grow that to megabytes."""
 
 
 def listen_for_qmp(uri: str) -> Listener:
@@ -29,7 +34,9 @@ def listen_for_qmp(uri: str) -> Listener:
                 "it with `ssh -L`"
             )
         case TcpAddress() | UnixAddress():
-            return Listener(address)
+            listener = Listener(address)
+            listener.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BUFFER)
+            return listener
         case _:
             raise _no_endpoint(uri)
 

@@ -23,7 +23,7 @@ CLIENTS_LIMIT: Final = 64
 """Clients of one socket at once; each costs a descriptor and at most an outbox."""
 
 _THREADS: Final = 8
-"""Commands that may wait at once; `quit` and all queries need none of them."""
+"""Commands that may wait at once; `quit`, `query-status` and what else never waits need none of them."""
 
 
 class QmpServer:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -13,6 +14,7 @@ from sealift.vmm.events import ShutdownCause
 from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Capability
 from sealift.vmm.migration.stats import MigrationInfo
+from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.qmp.commands.control import version_info
 from sealift.vmm.qmp.commands.machine import query_cpus_fast, query_memory
 from sealift.vmm.qmp.commands.migration import MigrationParameters
@@ -20,6 +22,8 @@ from sealift.vmm.qmp.human import Call, HumanCommand, HumanMonitor
 from sealift.vmm.qmp.message import QmpError, convert_arguments
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.vmm.runstate import RunState
+
+E = TypeVar("E", bound=enum.Enum)
 
 _GENERAL: Final = (
     *("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP"),
@@ -176,11 +180,15 @@ def _migrate_cancel(call: Call) -> Iterator[str]:
     yield from ()
 
 
+def _migrate_continue(call: Call) -> Iterator[str]:
+    call.guest.continue_migration(_one_of(MigrationStatus, call.words["state"], "state"))
+    yield from ()
+
+
 def _set_parameter(call: Call) -> Iterator[str]:
     name, text = call.words["parameter"], call.words["value"]
     value: object = _rate(text) if name == "max-bandwidth" else int(text) if text.isdecimal() else text
-    parameters = convert_arguments({name: value}, MigrationParameters)
-    call.guest.parameters = parameters.apply(call.guest.parameters)
+    call.guest.adjust(convert_arguments({name: value}, MigrationParameters).apply)
     yield from ()
 
 
@@ -192,15 +200,18 @@ def _rate(text: str) -> int:
 
 
 def _set_capability(call: Call) -> Iterator[str]:
-    name, state = call.words["capability"], call.words["state"]
-    try:
-        capability = Capability(name)
-    except ValueError:
-        raise UserError(f"Parameter 'capability' does not accept value '{name}'") from None
+    capability, state = _one_of(Capability, call.words["capability"], "capability"), call.words["state"]
     if state not in {"on", "off"}:
         raise UserError("Parameter 'state' expects 'on' or 'off'")
     call.guest.switch({capability: state == "on"})
     yield from ()
+
+
+def _one_of(kind: type[E], text: str, parameter: str) -> E:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"Parameter '{parameter}' does not accept value '{text}'") from None
 
 
 INFO: Final = (
@@ -225,6 +236,9 @@ ACTIONS: Final = (
         ("migrate_incoming",), ("uri",), "continue an incoming migration from --incoming defer", _migrate_incoming
     ),
     HumanCommand(("migrate_cancel",), (), "cancel the current VM migration", _migrate_cancel),
+    HumanCommand(
+        ("migrate_continue",), ("state",), "continue a migration from the given paused state", _migrate_continue
+    ),
     HumanCommand(("migrate_set_parameter",), ("parameter", "value"), "set the parameter for migration", _set_parameter),
     HumanCommand(
         ("migrate_set_capability",), ("capability", "state"), "switch a capability on or off", _set_capability
