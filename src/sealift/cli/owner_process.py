@@ -14,6 +14,8 @@ from sealift.cli.owner_link import (
     Assignment,
     Begin,
     BeginReceiver,
+    JudgeReceiver,
+    Opinion,
     OwnerReply,
     OwnerRequest,
     Prepare,
@@ -62,9 +64,9 @@ class _Server:
 
     def answer(self, request: OwnerRequest) -> OwnerReply:
         """The reply to one request."""
-        if self._trouble is not None:
-            return to_failed(self._trouble)
         try:
+            if self._trouble is not None:
+                raise self._trouble
             match request:
                 case Prepare():
                     return Prepared(self._notes)
@@ -72,6 +74,8 @@ class _Server:
                     return Session(self._owner.begin(evidence))
                 case BeginReceiver(evidence, source_measure):
                     return Session(self._owner.begin_receiver(evidence, source_measure))
+                case JudgeReceiver(evidence, source_measure):
+                    return Opinion(self._owner.judge_receiver(evidence, source_measure))
                 case Release(launch_id, measure):
                     return Secret(self._owner.release(launch_id, measure))
                 case _:

@@ -10,9 +10,9 @@
      │◄─────────────────────────────── SecretGrant ────│
      │   LAUNCH_SECRET, LAUNCH_FINISH                  │
 
-`begin_receiver` stands for `begin` on a migration's target. Nothing in these messages is secret and none of it is
-believed: session and secret are readable by the verified platform alone. A refusal is a `RefusedError` with the
-owner's reason.
+`begin_receiver` stands for `begin` on a migration's target; `judge_receiver` only asks what it would say. Nothing in
+these messages is secret and none of it is believed: session and secret are readable by the verified platform alone. A
+refusal is a `RefusedError` with the owner's reason.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from sealift.sev import certificate, chain, packet, secret, session
+from sealift.wire.obstacle import Obstacle
 
 CA_CHAIN_LIMIT: Final = 3200
 """ASK||ARK with 4096-bit keys, the largest there are."""
@@ -91,6 +92,9 @@ class OwnerService(Protocol):
         Raises:
             RefusedError: there is no such guest, or it may not go there.
         """
+
+    def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
+        """Say everything for which `begin_receiver` would refuse; nothing is begun, and nothing written down."""
 
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """Verify a launch by its LAUNCH_MEASURE output, and only then release its secret, once.

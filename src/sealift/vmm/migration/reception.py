@@ -14,11 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sealift.errors import LostError, SealiftError
+from sealift.vmm.migration import examining
+from sealift.vmm.migration.examining import Examiner
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction, StreamIn
 from sealift.vmm.migration.streamio import EndedError, StreamReader, shut_down
 from sealift.vmm.migration.transport import Listener
 from sealift.wire.handover import TAKEN, Refusal
+from sealift.wire.inquiry import MAGIC
 
 _STRANGERS = 16
 """Introductions at once; more wait in the system's queue."""
@@ -41,10 +44,14 @@ class Caller:
 
 
 class Reception:
-    """Meets everybody who connects to `listener`, from now to `close`, which closes that as well."""
+    """Meets everybody who connects to `listener`, from now to `close`, which closes that as well.
 
-    def __init__(self, listener: Listener, patience: Patience) -> None:
+    Who only asks (`sealift.wire.inquiry`) is answered by `examiner`, and goes.
+    """
+
+    def __init__(self, listener: Listener, patience: Patience, examiner: Examiner) -> None:
         self._listener = listener
+        self._examiner = examiner
         self._limit_s = patience.introduction_s
         self._callers: queue.SimpleQueue[Caller | None] = queue.SimpleQueue()
         self._room = threading.BoundedSemaphore(_STRANGERS)
@@ -121,6 +128,11 @@ class Reception:
         stream = StreamIn(reader)
         try:
             with reader.within(self._limit_s):
+                asks = bytes(reader.peek(len(MAGIC), len(MAGIC))[: len(MAGIC)]) == MAGIC
+            if asks:
+                self._answer(sock, reader)
+                return
+            with reader.within(self._limit_s):
                 introduction = stream.introduction()
         except EndedError:
             sock.close()  # it left: nobody is there to be told
@@ -131,6 +143,16 @@ class Reception:
             raise
         else:
             self._callers.put(Caller(sock, reader, stream, introduction))
+
+    def _answer(self, sock: socket.socket, reader: StreamReader) -> None:
+        def send(data: bytes) -> None:
+            try:
+                sock.sendall(data)
+            except OSError as error:
+                raise EndedError("the source has left") from error
+
+        examining.serve(reader, send, self._examiner, self._limit_s)
+        sock.close()
 
 
 def _dismiss(sock: socket.socket, error: SealiftError) -> None:

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sealift.address import PAGE_SIZE
 from sealift.errors import LostError, RefusedError, SealiftError, StreamError
 from sealift.pageset import PageSet
 from sealift.vmm.machine import Machine
@@ -17,7 +16,7 @@ from sealift.vmm.migration.method import SourceMethod
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.shared_ram import RamEncoder, SharedLog
-from sealift.vmm.migration.stats import DowntimePart, Statistics
+from sealift.vmm.migration.stats import PAGE_COST, DowntimePart, Statistics
 from sealift.vmm.migration.streamio import EndedError, StreamReader, readable_now
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
@@ -34,9 +33,6 @@ from sealift.wire.handover import (
     blocks_of,
     read_frame,
 )
-
-_PAGE_COST = PAGE_SIZE + 8
-"""Bytes of the stream for one page, of whatever kind: content and number (or header)."""
 
 
 class TargetRefusedError(RefusedError):
@@ -201,7 +197,7 @@ class Sender:
         progress = Convergence()
         while True:
             self._round()
-            self._stats.remaining = (self._method.unsent() + self._log.count()) * _PAGE_COST
+            self._stats.remaining = (self._method.unsent() + self._log.count()) * PAGE_COST
             expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)
             if expected_s * 1e3 <= self._parameters.downtime_limit_ms:
                 return
@@ -212,7 +208,7 @@ class Sender:
         shared = self._log.take()
         if not self._stats.rounds:
             self._stats.hole_pages = self._machine.layout.pages - private
-        self._stats.remaining = (private + len(shared)) * _PAGE_COST
+        self._stats.remaining = (private + len(shared)) * PAGE_COST
         with self._stats.round():
             self._send_private()
             self._send_shared(shared)
@@ -233,7 +229,7 @@ class Sender:
             self._progressed(batch.content_pages + batch.zero_pages)
 
     def _progressed(self, pages: int) -> None:
-        self._stats.remaining = max(0, self._stats.remaining - pages * _PAGE_COST)
+        self._stats.remaining = max(0, self._stats.remaining - pages * PAGE_COST)
         self._stats.sent = self._out.sent
 
     # --- the guest is stopped ----------------------------------------------------------------------------------------

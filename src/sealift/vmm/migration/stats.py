@@ -9,12 +9,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
 from sealift.address import PAGE_SIZE
 from sealift.vmm.migration.clock import Clock
 from sealift.vmm.migration.status import MigrationStatus
+
+PAGE_COST: Final = PAGE_SIZE + 8
+"""Bytes of the stream for one page, of whatever kind: content and number (or header)."""
 
 _LEAST_MEASURED = 1 << 20
 """Bytes below which a round's bandwidth says more about wake-ups than about the link."""

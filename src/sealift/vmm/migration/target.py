@@ -30,6 +30,7 @@ from sealift.vmm.console import Console
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine, MachineSpec
+from sealift.vmm.migration.examining import Examiner, Premises, compare_disks, memory_available
 from sealift.vmm.migration.machine_state import Restorer
 from sealift.vmm.migration.method import Entrance, TargetMethod
 from sealift.vmm.migration.methods import entrance_for
@@ -42,7 +43,7 @@ from sealift.vmm.migration.token_file import keep_token
 from sealift.vmm.migration.transport import Address, Listener
 from sealift.vmm.platform import CpuShape, Platform
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Disk, Frame, FrameKind, Hello, Method, Refusal, read_frame
+from sealift.wire.handover import Frame, FrameKind, Hello, Method, Refusal, read_frame
 from sealift.wire.owner import OwnerService
 
 
@@ -59,6 +60,7 @@ class TargetHost:
         run_state: is called with every new run state of the guest.
         token_path: where to keep a token that the source did not take; None: nowhere.
         notify: takes sentences for the user.
+        memory_available: bytes that this machine could give a guest.
     """
 
     platform: Callable[[], Platform]
@@ -69,6 +71,7 @@ class TargetHost:
     disks: Callable[[], tuple[DiskImage, ...]] = tuple
     token_path: Path | None = None
     notify: Callable[[str], None] = lambda _: None
+    memory_available: Callable[[], int] = memory_available
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ class Incoming:
         self._cancelled = False
         self._sock: socket.socket | None = None
         self._platform: Platform | None = None
+        self._platform_lock = threading.Lock()
         self._machine: Machine | None = None
         self._prepared = False
         self._method: TargetMethod | None = None
@@ -130,7 +134,8 @@ class Incoming:
             SealiftError: why no guest came; the source was told, and nothing is left of it here.
         """
         try:
-            with contextlib.closing(Reception(self._listener, self.patience)) as reception:
+            premises = Premises(self._platform_here, self._host.owner, self._host.disks, self._host.memory_available)
+            with contextlib.closing(Reception(self._listener, self.patience, Examiner(premises))) as reception:
                 caller, entrance = self._first_wanted(reception)
         except BaseException:
             self._leave_nothing()
@@ -176,11 +181,17 @@ class Incoming:
 
     def _admitted(self, hello: Hello) -> Entrance:
         """Let it in, or not; a platform that was not used for one guest is kept for the next."""
-        if self._platform is None:
-            self._platform = self._host.platform()
-        entrance = entrance_for(Method(hello.method), self._platform, self._host.owner, self._host.startup)
+        platform = self._platform_here()
+        entrance = entrance_for(Method(hello.method), platform, self._host.owner, self._host.startup)
         entrance.admit(hello.offer)
         return entrance
+
+    def _platform_here(self) -> Platform:
+        """The one platform of this target, for who asks and for who comes."""
+        with self._platform_lock:
+            if self._platform is None:
+                self._platform = self._host.platform()
+            return self._platform
 
     # --- the guest's way in ----------------------------------------------------------------------------------------
 
@@ -230,7 +241,8 @@ class Incoming:
             disks = self._host.disks()
             for disk in disks:
                 undo.callback(disk.close)
-            _check_same_disks(disks, hardware.disks)
+            for obstacle in compare_disks(disks, hardware.disks):
+                raise UserError(obstacle.sentence)
             cpu = CpuShape(hardware.cbit, hardware.cpu)
             kind = _machine_type(hardware.machine)
             spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, entrance.es)
@@ -302,25 +314,6 @@ def _machine_type(name: str) -> MachineType:
         return MachineType(name)
     except ValueError:
         raise StreamError(f"the source's guest needs a machine {name!r:.40}, which is not known here") from None
-
-
-def _check_same_disks(here: tuple[DiskImage, ...], there: tuple[Disk, ...]) -> None:
-    """Every disk of the guest needs an image here that looks the same to it."""
-    if len(here) != len(there):
-        raise UserError(
-            f"the guest has {len(there)} disk(s), and this target was given {len(here)}; give it the same images "
-            "with --disk"
-        )
-    for image, disk in zip(here, there, strict=True):
-        if (image.sectors, image.read_only) != (disk.sectors, disk.read_only):
-            raise UserError(
-                f"the disk image {image.path} has {image.sectors} sectors and is {_access(image.read_only)}; the "
-                f"guest's disk has {disk.sectors} and is {_access(disk.read_only)}"
-            )
-
-
-def _access(read_only: bool) -> str:  # noqa: FBT001  # what is said of it
-    return "read-only" if read_only else "writable"
 
 
 def _expect_final(reader: StreamReader) -> bytes:

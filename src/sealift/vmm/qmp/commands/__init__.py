@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.qmp.commands import control, machine, migration, run_state, sev
+from sealift.vmm.qmp.commands import control, foresight, machine, migration, run_state, sev
 from sealift.vmm.qmp.table import Command, CommandTable, NoArguments
 
 
@@ -19,6 +19,7 @@ COMMANDS = CommandTable(
         *run_state.COMMANDS,
         *machine.COMMANDS,
         *migration.COMMANDS,
+        *foresight.COMMANDS,
         *sev.COMMANDS,
     )
 )
