@@ -14,7 +14,7 @@ import pytest
 from sealift.errors import SealiftError, StreamError
 from sealift.owner.settings import ReceiverRule
 from sealift.vmm.migration.clock import SystemClock
-from sealift.vmm.migration.examining import Examiner, Premises, serve
+from sealift.vmm.migration.examining import Examiner, serve
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.preflight import Candidate, Findings, Inquiry, examine, question_about
 from sealift.vmm.migration.streamio import StreamReader
@@ -22,7 +22,7 @@ from sealift.vmm.migration.transport import connect
 from sealift.wire.handover import Method
 from sealift.wire.inquiry import Answer, InquiryKind, Question, encode_front, read_frame_front, read_question
 from sealift.wire.obstacle import WARNINGS, Code, Obstacle
-from sealift.wire.platform import Block, JudgeGuest, Judged
+from sealift.wire.platform import Block, Judged, JudgeGuest
 
 from . import rig
 
@@ -169,6 +169,7 @@ class Bytes:
         self._data = data
 
     def __call__(self, length: int) -> bytes:
+        """As a reader's `take`."""
         taken, self._data = self._data[:length], self._data[length:]
         return taken
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,8 @@ from sealift.cli.options import examples, host_option
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
+    from sealift.cli.progress import ProgressDisplay
+    from sealift.cli.watch import Choice, Order
     from sealift.vmm.migration.stats import MigrationInfo
 
 _PARAMETERS: Final = {
@@ -29,6 +32,7 @@ _PARAMETERS: Final = {
         "sealift migrate demo tcp:192.0.2.7:4444",
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
         "sealift migrate demo tcp:192.0.2.7:4444 --method psp",
+        "sealift migrate demo",
         "sealift migrate demo --settle demo.token",
     ),
 )
@@ -62,6 +66,11 @@ _PARAMETERS: Final = {
     help="How long the guest may stand still.",
 )
 @click.option(
+    "--check/--no-check",
+    default=True,
+    help="First ask the target and everybody else what is in the way (see `sealift check`), or just begin.",
+)
+@click.option(
     "--settle",
     "token",
     type=click.Path(path_type=Path),
@@ -70,27 +79,34 @@ _PARAMETERS: Final = {
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object (QEMU's MigrationInfo).")
 @host_option
-def command(host: Host, name: str, uri: str | None, token: Path | None, *, as_json: bool, **options: object) -> int:
+def command(
+    host: Host, name: str, uri: str | None, token: Path | None, *, check: bool, as_json: bool, **options: object
+) -> int:
     """Move the guest NAME to URI, where `sealift run --incoming` waits for it.
 
-    Ctrl-C gives the migration up and leaves the guest running here, until the guest is being handed over. The exit
-    status is 0 only when the guest runs on the other host.
+    Without URI, attach to a migration of NAME that has been begun, by whomever.
+
+    Ctrl-C asks on a terminal whether to give the migration up, to detach from it, or to go on watching. Elsewhere it
+    gives the migration up and leaves the guest running here, until the guest is being handed over. The exit status is 0
+    only when the guest runs on the other host, or may yet, because you detached.
 
     If the target is lost while the guest is handed over, nobody can know whether it runs there, and it stays stopped
     here. --settle brings the token that the target keeps of such a guest.
     """
-    from sealift.cli.watch import describe, moved
+    from sealift.cli.watch import Order, describe, goes_on, moved
 
-    if token is not None and uri is None:
+    parameters = {_PARAMETERS[option]: value for option, value in options.items() if value is not None}
+    if token is not None:
+        if uri is not None or parameters:
+            raise click.UsageError("--settle begins no migration; give nothing else", click.get_current_context())
         click.echo(_settle(host, name, token))
         return 0
-    if token is not None or uri is None:
-        raise click.UsageError("give either the URI of a target or --settle", click.get_current_context())
-    parameters = {_PARAMETERS[option]: value for option, value in options.items() if value is not None}
-    info = _migrate(host, name, uri, parameters)
+    if uri is None and parameters:
+        raise click.UsageError("a migration that has begun keeps its parameters", click.get_current_context())
+    info = _migrate(host, name, None if uri is None else Order(uri, parameters, check))
     if as_json:
         click.echo(_json(info))
-    if not moved(info):
+    if not moved(info) and not goes_on(info):
         _say(describe(name, uri, info))
         return 1
     if not as_json:
@@ -106,13 +122,32 @@ def _settle(host: Host, name: str, token: Path) -> str:
         return settle(qmp, token)
 
 
-def _migrate(host: Host, name: str, uri: str, parameters: dict[str, object]) -> MigrationInfo:
+def _migrate(host: Host, name: str, order: Order | None) -> MigrationInfo:
+    """Begin one, or watch the one that is underway."""
     from sealift.cli.progress import progress_display
     from sealift.cli.qmp_client import QmpClient
-    from sealift.cli.watch import Display, migrate
+    from sealift.cli.watch import Display, attach, migrate
 
-    with QmpClient(host.run, name) as qmp, progress_display(name) as show:
-        return migrate(qmp, uri, parameters, Display(show, _say))
+    with QmpClient(host.run, name, 60.0) as qmp, progress_display(name) as progress:
+        display = Display(progress.show, _say, lambda: _ask(progress))
+        return attach(qmp, display) if order is None else migrate(qmp, order, display)
+
+
+def _ask(progress: ProgressDisplay) -> Choice:
+    """What Ctrl-C means: without a terminal to ask on, that the migration is to be given up."""
+    from sealift.cli.watch import Choice
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return Choice.CANCEL
+    with progress.aside():
+        click.echo(
+            "sealift: press c to cancel the migration, d to detach from it, another key to go on watching", err=True
+        )
+        try:
+            key = click.getchar()
+        except KeyboardInterrupt:  # pressed again: as without being asked
+            return Choice.CANCEL
+    return {"c": Choice.CANCEL, "d": Choice.DETACH}.get(key, Choice.GO_ON)
 
 
 def _json(info: MigrationInfo) -> str:

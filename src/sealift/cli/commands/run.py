@@ -86,6 +86,11 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option(
     "--prealloc", is_flag=True, help="With --incoming: touch all guest memory first, so that the transfer is faster."
 )
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Serve metrics for Prometheus there, or at unix:PATH; whoever can connect can read them.",
+)
 @click.option("--quiet", is_flag=True, help="Do not show the guest's console.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine runs the guest, and why.")
 @click.option(
@@ -102,6 +107,7 @@ def command(
     incoming: str | None,
     disks: tuple[str, ...],
     launch_secret: str | None,
+    metrics: str | None,
     *,
     quiet: bool,
     **settings: Any,  # noqa: ANN401  # GuestOptions says
@@ -116,6 +122,7 @@ def command(
     from sealift.cli.foreground import run_in_foreground
     from sealift.cli.rundir import check_name
     from sealift.cli.wiring import HostedGuest, start_guest, start_incoming
+    from sealift.vmm.metrics import MetricsEndpoint
 
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
@@ -127,6 +134,20 @@ def command(
     places = Places(host, owner.absolute(), default_manufacturer())
 
     def start() -> HostedGuest:
+        if metrics is None:
+            return begin()
+        endpoint = MetricsEndpoint(metrics)
+        try:
+            hosted = begin()
+        except BaseException:
+            endpoint.close()
+            raise
+        endpoint.serve(hosted.guest)
+        hosted.end_with(endpoint.close)
+        _say(f"metrics are at {endpoint.shown}")
+        return hosted
+
+    def begin() -> HostedGuest:
         if incoming is None:
             if options.prealloc:
                 raise click.UsageError("--prealloc is for a guest that arrives; it needs --incoming")

@@ -198,6 +198,7 @@ class Sender:
         while True:
             self._round()
             self._stats.remaining = (self._method.unsent() + self._log.count()) * PAGE_COST
+            self._stats.cutover = self._stats.bandwidth.bytes_in(self._parameters.downtime_limit_ms / 1e3)
             expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)
             if expected_s * 1e3 <= self._parameters.downtime_limit_ms:
                 return

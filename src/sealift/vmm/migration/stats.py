@@ -27,13 +27,13 @@ _LEAST_MEASURED = 1 << 20
 class DowntimePart(enum.Enum):
     """What the guest waits for, in this order."""
 
-    PAUSE = "pause"
+    PAUSE = "stop"
     """Its vCPUs to leave guest mode."""
-    LAST_ROUND = "last-round"
+    LAST_ROUND = "last-pages"
     """What it wrote since the last round."""
     STATE = "state"
     """Machine state, devices, the end of the stream."""
-    PREPARED = "prepared"
+    PREPARED = "commit"
     """The target to verify everything."""
     START = "start"
     """FINAL there, STARTED back."""
@@ -75,8 +75,11 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     """Why no migration of this guest can begin, in sentences."""
     ram: RamInfo | None = None
     pages: PageInfo | None = None
-    downtime_parts: dict[str, float] | None = None
     migration_id: str | None = None
+    x_sealift_downtime_parts: dict[str, float] | None = None
+    """`downtime` by what the guest waited for, in order; ms."""
+    x_sealift_cutover: int | None = None
+    """What may remain, in bytes, for the guest to be stopped: what the way takes within the downtime limit."""
     x_sealift_fenced: bool = False
     """The guest is stopped here, and may run at the target: only the target's token lets it go on."""
     x_sealift_advice: str | None = None
@@ -99,6 +102,10 @@ class Bandwidth:
             self._measured = self._bytes / self._seconds
         if self._bytes >= _LEAST_MEASURED:
             self._bytes, self._seconds = 0, 0.0
+
+    def bytes_in(self, seconds: float) -> int | None:
+        """How much should go out in so much time; None while nothing was measured."""
+        return int(self._measured * seconds) if self._measured else None
 
     def seconds_for(self, length: int) -> float:
         """How long `length` bytes should take; endless while nothing was measured."""
@@ -123,6 +130,7 @@ class Statistics:
         error: why it ended, when it did not complete.
         fenced: whether it ended without anybody knowing who may run the guest.
         advice: what the user could do so that it ends.
+        cutover: bytes that may remain for the guest to be stopped, once a round has shown what the way takes.
     """
 
     def __init__(self, total: int, clock: Clock) -> None:
@@ -140,6 +148,7 @@ class Statistics:
         self.error: str | None = None
         self.fenced = False
         self.advice: str | None = None
+        self.cutover: int | None = None
 
     def begin(self) -> None:
         """The migration begins."""
@@ -192,8 +201,9 @@ class Statistics:
             error_desc=self.error,
             ram=self._ram(),
             pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
-            downtime_parts={part.value: seconds * 1e3 for part, seconds in self._parts.items()} or None,
+            x_sealift_downtime_parts={part.value: seconds * 1e3 for part, seconds in self._parts.items()} or None,
             migration_id=self.migration.hex() or None,
+            x_sealift_cutover=self.cutover,
             x_sealift_fenced=self.fenced,
             x_sealift_advice=self.advice,
         )
