@@ -132,7 +132,7 @@ def answering(choice: Choice) -> tuple[Display, list[Choice]]:
 
 
 def test_who_detaches_leaves_the_migration_alone() -> None:
-    vmm = Vmm([ACTIVE, ACTIVE, COMPLETED])
+    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, ACTIVE, COMPLETED])
     vmm.interrupt_at = 2
     display, asked = answering(Choice.DETACH)
     info = attach(cast("QmpClient", vmm), display)
@@ -143,7 +143,7 @@ def test_who_detaches_leaves_the_migration_alone() -> None:
 
 
 def test_who_goes_on_sees_the_end_and_can_be_asked_again() -> None:
-    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, COMPLETED])
+    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, ACTIVE, COMPLETED])
     vmm.interrupt_at = 2
     display, asked = answering(Choice.GO_ON)
     assert attach(cast("QmpClient", vmm), display) == COMPLETED
@@ -152,7 +152,7 @@ def test_who_goes_on_sees_the_end_and_can_be_asked_again() -> None:
 
 
 def test_an_attached_watcher_can_cancel() -> None:
-    vmm = Vmm([ACTIVE, ACTIVE, MigrationInfo("cancelled")])
+    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, ACTIVE, MigrationInfo("cancelled")])
     vmm.interrupt_at = 2
     display, _ = answering(Choice.CANCEL)
     assert attach(cast("QmpClient", vmm), display).status == "cancelled"

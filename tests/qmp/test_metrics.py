@@ -79,7 +79,7 @@ def test_migrations_are_counted_by_how_they_ended(endpoint: MetricsEndpoint, ser
 
 def test_a_handlers_records_are_counted_from_its_own_messages() -> None:
     counts = HandlerCounts()
-    counts.came(wire.EpochBegun(7, 0))
+    counts.came(wire.EpochBegun(epoch=1, pages=7))
     for _ in range(2):
         counts.came(wire.Sealed(100, 1, 0))
     counts.sent(wire.Open(0, 50))
@@ -113,5 +113,5 @@ def test_an_address_that_is_taken_or_is_none_is_refused_in_a_sentence(endpoint: 
     taken = endpoint.shown.removeprefix("http://").removesuffix("/metrics")
     with pytest.raises(UserError, match="cannot be served"):
         MetricsEndpoint(taken)
-    with pytest.raises(UserError, match="is no migration address|no address"):
+    with pytest.raises(UserError, match="is no migration address"):
         MetricsEndpoint("nonsense")

@@ -94,9 +94,9 @@ def describe(made: PlanInfo) -> list[str]:
     """A plan in lines."""
     curve = ", ".join(f"{sample.private_pages + sample.shared_pages} in {sample.time:.2f} s" for sample in made.curve)
     lines = [
-        f"the guest writes {made.dirty_rate / 1e6:.2f} MB/s; different pages: {curve}",
-        f"the way takes {made.path.bandwidth / 1e6:.0f} MB/s, {made.path.round_trip * 1e3:.2f} ms there and back",
-        f"the migration gets {made.bandwidth / 1e6:.0f} MB/s of it",
+        f"the guest writes {_speed(made.dirty_rate)}; different pages: {curve}",
+        f"the way takes {_speed(made.path.bandwidth)}, {made.path.round_trip * 1e3:.2f} ms there and back",
+        f"the migration gets {_speed(made.bandwidth)} of it",
         f"{made.content} pages have content",
     ]
     if made.forecast.converges:
@@ -105,6 +105,11 @@ def describe(made: PlanInfo) -> list[str]:
     if not made.remedies:
         return [*lines, "no control alone would make it converge"]
     return lines + [f"it would with {_control(remedy)}: {_cost(remedy.forecast)}" for remedy in made.remedies]
+
+
+def _speed(bytes_per_s: float) -> str:
+    megabytes = bytes_per_s / 1e6
+    return f"{megabytes:.0f} MB/s" if megabytes >= 10 else f"{megabytes:.2f} MB/s"
 
 
 def _cost(forecast: ForecastInfo) -> str:
@@ -119,4 +124,4 @@ def _control(remedy: RemedyInfo) -> str:
         case "auto-converge":
             return f"{remedy.value} % of the guest's time taken from it (auto-converge)"
         case _:
-            return f"{remedy.value / 1e6:.0f} MB/s for it (more channels, a faster link)"
+            return f"{_speed(remedy.value)} for it (more channels, a faster link)"

@@ -393,6 +393,8 @@ class GuestMemory:
         with self._lock:
             self._unsent.add_range(first, count)
             self._sealed.add_range(first, count)
+            if self._meter is not None:
+                self._meter.private.add_range(first, count)
 
     def _private_among(self, span: Span, first: int, count: int) -> PageSet:
         wanted = span.of_range(first, count)

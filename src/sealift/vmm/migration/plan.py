@@ -1,6 +1,6 @@
 """A plan: what a migration of this guest to that target would cost, from what is measured now.
 
-How fast memory can be sealed is measured as well, by sealing: a way may be faster than the cipher.
+How fast memory can be sealed is measured as well, by sealing some: a way may be faster than the cipher.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ from sealift.wire.obstacle import Code
 SAMPLE_S: Final = 1.0
 """How long a plan looks at what the guest writes, unless it is told."""
 
-_RECORD: Final = bytes(1 << 20)
-_RECORDS: Final = 16
-
-_SEALED_SHARE: Final = 0.6
-"""Of the slower of way and cipher, what a migration was seen to get when both ends are busy (SPECIFICATION, speed)."""
+_RECORD_SIZE: Final = 1 << 20
+_RECORDS: Final = 32
+"""Enough for no cache to hold them all."""
 
 _MAILBOX_PAGES: Final = 4_000
 """Pages a second through the mailbox (SPECIFICATION, speed): a wake-up of another process for each."""
 
-_SETUP_S: Final = 0.5
-"""A receiver's launch and the exchange of keys; the owner's answer is the greater part."""
+_SETUP_S: Final = 0.2
+"""A receiver's launch and the exchange of keys, on a platform that the preflight had started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +103,28 @@ def _rate(parameters: Parameters, path: Path, clock: Clock) -> float:
         case Method.MH, Transfer.MAILBOX:
             rate = min(path.bytes_per_s, _MAILBOX_PAGES * PAGE_COST)
         case method, _:
-            rate = min(path.bytes_per_s, cipher_rate(method, clock)) * _SEALED_SHARE
+            rate = min(path.bytes_per_s, sealing_rate(method, clock))
     return min(rate, float(parameters.max_bandwidth)) if parameters.max_bandwidth else rate
 
 
-def cipher_rate(method: Method, clock: Clock) -> float:
-    """Bytes a second that one core can seal by a method: AES-GCM (mh), or what takes longest in AMD's HMAC (psp)."""
+def sealing_rate(method: Method, clock: Clock) -> float:
+    """Bytes a second that memory takes on its way from page to page, but for the wire: copied, sealed, opened, copied.
+
+    Both ends do so at once, each its half; but they may share a machine, and one core must do with the whole then. Of
+    method psp it is SHA-256 in AMD's HMAC that takes longest.
+    """
+    memory, there = memoryview(bytearray(_RECORDS * _RECORD_SIZE)), bytearray(_RECORDS * _RECORD_SIZE)
     cipher = AESGCM(AESGCM.generate_key(256))
     began = clock.monotonic()
     for number in range(_RECORDS):
+        place = slice(number * _RECORD_SIZE, (number + 1) * _RECORD_SIZE)
+        record = bytes(memory[place])
         match method:
             case Method.MH:
-                cipher.encrypt(number.to_bytes(12, "big"), _RECORD, None)
+                nonce = number.to_bytes(12, "big")
+                record = cipher.decrypt(nonce, cipher.encrypt(nonce, record, None), None)
             case Method.PSP:
-                hashlib.sha256(_RECORD).digest()
-    return _RECORDS * len(_RECORD) / max(clock.monotonic() - began, 1e-9)
+                hashlib.sha256(record).digest()
+                hashlib.sha256(record).digest()
+        there[place] = record
+    return _RECORDS * _RECORD_SIZE / max(clock.monotonic() - began, 1e-9)

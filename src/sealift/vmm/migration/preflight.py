@@ -99,9 +99,8 @@ def examine(candidate: Candidate, uri: str, clock: Clock, wall_clock: Callable[[
     try:
         with contextlib.closing(connect(parse_uri(uri))) as sock:
             inquiry = Inquiry(sock, clock)
-            asked = wall_clock()
             answer = inquiry.ask(question)
-            skew = answer.wall_clock - (asked + wall_clock()) / 2
+            skew = answer.wall_clock - wall_clock()  # it looked when it had judged, which may have taken a while
             path = inquiry.measure()
     except UserError as error:
         return Findings((Obstacle(Code.UNREACHABLE, sentence(error)),))
