@@ -65,7 +65,7 @@ def test_arguments_are_json_or_text_and_answers_are_json(sealift: Callable[..., 
     [
         (["a", "dance"], "", 1, "The command dance has not been found"),
         (["a", "migrate", "uri=carrier-pigeon"], "", 1, "is no migration address"),
-        (["a", "migrate"], "", 1, "Parameter 'uri' is missing"),
+        (["a", "migrate"], "", 1, "need either 'uri' or 'channels'"),
         (["a", "stop", "now"], "", 2, "write NAME=VALUE"),
         (["a", "-"], "[1]", 1, "standard input holds no QMP command: QMP input must be a JSON object"),
         (["a", "-"], "", 1, "standard input holds no QMP command"),

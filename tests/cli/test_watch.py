@@ -54,6 +54,9 @@ class Vmm:
             return dict(self.parameters)
         return self.states.pop(0) if len(self.states) > 1 else self.states[0]
 
+    def ask_for_migration_events(self) -> None:
+        """See QmpClient."""
+
     def next_event(self, _: float) -> None:
         """See QmpClient."""
         if len(self.states) == self.interrupt_at:

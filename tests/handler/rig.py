@@ -15,7 +15,7 @@ from sealift.guest.handler.commit import Role, State
 from sealift.guest.handler.handler import MigrationHandler
 from sealift.guest.handler.interfaces import Guest, LaunchFacts
 from sealift.guest.handler.sealer import Pull
-from sealift.launch.secrets import MigrationSecret, pair_key
+from sealift.launch.secrets import NO_FLAGS, MigrationFlags, MigrationSecret, pair_key
 from sealift.pageset import PageNumbers, PageSet
 from sealift.wire.record import MAX_RECORD
 from sealift.wire.token import TokenKind
@@ -121,10 +121,11 @@ class Hosts:
     source_facts: LaunchFacts = SOURCE_FACTS
     target_facts: LaunchFacts = TARGET_FACTS
     instance: bytes = field(default_factory=lambda: os.urandom(16))
+    flags: MigrationFlags = NO_FLAGS
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
-        self.source_secret = MigrationSecret(self.instance, os.urandom(32))
+        self.source_secret = MigrationSecret(self.instance, os.urandom(32), flags=self.flags)
         self.guest = FakeGuest(self.source_facts.layout.pages)
         self.source = MigrationHandler(
             Role.SOURCE, self.source_facts, self.source_secret, self.guest.parts(), self.clock

@@ -21,6 +21,8 @@ TAKEN_BY = {
     Event.TAKE_ABORTED: "ABORTED",
 }
 
+SNAPSHOT = {State.SAVING, State.HELD, State.SAVED}
+
 Situation = tuple[State, State, frozenset[str], bool]
 """Source, target, tokens in the world, and whether the source has left this migration."""
 
@@ -43,11 +45,12 @@ def following(situation: Situation) -> Iterator[Situation]:
         if event in TAKEN_BY and TAKEN_BY[event] not in tokens:
             continue
         made = tokens | {MADE_BY[event]} if event in MADE_BY else tokens
-        # A second offer is a cancel and another migration; so is whatever follows a return to RUNNING.
+        # A second offer is a cancel and another migration; so is whatever follows a return to RUNNING. A snapshot made
+        # before leaves nothing behind.
         again = event is Event.OFFER and source is not State.RUNNING
         if source in STEPS[event] and not left and not again:
             to = STEPS[event][source]
-            yield to, target, made, to is State.RUNNING
+            yield to, target, made, to is State.RUNNING and source not in SNAPSHOT
         if target in STEPS[event] and target is not State.STARTED:
             to = STEPS[event][target]
             yield source, to, made | {"ABORTED"} if to is State.ABORTED else made, left
@@ -67,6 +70,35 @@ def test_source_and_target_can_never_both_run() -> None:
     ends = {(source, target) for source, target, *_ in seen}
     assert (State.GONE, State.STARTED) in ends
     assert (State.RUNNING, State.ABORTED) in ends
+
+
+def reachable(start: State) -> set[State]:
+    reached, todo = {start}, [start]
+    while todo:
+        state = todo.pop()
+        found = {steps[state] for steps in STEPS.values() if state in steps} - reached
+        reached |= found
+        todo += found
+    return reached
+
+
+def before_it_runs(start: State) -> set[State]:
+    """What a receiver can be in until it is a source like any other."""
+    states, todo = {start}, [start]
+    while todo:
+        state = todo.pop()
+        found = {steps[state] for steps in STEPS.values() if state in steps} - states
+        states |= found
+        todo += found - {State.STARTED}
+    return states
+
+
+def test_a_receiver_for_a_migration_cannot_restore_nor_the_other_way_round() -> None:
+    """The only steps past FINAL are of a handler that the owner released for one snapshot."""
+    migrated, restored = before_it_runs(State.WAITING), before_it_runs(State.BLANK)
+    assert migrated & restored == {State.READY, State.STARTED, State.ABORTED}
+    assert {State.RESTORING, State.RESTORED} <= restored
+    assert {State.RECEIVING, State.PREPARED} <= migrated
 
 
 @pytest.mark.parametrize(("event", "state"), list(itertools.product(Event, State)))

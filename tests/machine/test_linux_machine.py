@@ -25,8 +25,11 @@ from sealift.launch.microvm import (
 )
 from sealift.vmm.console import Console
 from sealift.vmm.devices.disk import DiskImage
+from sealift.vmm.guest import Guest
+from sealift.vmm.launch import Launched
 from sealift.vmm.machine import GuestEnd, Machine, MachineSpec
 from sealift.vmm.memory import SharedMemory
+from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 from sealift.wire.platform import Interrupted, Kick, MmioRead, PortOut, Run
@@ -89,9 +92,10 @@ class PlayedPlatform:
     cpu: object = None
     lines: list[int] = field(default_factory=list)
 
-    def create_vm(self, layout: RamLayout, vcpus: int, _: object, *, irqchip: bool) -> SharedMemory:
+    def create_vm(self, layout: RamLayout, vcpus: int, _: object, *, irqchip: bool, es: bool) -> SharedMemory:
         """RAM that only this process has."""
         assert irqchip
+        assert not es
         assert vcpus == len(self.vcpus)
         fd = os.memfd_create("played")
         os.ftruncate(fd, layout.size)
@@ -112,7 +116,7 @@ class PlayedPlatform:
 
     def status(self) -> object:
         """What the guest lets be known."""
-        return SimpleNamespace(aware=self.aware)
+        return SimpleNamespace(aware=self.aware, blocked=("it is only played",))
 
     def end(self) -> None:
         """All vCPUs find the other process gone."""
@@ -238,3 +242,24 @@ def test_a_guest_whose_disk_is_in_other_hands_when_it_comes_back_waits_for_it(st
     assert machine.state is RunState.PAUSED
     thief.close()
     assert machine.resume()
+
+
+def test_only_who_knows_that_disks_are_not_in_it_has_a_guest_with_a_writable_one_saved(
+    start: Start, tmp_path: Path
+) -> None:
+    """Whoever consents gets past this, to the next reason why not."""
+    writable, read_only = tmp_path / "writable", tmp_path / "read-only"
+    for path in (writable, read_only):
+        path.write_bytes(bytes(4096))
+    for path, consents, reason in (
+        (writable, False, f"not hold what is on the disks of guest g .{writable}.; .*--without-disks"),
+        (writable, True, "only played"),
+        (read_only, False, "only played"),
+    ):
+        image = DiskImage(path, read_only=path is read_only)
+        image.lock()
+        guest = Guest("g", Parameters())
+        guest.attach(start([], disks=(image,)), Launched(0, bytes(48)))
+        with pytest.raises(UserError, match=reason):
+            guest.snapshot(tmp_path / "snapshot", without_disks=consents)
+        image.unlock()

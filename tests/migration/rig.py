@@ -16,7 +16,7 @@ from sealift.errors import SealiftError, sentence
 from sealift.guest.handler.digest import handler_digest
 from sealift.guest.programs import program, startup_blob
 from sealift.launch.image import GuestRecipe
-from sealift.launch.secrets import GUEST_GUID
+from sealift.launch.secrets import GUEST_GUID, NO_FLAGS, MigrationFlags
 from sealift.owner.authority import OwnerAuthority
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import Owner
@@ -27,16 +27,19 @@ from sealift.vmm.launch import Launched, launch
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.clock import SystemClock
+from sealift.vmm.migration.examining import Examiner
+from sealift.vmm.migration.landing import TargetHost
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.source import Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.streamio import StreamWriter
-from sealift.vmm.migration.target import Arrived, Incoming, TargetHost
+from sealift.vmm.migration.target import Arrived, Incoming
 from sealift.vmm.migration.transport import Address, TcpAddress
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 from sealift.wire import platform as wire
+from sealift.wire.inquiry import Answer, Question
 
 SECRET = b"a secret that the owner planted, 45 bytes long"
 MARKER = "SEALIFT-CONTROL-MARKER"
@@ -194,6 +197,8 @@ class Attempt:
     info: MigrationInfo | None = None
     arrived: Arrived | None = None
     refused: str | None = None
+    uri: str | None = None
+    """Where the source goes, if that is not where the target listens."""
 
     @property
     def wire(self) -> bytes:
@@ -204,7 +209,7 @@ class Attempt:
         """Start both sides."""
 
         def source() -> None:
-            self.info = self.migration.run(str(self.incoming.address))
+            self.info = self.migration.run(self.uri or str(self.incoming.address))
 
         def target() -> None:
             try:
@@ -255,10 +260,11 @@ def attempt(
     edit: Callable[[bytes, int], bytes] | None = None,
     owner: Owner | None = None,
     address: Address | None = None,
+    tls: Path | None = None,
 ) -> Attempt:
-    """A migration of `guest`, ready to begin."""
+    """A migration of `guest`, ready to begin; the target has the TLS credentials in directory `tls`."""
     screen = Screen()
-    incoming = Incoming(address or TcpAddress("127.0.0.1", 0), world.host(screen.console, owner))
+    incoming = Incoming(address or TcpAddress("127.0.0.1", 0), world.host(screen.console, owner), str(tls or ""))
     statuses: list[MigrationStatus] = []
     tapes: list[Tape] = []
     migration = Migration(
@@ -294,12 +300,14 @@ def recipe(vcpus: int = 1, megabytes: int = 16, command_line: str = COMMAND_LINE
 
 
 @contextmanager
-def world(path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY) -> Iterator[World]:
+def world(
+    path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY, flags: MigrationFlags = NO_FLAGS
+) -> Iterator[World]:
     """Hosts with their identities in `path`, and a fresh owner that trusts them; its guest has that policy."""
     owner_path = path / f"owner-{os.urandom(4).hex()}"
     owner_path.mkdir(mode=0o700)
     entries = (SecretEntry(GUEST_GUID, SECRET),)
-    owner = Owner(owner_path, GuestDefinition(made, policy=policy, entries=entries))
+    owner = Owner(owner_path, GuestDefinition(made, policy=policy, entries=entries, flags=flags))
     platform = Platform.start(path / "a", path / "manufacturer")
     try:
         ca_chain = platform.info().ca_chain
@@ -312,3 +320,17 @@ def world(path: Path, made: GuestRecipe, policy: Policy = DEFAULT_POLICY) -> Ite
         yield found
     finally:
         found.close()
+
+
+class _Nobody(Examiner):
+    """For a target that nobody asks."""
+
+    def __init__(self) -> None:
+        pass
+
+    def judge(self, question: Question) -> Answer:
+        """Not due."""
+        raise AssertionError(question)
+
+
+NOBODY = _Nobody()

@@ -14,13 +14,13 @@ import pytest
 from sealift.errors import SealiftError, StreamError
 from sealift.owner.settings import ReceiverRule
 from sealift.vmm.migration.clock import SystemClock
-from sealift.vmm.migration.examining import Examiner, serve
+from sealift.vmm.migration.examining import serve
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.preflight import Candidate, Findings, Inquiry, examine, question_about
 from sealift.vmm.migration.streamio import StreamReader
-from sealift.vmm.migration.transport import connect
+from sealift.vmm.migration.transport import TcpAddress, UnixAddress, connect
 from sealift.wire.handover import Method
-from sealift.wire.inquiry import Answer, InquiryKind, Question, encode_front, read_frame_front, read_question
+from sealift.wire.inquiry import InquiryKind, encode_front, read_frame_front, read_question
 from sealift.wire.obstacle import WARNINGS, Code, Obstacle
 from sealift.wire.platform import Block, Judged, JudgeGuest
 
@@ -103,7 +103,9 @@ def test_everything_is_said_at_once(world: rig.World) -> None:
 
 @contextmanager
 def connection(attempt: rig.Attempt) -> Iterator[socket.socket]:
-    with connect(attempt.incoming.address) as sock:
+    address = attempt.incoming.address
+    assert isinstance(address, UnixAddress | TcpAddress)
+    with connect(address) as sock:
         yield sock
 
 
@@ -200,15 +202,4 @@ def test_who_asks_in_another_version_is_told() -> None:
     with ours, theirs:
         ours.sendall(encode_front()[:-1] + b"\x09")
         with pytest.raises(StreamError, match="version 9"):
-            serve(StreamReader(theirs), theirs.sendall, NOBODY, 1.0)
-
-
-class _Nobody(Examiner):
-    def __init__(self) -> None:
-        pass
-
-    def judge(self, question: Question) -> Answer:
-        raise AssertionError(question)
-
-
-NOBODY = _Nobody()
+            serve(StreamReader(theirs), theirs.sendall, rig.NOBODY, 1.0)

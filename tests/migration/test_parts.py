@@ -13,9 +13,10 @@ import pytest
 
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import InternalError, LostError, RefusedError, SealError, UserError
+from sealift.vmm.migration.handed import ExecAddress, FdAddress
 from sealift.vmm.migration.mailbox import LIVENESS_S, Mailbox, MailboxSource
 from sealift.vmm.migration.mh import HandlerDoorbell
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.ring import RingSource, RingTarget
 from sealift.vmm.migration.stats import Bandwidth, DowntimePart, Statistics
 from sealift.vmm.migration.status import TRANSITIONS, MigrationStatus, StatusMachine
@@ -23,6 +24,8 @@ from sealift.vmm.migration.streamio import EndedError, StreamReader, StreamWrite
 from sealift.vmm.migration.throttle import Throttle
 from sealift.vmm.migration.transport import (
     BUFFER_FLOOR,
+    Address,
+    FileAddress,
     Listener,
     TcpAddress,
     UnixAddress,
@@ -128,9 +131,9 @@ def test_a_status_follows_the_table_and_nothing_else(start: MigrationStatus, to:
     [
         {"downtime_limit_ms": -1},
         {"max_bandwidth": -1},
-        {"channels": 0},
-        {"channels": 17},
-        {"transfer": Transfer.MAILBOX, "channels": 2},
+        {"multifd_channels": 0},
+        {"multifd_channels": 17},
+        {"transfer": Transfer.MAILBOX, "multifd_channels": 2, "capabilities": frozenset({Capability.MULTIFD})},
     ],
 )
 def test_impossible_parameters_are_refused(wrong: dict[str, object]) -> None:
@@ -147,18 +150,37 @@ def test_impossible_parameters_are_refused(wrong: dict[str, object]) -> None:
         ("tcp:host.example:4444", TcpAddress("host.example", 4444)),
         ("tcp:[::1]:0", TcpAddress("::1", 0)),
         ("unix:/run/a:b", UnixAddress(Path("/run/a:b"))),
+        ("fd:7", FdAddress(7)),
+        ("exec:socat - TCP:b.example:4444", ExecAddress("socat - TCP:b.example:4444")),
+        ("file:/srv/a,offset=4096", FileAddress(Path("/srv/a"), 4096)),
+        ("file:/srv/a", FileAddress(Path("/srv/a"))),
     ],
 )
-def test_addresses_are_read_and_written_as_qemu_writes_them(uri: str, address: TcpAddress | UnixAddress) -> None:
+def test_addresses_are_read_and_written_as_qemu_writes_them(uri: str, address: Address) -> None:
     assert parse_uri(uri) == address
     assert str(address) == uri
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "tcp:", "tcp:host", "tcp:host:port", "tcp:h:65536", "udp:h:1", "unix:", "tcp:h:-1"]
+    "uri",
+    [
+        "",
+        "tcp:",
+        "tcp:host",
+        "tcp:host:port",
+        "tcp:h:65536",
+        "udp:h:1",
+        "unix:",
+        "tcp:h:-1",
+        "fd:x",
+        "fd:",
+        "exec:",
+        "file:",
+        "file:a,offset=x",
+    ],
 )
 def test_what_is_no_address_is_refused_with_how_one_looks(uri: str) -> None:
-    with pytest.raises(UserError, match="write tcp:HOST:PORT or unix:PATH"):
+    with pytest.raises(UserError, match="write tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND or file:PATH"):
         parse_uri(uri)
 
 

@@ -13,12 +13,13 @@ import pytest
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import StreamError
 from sealift.vmm.machine import Machine
-from sealift.vmm.migration.method import Entrance
+from sealift.vmm.migration import landing, target
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction
 from sealift.vmm.migration.streamio import StreamReader, StreamWriter
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.transport import TcpAddress
+from sealift.vmm.platform import Platform
 from sealift.wire.handover import (
     RAM_LIMIT,
     VCPUS_LIMIT,
@@ -89,13 +90,13 @@ def test_a_guest_that_the_owner_does_not_know_gets_no_machine_and_the_target_wai
     guest.work(4)
     made: list[int] = []
     attempt = rig.attempt(world, guest)
-    make = attempt.incoming._make_machine
+    make = landing.make_machine
 
-    def counted(introduction: Introduction, entrance: Entrance) -> Machine:
+    def counted(host: landing.TargetHost, platform: Platform, introduction: Introduction, *, es: bool) -> Machine:
         made.append(introduction.hello.vcpus)
-        return make(introduction, entrance)
+        return make(host, platform, introduction, es=es)
 
-    monkeypatch.setattr(attempt.incoming, "_make_machine", counted)
+    monkeypatch.setattr(target, "make_machine", counted)
     server = threading.Thread(target=lambda: serve(attempt))
     server.start()
     with stranger(attempt) as sock:

@@ -18,16 +18,17 @@ from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import RefusedError, StreamError, UserError, sentence
 from sealift.guest.programs import program
 from sealift.launch.image import GuestRecipe
-from sealift.launch.secrets import GUEST_GUID, MigrationFlags, MigrationSecret, pair_key
+from sealift.launch.secrets import GUEST_GUID, MigrationFlags, MigrationSecret, pair_key, snapshot_key
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.ledger import BEGUN_LIMIT
 from sealift.owner.owner import Owner
-from sealift.owner.settings import ReceiverRule
+from sealift.owner.settings import ReceiverRule, RestoreRule
 from sealift.sev import secret
 from sealift.sev.ca import CaCertificate
 from sealift.sev.certificate import Usage
 from sealift.sev.policy import DEFAULT_POLICY, parse_policy
 from sealift.sev.secret import SecretEntry
+from sealift.wire.handshake import NO_PUBLIC, Hello, MessageKind, Party
 from sealift.wire.owner import OwnerService, PlatformEvidence, SecretGrant, SessionGrant
 
 from .conftest import HANDLER, PLANTED, Host
@@ -475,3 +476,131 @@ def test_the_wire_refuses_what_cannot_be(host: Host, field: str, value: object) 
     encoded = msgspec.msgpack.encode(msgspec.structs.replace(host.evidence(), **change))
     with pytest.raises(msgspec.ValidationError):
         msgspec.msgpack.decode(encoded, type=PlatformEvidence)
+
+
+# --- snapshots ----------------------------------------------------------------------------------------------------
+
+
+def _header(recipe: GuestRecipe, source: bytes, handler: MigrationSecret, **changes: Any) -> bytes:
+    """The header of a snapshot of that launch, as its handler makes it."""
+    party = Party(
+        instance=handler.instance_id,
+        measure=source,
+        public=NO_PUBLIC,
+        policy=int(DEFAULT_POLICY),
+        cbit=47,
+        channels=1,
+        vcpus=recipe.vcpus,
+        mailbox_gpa=Gpa(0x820000),
+        layout=recipe.layout,
+        excluded=(),
+    )
+    return Hello(MessageKind.SNAPSHOT, os.urandom(16), replace(party, **changes)).encode()
+
+
+def _restore(owner: OwnerService, host: Host, recipe: GuestRecipe, header: bytes) -> MigrationSecret:
+    grant = owner.begin_restore(host.evidence(), header)
+    measure = host.load(grant, recipe.receiver())
+    _, taken = host.finish(owner.release(grant.launch_id, measure), recipe)
+    assert taken is not None
+    return taken
+
+
+def test_every_restore_is_released_anew_with_the_snapshots_key_and_a_fresh_one(
+    owner: Owner, make_host: MakeHost, recipe: GuestRecipe, log: Log
+) -> None:
+    source, handler = _launch(owner, make_host("a"), recipe)
+    header = _header(recipe, source, handler)
+    target = make_host("b")
+    first = _restore(owner, target, recipe, header)
+    target.restart()
+    second = _restore(owner, target, recipe, header)
+    assert first.snapshot_key == second.snapshot_key == snapshot_key(handler.key, header)
+    assert first.pair_key is None
+    assert len({handler.key, first.key, second.key}) == 3
+    assert first.instance_id == handler.instance_id
+    assert sum("a restore of snapshot" in line for line in log()) == 2
+
+
+def test_the_key_is_of_one_header_alone(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
+    source, handler = _launch(owner, make_host("a"), recipe)
+    one, other = (_header(recipe, source, handler) for _ in range(2))
+    assert _restore(owner, make_host("b"), recipe, one).snapshot_key != snapshot_key(handler.key, other)
+
+
+def test_a_snapshot_of_a_restored_guest_is_restored_like_any_other(
+    owner: Owner, make_host: MakeHost, recipe: GuestRecipe
+) -> None:
+    source, handler = _launch(owner, make_host("a"), recipe)
+    target = make_host("b")
+    grant = owner.begin_restore(target.evidence(), _header(recipe, source, handler))
+    measure = target.load(grant, recipe.receiver())
+    _, restored = target.finish(owner.release(grant.launch_id, measure), recipe)
+    assert restored is not None
+    later = _header(recipe, measure, restored)
+    assert _restore(owner, make_host("c"), recipe, later).snapshot_key == snapshot_key(restored.key, later)
+
+
+def test_an_owner_that_refuses_restores_does_so_until_the_secret_is_out(
+    owner: Owner, make_host: MakeHost, recipe: GuestRecipe, log: Log
+) -> None:
+    source, handler = _launch(owner, make_host("a"), recipe)
+    header = _header(recipe, source, handler)
+    target = make_host("b")
+    grant = owner.begin_restore(target.evidence(), header)
+    measure = target.load(grant, recipe.receiver())
+    owner.set_restores(RestoreRule.REFUSED)
+    with pytest.raises(RefusedError, match="has come to let no snapshot be restored"):
+        owner.release(grant.launch_id, measure)
+    with pytest.raises(RefusedError, match="lets no snapshot be restored"):
+        owner.begin_restore(target.evidence(), header)
+    assert "refused a restore" in log()[-1]
+    owner.set_restores(RestoreRule.ALLOWED)
+    target.restart()
+    _restore(owner, target, recipe, header)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"policy": 0}, "its policy differ"),
+        ({"instance": bytes(16)}, "its instance id differ"),
+        ({"vcpus": 7}, "its number of vCPUs differ"),
+        ({"layout": RamLayout((RamBlock("pc.ram", Gpa(0), 64 << 20),))}, "its RAMBlock table differ"),
+        ({"measure": bytes(48)}, "no released launch has the measurement"),
+    ],
+    ids=["policy", "instance", "vcpus", "memory", "measurement"],
+)
+def test_a_header_that_says_something_else_than_the_record_is_refused(
+    owner: Owner, make_host: MakeHost, recipe: GuestRecipe, changes: dict[str, Any], reason: str
+) -> None:
+    source, handler = _launch(owner, make_host("a"), recipe)
+    with pytest.raises(RefusedError, match=reason):
+        owner.begin_restore(make_host("b").evidence(), _header(recipe, source, handler, **changes))
+
+
+@pytest.mark.parametrize("header", [b"", bytes(300), b"SLKX" + bytes(200)])
+def test_what_is_no_header_is_refused(owner: Owner, host: Host, header: bytes) -> None:
+    with pytest.raises(RefusedError, match="the owner refuses a restore"):
+        owner.begin_restore(host.evidence(), header)
+
+
+def test_only_listed_and_genuine_hosts_restore(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
+    source, handler = _launch(owner, make_host("a"), recipe)
+    header = _header(recipe, source, handler)
+    owner.set_receivers(ReceiverRule.LISTED)
+    target = make_host("b")
+    with pytest.raises(RefusedError, match="not on the owner's list"):
+        owner.begin_restore(target.evidence(), header)
+    owner.approve_host(target.fingerprint)
+    with pytest.raises(RefusedError):
+        owner.begin_restore(msgspec.structs.replace(target.evidence(), ca_chain=bytes(3200)), header)
+    _restore(owner, target, recipe, header)
+
+
+def test_the_guest_itself_cannot_be_launched_to_restore(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
+    source, handler = _launch(owner, make_host("a"), recipe)
+    target = make_host("b")
+    grant = owner.begin_restore(target.evidence(), _header(recipe, source, handler))
+    with pytest.raises(RefusedError, match="its measurement differs"):
+        owner.release(grant.launch_id, target.load(grant, recipe))

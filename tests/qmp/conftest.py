@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +13,23 @@ from sealift.cli.places import Host, Places
 from sealift.cli.wiring import start_guest
 from sealift.vmm.control import ControlThread
 from sealift.vmm.guest import Guest
+from sealift.vmm.migration.transport import TcpAddress
+from sealift.vmm.qmp.endpoint import listen_for_qmp
 from sealift.vmm.qmp.server import QmpServer
 
 
 @dataclass(frozen=True)
 class Served:
-    """A running guest whose QMP server listens at `path`."""
+    """A running guest whose QMP server listens at `path`, and on a port of the loopback."""
 
     guest: Guest
     server: QmpServer
     path: Path
+    port: int
+
+    def address(self, kind: str) -> str | tuple[str, int]:
+        """Where clients connect, as qemu.qmp writes it."""
+        return ("127.0.0.1", self.port) if kind == "tcp" else str(self.path)
 
 
 @contextmanager
@@ -32,11 +39,13 @@ def serving(guest: Guest, path: Path) -> Iterator[Served]:
         listening = ending.enter_context(socket.socket(socket.AF_UNIX))
         listening.bind(str(path))
         listening.listen()
+        loopback = ending.enter_context(closing(listen_for_qmp("tcp:127.0.0.1:0")))
+        assert isinstance(loopback.address, TcpAddress)
         control = ControlThread()
         ending.callback(control.close)
         server = control.make(lambda: QmpServer(guest, lambda: None))
-        control.start(server.serve(listening))
-        yield Served(guest, server, path)
+        control.start(server.serve(listening, loopback.listening))
+        yield Served(guest, server, path, loopback.address.port)
 
 
 @pytest.fixture(scope="module")

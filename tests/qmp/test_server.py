@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +17,9 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from harness import PATIENCE_S
 from qmp.conftest import Served
+from sealift.errors import RefusedError
+from sealift.launch.microvm import PM_EVENT_PORT
+from sealift.vmm.devices.acpi_pm import PowerManagement
 from sealift.vmm.events import Direction, MigrationChanged
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.outbox import OUTBOX_LIMIT
@@ -24,9 +28,9 @@ from sealift.wire.obstacle import Code, Obstacle
 
 
 @asynccontextmanager
-async def connected(path: Path) -> AsyncIterator[QMPClient]:
+async def connected(address: str | tuple[str, int] | Path) -> AsyncIterator[QMPClient]:
     client = QMPClient("test")
-    await client.connect(str(path))
+    await client.connect(str(address) if isinstance(address, Path) else address)
     try:
         yield client
     finally:
@@ -47,6 +51,11 @@ async def runs(client: QMPClient) -> bool:
     """Whether the guest runs, as query-status says."""
     status: Any = await client.execute("query-status")
     return bool(status["running"])
+
+
+async def switch_events(client: QMPClient, *, on: bool) -> None:
+    """Let clients be told of migrations."""
+    await client.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": on}]})
 
 
 def ask(served: Served, command: str, **arguments: object) -> Any:
@@ -88,21 +97,37 @@ def test_the_thread_of_each_vcpu_is_a_thread_of_the_vmm(served: Served) -> None:
 def test_stop_and_cont_are_answered_when_done_and_told_to_every_client(served: Served) -> None:
     async def conversation() -> list[list[str]]:
         async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(connected(served.path)) for _ in range(3)]
+            kinds = ("unix", "tcp", "unix", "tcp")
+            clients = [await stack.enter_async_context(connected(served.address(kind))) for kind in kinds]
             listeners = [stack.enter_context(client.listener()) for client in clients]
             for command, running in (("stop", False), ("stop", False), ("cont", True), ("cont", True)):
                 await clients[0].execute(command)
                 assert await runs(clients[1]) is running
             return [[str((await listener.get())["event"]) for _ in range(2)] for listener in listeners]
 
-    assert asyncio.run(conversation()) == [["STOP", "RESUME"]] * 3
+    assert asyncio.run(conversation()) == [["STOP", "RESUME"]] * 4
 
 
 @pytest.mark.parametrize(
     ("command", "arguments", "error_class", "description"),
     [
         ("no-such-command", None, "CommandNotFound", "The command no-such-command has not been found"),
-        ("migrate", None, "GenericError", "Parameter 'uri' is missing"),
+        ("migrate", None, "GenericError", "need either 'uri' or 'channels' argument"),
+        ("migrate", {"uri": "unix:x", "resume": True}, "GenericError", "Cannot resume if there is no paused migration"),
+        ("migrate-incoming", {"uri": "unix:x"}, "GenericError", "defer' was not specified on the command line"),
+        ("system_powerdown", None, "GenericError", "has no power button"),
+        (
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "postcopy-ram", "state": True}]},
+            "GenericError",
+            "Parameter 'capability' does not accept value 'postcopy-ram'",
+        ),
+        (
+            "sev-inject-launch-secret",
+            {"packet-header": "", "secret": "", "gpa": -1},
+            "GenericError",
+            "Parameter 'gpa' expects an integer >= 0",
+        ),
         ("migrate", {"uri": 7}, "GenericError", "Invalid parameter type for 'uri', expected: string"),
         ("migrate", {"uri": "x", "speed": 1}, "GenericError", "Parameter 'speed' is unexpected"),
         ("query-status", {"now": True}, "GenericError", "Parameter 'now' is unexpected"),
@@ -140,6 +165,7 @@ def test_parameters_are_kept_and_a_refused_change_changes_nothing(served: Served
 
 def test_a_migration_to_nowhere_fails_with_the_reason_and_the_guest_runs_on(served: Served, tmp_path: Path) -> None:
     async def conversation(client: QMPClient) -> Any:
+        await switch_events(client, on=True)
         with client.listener(names=("MIGRATION",)) as listener:
             await client.execute("migrate", {"uri": f"unix:{tmp_path}/nobody"})
             statuses = await _statuses_until(listener, "failed")
@@ -149,6 +175,55 @@ def test_a_migration_to_nowhere_fails_with_the_reason_and_the_guest_runs_on(serv
     assert statuses == ["setup", "failed"]
     assert "nobody listens" in info["error-desc"]
     assert status["running"]
+
+
+def test_migrations_are_told_only_to_those_who_switched_that_on(served: Served, tmp_path: Path) -> None:
+    async def conversation(client: QMPClient) -> list[str]:
+        await switch_events(client, on=False)
+        with client.listener() as listener:
+            await client.execute("migrate", {"uri": f"unix:{tmp_path}/nobody"})
+            while (await status_of(client)) != "failed":
+                pass
+            await client.execute("stop")
+            await client.execute("cont")
+            return [str((await listener.get())["event"]) for _ in range(2)]
+
+    assert talk(served.path, conversation) == ["STOP", "RESUME"]
+
+
+def test_capabilities_are_kept_one_by_one(served: Served) -> None:
+    for state in (True, False):
+        ask(served, "migrate-set-capabilities", capabilities=[{"capability": "events", "state": state}])
+        assert {"capability": "events", "state": state} in ask(served, "query-migrate-capabilities")
+
+
+def test_the_migration_handler_answers(served: Served) -> None:
+    assert ask(served, "start-migration-handler") == {}
+
+
+def test_a_guest_without_migration_handler_is_told_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise RefusedError("the guest has no migration handler")
+
+    monkeypatch.setattr(served.guest.machine.platform, "open_handler", none)
+    with pytest.raises(ExecuteError, match="has no migration handler"):
+        ask(served, "start-migration-handler")
+
+
+def test_the_power_button_reaches_the_guest_and_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    pressed: list[bool] = []
+    power = PowerManagement(lambda: None, lambda: pressed.append(True))
+    power.write(PM_EVENT_PORT + 2, 2, 1 << 8)
+    monkeypatch.setattr(served.guest.machine.devices, "power", power)
+
+    async def conversation(client: QMPClient) -> str:
+        with client.listener(names=("POWERDOWN",)) as listener:
+            await client.execute("system_powerdown")
+            return str((await listener.get())["event"])
+
+    assert talk(served.path, conversation) == "POWERDOWN"
+    assert pressed
+    assert power.read(PM_EVENT_PORT, 2) == 1 << 8
 
 
 def test_what_blocks_every_migration_is_told_as_qemu_does_and_refuses_it(
@@ -197,7 +272,8 @@ def test_a_command_that_waits_keeps_no_other_client_waiting(served: Served, monk
     asyncio.run(conversation())
 
 
-def test_a_client_that_does_not_read_is_dropped_and_nobody_else_notices(served: Served) -> None:
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_a_client_that_does_not_read_is_dropped_and_nobody_else_notices(served: Served, kind: str) -> None:
     event = MigrationChanged(Direction.OUTGOING, MigrationStatus.ACTIVE)
     # An event takes more than 100 bytes; what the kernel's own buffers hold comes on top of the outbox.
     batch = 500
@@ -205,11 +281,19 @@ def test_a_client_that_does_not_read_is_dropped_and_nobody_else_notices(served: 
 
     async def conversation() -> int:
         async with asyncio.timeout(PATIENCE_S), connected(served.path) as good:
-            reader, writer = await asyncio.open_unix_connection(served.path)
+            match served.address(kind):
+                case str(path):
+                    reader, writer = await asyncio.open_unix_connection(path)
+                case host, port:
+                    sock = socket.socket()
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+                    sock.connect((host, port))
+                    reader, writer = await asyncio.open_connection(sock=sock)
             await reader.readline()
             writer.write(b'{"execute": "qmp_capabilities"}')
             await reader.readline()
             writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await switch_events(good, on=True)
             with good.listener(names=("MIGRATION",)) as listener:
                 for _ in range(batches):
                     for _ in range(batch):
@@ -221,6 +305,12 @@ def test_a_client_that_does_not_read_is_dropped_and_nobody_else_notices(served: 
             return clients
 
     assert asyncio.run(conversation()) == 1
+
+
+async def status_of(client: QMPClient) -> str:
+    """Query-migrate's status."""
+    info: Any = await client.execute("query-migrate")
+    return str(info.get("status", "none"))
 
 
 async def _statuses_until(listener: EventListener, last: str) -> list[str]:

@@ -34,6 +34,11 @@ class EsBoard(Board):
     def __init__(self, vcpus: int = 1, layout: RamLayout = LAYOUT) -> None:
         super().__init__(EngineKind("unicorn", _Factory, exact=True), vcpus, layout)
 
+    def close(self) -> None:
+        """End it and let go of its memory's descriptors."""
+        super().close()
+        self.memory.close()
+
     def load(self, index: int, code: bytes, **general: int) -> None:
         """Put code at the vCPU's place, and a VMSA that starts there."""
         at = CODE + index * PAGE_SIZE

@@ -7,9 +7,10 @@ one that ends the guest decides the exit status.
 from __future__ import annotations
 
 import base64
+import contextlib
 import queue
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import FrameType
@@ -21,10 +22,20 @@ from sealift.cli.rundir import CONSOLE_SOCKET, QMP_SOCKET, RunDirectory
 from sealift.cli.wiring import HostedGuest
 from sealift.vmm.console_server import ConsoleServer
 from sealift.vmm.control import ControlThread, process_end
-from sealift.vmm.events import Direction, Ending, GuestEvent, MigrationChanged, RunStateChanged, ShutdownCause
+from sealift.vmm.events import (
+    Direction,
+    Ending,
+    GuestEvent,
+    MigrationChanged,
+    PassBegun,
+    PowerButtonPressed,
+    RunStateChanged,
+    ShutdownCause,
+)
 from sealift.vmm.guest import Guest
 from sealift.vmm.machine import GuestEnd
 from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.qmp.endpoint import listen_for_qmp
 from sealift.vmm.qmp.server import QmpServer
 from sealift.vmm.runstate import RunState
 
@@ -57,7 +68,12 @@ _News: TypeAlias = GuestEvent | _Signalled | _ClientsLeft | _PlatformGone
 
 
 def run_in_foreground(
-    host: Host, name: str, start: Callable[[], HostedGuest], say: Say, console: BinaryIO | None
+    host: Host,
+    name: str,
+    start: Callable[[], HostedGuest],
+    say: Say,
+    console: BinaryIO | None,
+    qmp: Sequence[str] = (),
 ) -> int:
     """Start a guest, serve its control sockets, and stay until it ends.
 
@@ -67,6 +83,7 @@ def run_in_foreground(
         start: starts it, or begins to wait for it.
         say: takes sentences for the user.
         console: where to print what the guest prints; None for nowhere.
+        qmp: URIs where QMP is served too.
 
     Returns:
         The exit status.
@@ -77,6 +94,9 @@ def run_in_foreground(
         ending.callback(directory.close)
         qmp_socket = ending.enter_context(directory.listen(QMP_SOCKET))
         console_socket = ending.enter_context(directory.listen(CONSOLE_SOCKET))
+        listeners = [ending.enter_context(contextlib.closing(listen_for_qmp(uri))) for uri in qmp]
+        for listener in listeners:
+            say(f"QMP is served at {listener.address}")
         printer = None if console is None else Printer(console)
         if printer is not None:
             ending.callback(printer.close)
@@ -91,7 +111,7 @@ def run_in_foreground(
         # It listens before anybody can ask for anything.
         foreground = _Foreground(guest, say if printer is None else _beside(printer, say), control)
         server = control.make(lambda: QmpServer(guest, foreground.clients_left))
-        control.start(server.serve(qmp_socket))
+        control.start(server.serve(qmp_socket, *(listener.listening for listener in listeners)))
         control.start(control.make(lambda: ConsoleServer(guest)).serve(console_socket))
         _on_signals(foreground.signalled)
         status = foreground.watch(server)
@@ -147,13 +167,13 @@ class _Foreground:
             match self._news.get():
                 case RunStateChanged(_, after):
                     status = self._run_state(after)
-                case MigrationChanged(Direction.OUTGOING, migration):
-                    status = self._departure(server, migration)
-                case MigrationChanged(Direction.INCOMING, migration):
-                    status = self._arrival(migration)
+                case MigrationChanged(direction, migration):
+                    status = self._migration(server, direction, migration)
                 case Ending(cause):
                     self.ended = self._watching_platform and not self._moved
                     status = FAILED if cause is ShutdownCause.HOST_ERROR else DONE
+                case PassBegun() | PowerButtonPressed():
+                    status = None
                 case _Signalled():
                     self._guest.end(ShutdownCause.HOST_SIGNAL)
                     status = None
@@ -204,6 +224,28 @@ class _Foreground:
             case MigrationStatus.FAILED:
                 self._say(f"guest {guest.name} did not arrive: {_reason(guest)}")
                 return FAILED
+        return None
+
+    def _migration(self, server: QmpServer, direction: Direction, status: MigrationStatus) -> int | None:
+        match direction:
+            case Direction.OUTGOING:
+                return self._departure(server, status)
+            case Direction.INCOMING:
+                return self._arrival(status)
+            case Direction.SNAPSHOT:
+                return self._snapshot(status)
+
+    def _snapshot(self, status: MigrationStatus) -> int | None:
+        guest = self._guest
+        info = guest.migration()
+        path = info.x_sealift_snapshot if info else None
+        match status:
+            case MigrationStatus.ACTIVE:
+                self._say(f"guest {guest.name} is being saved to {path}")
+            case MigrationStatus.CANCELLED | MigrationStatus.FAILED:
+                self._say(f"guest {guest.name} was not saved: {_reason(guest)}")
+            case MigrationStatus.COMPLETED:
+                self._say(f"guest {guest.name} is saved in {path}")
         return None
 
     def _departure(self, server: QmpServer, status: MigrationStatus) -> int | None:

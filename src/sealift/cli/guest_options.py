@@ -74,7 +74,9 @@ class GuestOptions:
         append: the kernel's command line.
         policy: as `sealift.sev.policy.parse_policy` reads it.
         secret: file whose content the owner plants for the guest's own use.
+        zero_pages: let the migration handler leave out what zero pages contain; the host learns which they are.
         downtime_limit_ms: for migrations away from here.
+        tls_creds: directory with what a TLS connection needs, for migrations to here and away from here.
         prealloc: of a guest that is to arrive, get its memory from the machine before its pages come.
         disks: images for Linux's /dev/vda and on.
         engine: what runs vCPUs: auto, kvm or unicorn.
@@ -95,7 +97,9 @@ class GuestOptions:
     append: str = ""
     policy: str | int = DEFAULT_POLICY
     secret: Path | None = None
+    zero_pages: bool = False
     downtime_limit_ms: int = DEFAULT_DOWNTIME_LIMIT_MS
+    tls_creds: Path | None = None
     prealloc: bool = False
     disks: tuple[DiskPath, ...] = ()
     engine: str = DEFAULT_ENGINE
@@ -119,10 +123,14 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     append: str | None = None
     policy: int | str | None = None
     secret: str | None = None
+    zero_pages: bool | None = None
     host: str | None = None
     owner: str | None = None
     incoming: str | None = None
+    qmp: list[str] | None = None
+    restore: str | None = None
     downtime_limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    tls_creds: str | None = None
     prealloc: bool | None = None
     disk: list[str] | None = None
     engine: Literal["auto", "kvm", "unicorn"] | None = None
@@ -161,7 +169,7 @@ def read_config(path: Path) -> dict[str, object]:
 
 def _resolved(found: dict[str, object], base: Path) -> dict[str, object]:
     """The same with sizes as numbers and paths that no longer depend on where the file is."""
-    for key in ("initrd", "payload", "secret", "host", "owner", "dh_cert_file", "session_file"):
+    for key in ("initrd", "payload", "secret", "host", "owner", "restore", "dh_cert_file", "session_file", "tls_creds"):
         if key in found:
             found[key] = base / str(found[key])
     if isinstance(disks := found.get("disk"), list):

@@ -33,12 +33,20 @@ class _Processes(msgspec.Struct, frozen=True, rename="kebab"):
     platform_pid: int
 
 
-class _Migration(msgspec.Struct, frozen=True):
+class _Migration(msgspec.Struct, frozen=True, rename="kebab"):
     status: str = "none"
+    x_sealift_snapshot: str | None = None
+
+    def shown(self) -> str:
+        """The status, and that it is no migration's."""
+        return self.status if self.x_sealift_snapshot is None else f"snapshot {self.status}"
 
 
 class GuestOverview(msgspec.Struct, frozen=True, rename="kebab"):
-    """One guest. What its VMM did not say is None; `memory` is in bytes, `migration` a status as QEMU names it."""
+    """One guest. What its VMM did not say is None; `memory` is in bytes.
+
+    `migration` is a status as QEMU names it, with "snapshot" before it when the guest is saved instead.
+    """
 
     name: str
     state: str
@@ -77,7 +85,7 @@ def _ask(host: Host, name: str) -> GuestOverview | None:
 
 def _describe(qmp: QmpClient, pid: int | None) -> GuestOverview:
     status = qmp.query("query-status", _Status).status
-    migration = qmp.query("query-migrate", _Migration).status
+    migration = qmp.query("query-migrate", _Migration).shown()
     known = GuestOverview(qmp.guest, status, pid, migration=migration)
     try:
         return msgspec.structs.replace(

@@ -6,8 +6,8 @@ machine runs in a process of its own, which ends with its connection::
     VMM process (wiring) ── argv: what the user wants to run ─────────► owner process
                          ── Prepare ──────────────────────────────────►  trusts the local root on first use
                          ◄─────────────────────────── Prepared(notes) ─
-                         ── Begin, BeginReceiver, JudgeReceiver, Release ►  sealift.owner.Owner
-                         ◄─────── Session, Opinion, Secret or Failed ─
+                         ── Begin, BeginReceiver, BeginRestore, JudgeReceiver, Release ►  sealift.owner.Owner
+                         ◄─────────────────── Session, Opinion, Secret or Failed ─
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: int = 0
     policy: int = 0
     secret: str | None = None
+    zero_pages: bool = False
 
 
 class Prepare(Message, frozen=True):
@@ -74,6 +75,13 @@ class BeginReceiver(Message, frozen=True):
 
     evidence: PlatformEvidence
     source_measure: bytes
+
+
+class BeginRestore(Message, frozen=True):
+    """`OwnerService.begin_restore`. Reply: Session."""
+
+    evidence: PlatformEvidence
+    header: bytes
 
 
 class Release(Message, frozen=True):
@@ -108,7 +116,7 @@ class Secret(Message, frozen=True):
     grant: SecretGrant
 
 
-OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | JudgeReceiver | Release
+OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | BeginRestore | JudgeReceiver | Release
 OwnerReply: TypeAlias = Prepared | Opinion | Session | Secret | Failed
 
 R = TypeVar("R", bound=Message)
@@ -161,6 +169,10 @@ class OwnerClient:
     def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
         """See `OwnerService.judge_receiver`."""
         return self._ask(JudgeReceiver(evidence, source_measure), Opinion).obstacles
+
+    def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
+        """See `OwnerService.begin_restore`."""
+        return self._ask(BeginRestore(evidence, header), Session).grant
 
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """See `OwnerService.release`."""

@@ -14,6 +14,7 @@ from sealift.cli.owner_link import (
     Assignment,
     Begin,
     BeginReceiver,
+    BeginRestore,
     JudgeReceiver,
     Opinion,
     OwnerReply,
@@ -27,7 +28,7 @@ from sealift.cli.owner_link import (
 from sealift.cli.recipes import make_recipe, read_file
 from sealift.errors import LostError, SealiftError
 from sealift.guest.handler.digest import handler_digest
-from sealift.launch.secrets import GUEST_GUID
+from sealift.launch.secrets import GUEST_GUID, NO_FLAGS, MigrationFlags
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.owner import Owner
 from sealift.sev.policy import Policy
@@ -67,21 +68,26 @@ class _Server:
         try:
             if self._trouble is not None:
                 raise self._trouble
-            match request:
-                case Prepare():
-                    return Prepared(self._notes)
-                case Begin(evidence):
-                    return Session(self._owner.begin(evidence))
-                case BeginReceiver(evidence, source_measure):
-                    return Session(self._owner.begin_receiver(evidence, source_measure))
-                case JudgeReceiver(evidence, source_measure):
-                    return Opinion(self._owner.judge_receiver(evidence, source_measure))
-                case Release(launch_id, measure):
-                    return Secret(self._owner.release(launch_id, measure))
-                case _:
-                    assert_never(request)
+            return self._carry_out(request)
         except SealiftError as error:
             return to_failed(error)
+
+    def _carry_out(self, request: OwnerRequest) -> OwnerReply:
+        match request:
+            case Prepare():
+                return Prepared(self._notes)
+            case Begin(evidence):
+                return Session(self._owner.begin(evidence))
+            case BeginReceiver(evidence, source_measure):
+                return Session(self._owner.begin_receiver(evidence, source_measure))
+            case BeginRestore(evidence, header):
+                return Session(self._owner.begin_restore(evidence, header))
+            case JudgeReceiver(evidence, source_measure):
+                return Opinion(self._owner.judge_receiver(evidence, source_measure))
+            case Release(launch_id, measure):
+                return Secret(self._owner.release(launch_id, measure))
+            case _:
+                assert_never(request)
 
 
 def establish_trust(owner: Owner, manufacturer: Path) -> tuple[str, ...]:
@@ -116,7 +122,8 @@ def _definition(assignment: Assignment) -> GuestDefinition | None:
         assignment.command_line,
         assignment.initrd,
     )
-    return GuestDefinition(recipe, Policy(assignment.policy), _entries(assignment.secret))
+    flags = MigrationFlags.SKIP_ZERO_PAGES if assignment.zero_pages else NO_FLAGS
+    return GuestDefinition(recipe, Policy(assignment.policy), _entries(assignment.secret), flags)
 
 
 def _entries(secret: str | None) -> tuple[SecretEntry, ...]:

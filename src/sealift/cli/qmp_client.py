@@ -10,6 +10,7 @@ import msgspec
 
 from sealift.cli import rundir
 from sealift.errors import LostError, PeerError, RefusedError, StreamError
+from sealift.wire.packed import UNDECODABLE
 
 PATIENCE_S: Final = 30.0
 """A VMM answers queries at once and stops its vCPUs within milliseconds; longer than this means it hangs."""
@@ -92,6 +93,14 @@ class QmpClient:
         except msgspec.ValidationError as error:
             raise StreamError(f"the VMM of {self.guest} answered {command} with something else") from error
 
+    def ask_for_migration_events(self) -> None:
+        """Have the VMM tell every client of its migrations' steps, as long as it lives.
+
+        Raises:
+            RefusedError: a migration is underway.
+        """
+        self.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+
     def next_event(self, timeout_s: float) -> tuple[str, dict[str, Any]] | None:
         """The next event, or None when there is none for that long.
 
@@ -113,7 +122,7 @@ class QmpClient:
     def _message(self) -> _Reply:
         try:
             return msgspec.json.decode(self._line(), type=_Reply)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise StreamError(f"the VMM of {self.guest} does not speak QMP") from error
 
     def _line(self) -> bytes:

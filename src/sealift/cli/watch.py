@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import signal
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,26 +55,54 @@ class Order:
     Attributes:
         uri: where to.
         parameters: what differs from the guest's own parameters, for this one migration, in QEMU's names.
+        capabilities: to be on for this one migration, in QEMU's names.
         check: whether to ask first what is in the way.
     """
 
     uri: str
     parameters: dict[str, object]
+    capabilities: tuple[str, ...] = ()
     check: bool = True
 
 
 def migrate(qmp: QmpClient, order: Order, display: Display) -> MigrationInfo:
-    """Move the guest, and `follow` how it goes.
+    """Move the guest, showing how it goes; Ctrl-C gives up, if it is not too late, or detaches.
+
+    Returns:
+        How it ended: completed, failed or cancelled; or how it stands, when the user detached.
 
     Raises:
         RefusedError: something is in the way, or the VMM does not begin.
         LostError: the VMM is gone.
     """
+
+    def begin() -> None:
+        if order.check:
+            _require_free_way(qmp, order.uri, display)
+        qmp.execute("migrate", uri=order.uri, **_once(order.capabilities))
+
+    return _watched(qmp, order.parameters, begin, display)
+
+
+def snapshot(
+    qmp: QmpClient, path: Path, *, without_disks: bool, parameters: dict[str, object], display: Display
+) -> MigrationInfo:
+    """Save the guest to a file (an absolute path); otherwise as `migrate`."""
+
+    def begin() -> None:
+        qmp.execute("x-sealift-snapshot", path=str(path), without_disks=without_disks)
+
+    return _watched(qmp, parameters, begin, display)
+
+
+def _watched(
+    qmp: QmpClient, parameters: dict[str, object], begin: Callable[[], object], display: Display
+) -> MigrationInfo:
+    """Begin it, and show how it goes to its end."""
+    qmp.ask_for_migration_events()
     with _interruptions() as interrupted:
-        with _parameters(qmp, order.parameters):
-            if order.check:
-                _require_free_way(qmp, order.uri, display)
-            qmp.execute("migrate", uri=order.uri)
+        with _parameters(qmp, parameters):
+            begin()
         return _follow(qmp, display, interrupted)
 
 
@@ -88,16 +116,13 @@ def attach(qmp: QmpClient, display: Display) -> MigrationInfo:
     info = qmp.query("query-migrate", MigrationInfo)
     if info.status in _ENDED | _NEVER:
         raise UserError(f"no migration of guest {qmp.guest} is underway; give the URI of a target to begin one")
+    qmp.ask_for_migration_events()
     with _interruptions() as interrupted:
         return _follow(qmp, display, interrupted)
 
 
 def _follow(qmp: QmpClient, display: Display, interrupted: Interrupted) -> MigrationInfo:
-    """Show how it goes, to its end; Ctrl-C gives up, if it is not too late, and waits for the outcome, or detaches.
-
-    Returns:
-        How it ended: completed, failed or cancelled; or how it stands, when the user detached.
-    """
+    """Show how it goes, to its end or until the user detaches."""
     cancelled = advised = False
     while True:
         info = qmp.query("query-migrate", MigrationInfo)
@@ -129,6 +154,12 @@ def _require_free_way(qmp: QmpClient, uri: str, display: Display) -> None:
             display.say(f"warning: {obstacle.reason} ({obstacle.code})")
     if blockers:
         raise RefusedError(f"guest {qmp.guest} cannot be moved to {uri}: {'; and '.join(blockers)}")
+
+
+def _once(capabilities: Sequence[str]) -> dict[str, object]:
+    """Arguments of migrate that switch them on."""
+    on = [{"capability": each, "state": True} for each in capabilities]
+    return {"x-sealift-capabilities": on} if on else {}
 
 
 @contextmanager
@@ -166,7 +197,7 @@ def settle(qmp: QmpClient, token: Path) -> str:
 
 
 def moved(info: MigrationInfo) -> bool:
-    """Whether the guest runs on the target."""
+    """Whether the guest runs on the target, or is saved."""
     return info.status == MigrationStatus.COMPLETED.value
 
 
@@ -186,6 +217,13 @@ def describe(name: str, uri: str | None, info: MigrationInfo) -> str:
             return f"guest {name} goes on being moved; `sealift migrate {name}` attaches to it again"
         case _:
             return f"guest {name} was not moved: {info.error_desc or 'no reason is known'}"
+
+
+def describe_snapshot(name: str, path: Path, info: MigrationInfo) -> str:
+    """How a snapshot ended, in a sentence."""
+    if moved(info):
+        return f"guest {name} is saved in {path}{_figures(info)}"
+    return f"guest {name} was not saved: {info.error_desc or 'no reason is known'}"
 
 
 def _figures(info: MigrationInfo) -> str:

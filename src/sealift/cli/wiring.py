@@ -16,8 +16,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, Self, TypeAlias
+from typing import Final, Protocol, Self, TypeAlias
 
 from sealift.cli.absent_owner import AbsentOwner, SecretWatch, is_absent, starts_at_once
 from sealift.cli.guest_options import DiskPath, GuestOptions
@@ -35,15 +36,21 @@ from sealift.vmm.guest import Guest
 from sealift.vmm.launch import Launch
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import SharedMemory
+from sealift.vmm.migration.landing import TargetHost
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.restore import restore
 from sealift.vmm.migration.status import MigrationStatus
-from sealift.vmm.migration.target import Incoming, TargetHost
-from sealift.vmm.migration.transport import parse_uri
+from sealift.vmm.migration.target import Incoming
+from sealift.vmm.migration.transport import Address, parse_uri
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 
 Notify: TypeAlias = Callable[[str], None]
 """Takes sentences for the user: what was set up on first use, what is being waited for."""
+
+
+DEFER: Final = "defer"
+"""In place of the URI that a guest arrives at, as with QEMU: QMP's migrate-incoming says it."""
 
 
 def ignore(_: str) -> None:
@@ -104,7 +111,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
     recipe = recipe.under(Policy(assignment.policy))
     if version := recipe.kernel_version():
         notify(f"the kernel is Linux {version}")
-    guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
+    guest = Guest(options.name, _parameters(options))
     keep_history(guest, History(places.host.history), notify)
     with ExitStack() as undo:
         disks = open_disks(options.disks)
@@ -134,6 +141,14 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         return HostedGuest(guest, undo.pop_all())
 
 
+def _parameters(options: GuestOptions) -> Parameters:
+    """For the guest's migrations, to here and away."""
+    return Parameters(
+        downtime_limit_ms=options.downtime_limit_ms,
+        tls_creds="" if options.tls_creds is None else str(options.tls_creds.absolute()),
+    )
+
+
 def _require_engine(platform: Platform, recipe: GuestRecipe) -> None:
     """Refuse an engine that cannot run Linux."""
     info = platform.info()
@@ -159,44 +174,61 @@ def open_disks(paths: tuple[DiskPath, ...]) -> tuple[DiskImage, ...]:
 
 
 class AwaitedGuest(HostedGuest):
-    """A guest that is to arrive here.
-
-    Attributes:
-        address: where it is awaited, with the port the system chose.
-    """
+    """A guest that is to arrive here, where `Guest.receive` says."""
 
     def __init__(
-        self, guest: Guest, incoming: Incoming, owner: OwnerClient, states: _ArrivalStates, ending: ExitStack
+        self, guest: Guest, host: TargetHost, owner: OwnerClient, states: _ArrivalStates, ending: ExitStack
     ) -> None:
         super().__init__(guest, ending)
-        self.address = incoming.address
-        self._incoming = incoming
+        self._host = host
         self._owner = owner
         self._states = states
         self._error: SealiftError | None = None
-        self._thread = threading.Thread(target=self._await, name="arrival", daemon=True)
-        guest.arriving(MigrationStatus.SETUP)
-        self._thread.start()
+        self._incoming: Incoming | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        guest.defer(self._listen)
+
+    @property
+    def address(self) -> Address | None:
+        """Where it is awaited, with the port the system chose; None before that was said."""
+        return None if self._incoming is None else self._incoming.address
 
     def wait(self) -> None:
-        """Wait until the guest is here.
+        """Wait until the guest is here; where it arrives was said before.
 
         Raises:
             SealiftError: why it did not come.
         """
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
         """End the guest, or stop waiting for it; nothing is left of either."""
-        self._incoming.close()
-        self._thread.join()
+        with self._lock:
+            self._closed = True
+        if self._incoming is not None:
+            self._incoming.close()
+        if self._thread is not None:
+            self._thread.join()
         super().close()
 
-    def _await(self) -> None:
+    def _listen(self, uri: str) -> None:
+        address = parse_uri(uri)
+        with self._lock:
+            if self._closed:
+                raise UserError(f"guest {self.guest.name} is not awaited any more")
+            incoming = self._incoming = Incoming(address, self._host, self.guest.parameters.tls_creds)
+            self.guest.arriving(MigrationStatus.SETUP, address=incoming.address)
+            self._thread = threading.Thread(target=self._await, args=(incoming,), name="arrival", daemon=True)
+            self._thread.start()
+
+    def _await(self, incoming: Incoming) -> None:
         try:
-            arrived = self._incoming.serve()
+            arrived = incoming.serve()
         except SealiftError as error:
             self._error = error
             self.guest.arriving(MigrationStatus.FAILED, sentence(error))
@@ -233,34 +265,72 @@ class _ArrivalStates:
 
 
 def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Notify = ignore) -> AwaitedGuest:
-    """Wait for a guest to arrive at `uri`; of `options` its name here and its next migration's limit count.
+    """Wait for a guest to arrive at `uri`, or where `Guest.receive` will say (``defer``).
+
+    Of `options` its name here and its next migration's limit count.
 
     Raises:
         UserError: `uri` is no address, or cannot be listened on.
     """
-    guest = Guest(options.name, Parameters(downtime_limit_ms=options.downtime_limit_ms))
+    guest = Guest(options.name, _parameters(options))
     keep_history(guest, History(places.host.history), notify)
     states = _ArrivalStates(guest.events.run_state_changed)
     with ExitStack() as undo:
-        owner = OwnerClient.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
+        owner = _receiving_owner(places)
         undo.callback(owner.close)
-        host = TargetHost(
-            platform=lambda: Platform.start(
-                places.host.identity, places.manufacturer, engine=options.engine, prealloc=options.prealloc
-            ),
-            disks=lambda: open_disks(options.disks),
-            owner=owner,
-            startup=programs.startup_blob(),
-            console=lambda: guest.console,
-            run_state=states.changed,
-            token_path=_token_path(places.host, options.name),
-            notify=notify,
-        )
-        incoming = Incoming(parse_uri(uri), host)
-        undo.callback(incoming.close)
+        landing = _landing(options, places, guest, owner, states)
+        host = replace(landing, token_path=_token_path(places.host, options.name), notify=notify)
         for note in owner.prepare():
             notify(note)
-        return AwaitedGuest(guest, incoming, owner, states, undo.pop_all())
+        awaited = AwaitedGuest(guest, host, owner, states, undo.pop_all())
+        undo.callback(awaited.close)
+        if uri != DEFER:
+            guest.receive(uri)
+        undo.pop_all()
+        return awaited
+
+
+def start_restored(path: Path, options: GuestOptions, places: Places, notify: Notify = ignore) -> HostedGuest:
+    """Restore the guest in a snapshot and let it go on; of `options` count the same as for `start_incoming`.
+
+    Raises:
+        UserError: there is no such snapshot, it was altered, or its owner does not release it.
+    """
+    guest = Guest(options.name, _parameters(options))
+    states = _ArrivalStates(guest.events.run_state_changed)
+    with ExitStack() as undo:
+        owner = _receiving_owner(places)
+        undo.callback(owner.close)
+        for note in owner.prepare():
+            notify(note)
+        restored = restore(path, _landing(options, places, guest, owner, states))
+        undo.callback(restored.machine.close)
+        guest.attach(restored.machine, restored.launched)
+        undo.callback(guest.close)
+        owner.close()
+        notify(f"guest {options.name} is restored from {path}")
+        states.arrived()
+        return HostedGuest(guest, undo.pop_all())
+
+
+def _receiving_owner(places: Places) -> OwnerClient:
+    """An owner that only releases guests it knows."""
+    return OwnerClient.start(Assignment(owner=str(places.owner), manufacturer=str(places.manufacturer)))
+
+
+def _landing(
+    options: GuestOptions, places: Places, guest: Guest, owner: OwnerClient, states: _ArrivalStates
+) -> TargetHost:
+    return TargetHost(
+        platform=lambda: Platform.start(
+            places.host.identity, places.manufacturer, engine=options.engine, prealloc=options.prealloc
+        ),
+        disks=lambda: open_disks(options.disks),
+        owner=owner,
+        startup=programs.startup_blob(),
+        console=lambda: guest.console,
+        run_state=states.changed,
+    )
 
 
 def _token_path(host: Host, name: str) -> Path:
@@ -289,4 +359,5 @@ def _assignment(options: GuestOptions, places: Places, kernel: str) -> Assignmen
         vcpus=options.vcpus,
         policy=int(parse_policy(options.policy)),
         secret=None if options.secret is None else str(options.secret.absolute()),
+        zero_pages=options.zero_pages,
     )

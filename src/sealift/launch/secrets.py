@@ -3,11 +3,12 @@
 The owner adds a `MigrationSecret` to every launch it lets migrate. The guest's migration handler takes it out of
 the secret area, leaving zeros, before the first guest instruction; no entry, no guest-assisted migration.
 Its data is little-endian: version u32, flags u32, instance id 16, migration key R 32, and for a receiver the pair
-key 32.
+key 32, or the snapshot key 32 of what it is to restore; a bit among the flags tells which.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass, field
 from enum import IntFlag
@@ -37,14 +38,13 @@ class MigrationFlags(IntFlag):
     """What the owner lets the handler do."""
 
     SKIP_ZERO_PAGES = 1 << 0
-    """Look at content to leave zero pages out or to compress, which tells the VMM about content by lengths.
-
-    A permission; today's handler makes no use of it.
-    """
+    """Look at content to leave that of zero pages out, which tells the VMM how many there are, and where."""
 
 
-_NOTHING: Final = MigrationFlags(0)
+NO_FLAGS: Final = MigrationFlags(0)
 _KNOWN_FLAGS: Final = sum(int(flag) for flag in MigrationFlags)
+_RESTORES: Final = 1 << 31
+"""The second key is a snapshot key: this launch restores, and takes no migration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +56,30 @@ class MigrationSecret:
         key: R, this launch's migration key, 32 bytes.
         pair_key: shared with the source's handler; None unless the launch is a receiver.
         flags: what the owner allows.
+        snapshot_key: opens the one snapshot that this launch is to restore; None unless it is such a receiver.
 
     Raises:
-        ValueError: a field has the wrong size.
+        ValueError: a field has the wrong size, or the launch is to receive in two ways.
     """
 
     instance_id: bytes
     key: bytes = field(repr=False)
     pair_key: bytes | None = field(default=None, repr=False)
-    flags: MigrationFlags = _NOTHING
+    flags: MigrationFlags = NO_FLAGS
+    snapshot_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        sizes = [len(self.instance_id), len(self.key), len(self.pair_key or bytes(KEY_SIZE))]
+        if self.pair_key is not None and self.snapshot_key is not None:
+            raise ValueError("a receiver takes a migration or a snapshot, not both")
+        sizes = [len(self.instance_id), len(self.key), len(self.pair_key or self.snapshot_key or bytes(KEY_SIZE))]
         if sizes != [INSTANCE_ID_SIZE, KEY_SIZE, KEY_SIZE]:
             raise ValueError(f"instance id and keys have 16, 32 and 32 bytes, not {sizes}")
 
     def encode(self) -> bytes:
         """The entry's data."""
-        return _HEADER.pack(VERSION, self.flags, self.instance_id, self.key) + (self.pair_key or b"")
+        flags = self.flags | (0 if self.snapshot_key is None else _RESTORES)
+        fixed = _HEADER.pack(VERSION, flags, self.instance_id, self.key)
+        return fixed + (self.pair_key or self.snapshot_key or b"")
 
     @classmethod
     def decode(cls, data: bytes) -> MigrationSecret:
@@ -87,9 +93,14 @@ class MigrationSecret:
         version, flags, instance_id, key = _HEADER.unpack_from(data)
         if version != VERSION:
             raise StreamError(f"migration secrets of version {version} are unknown here; version 1 is expected")
-        if flags & ~_KNOWN_FLAGS:
+        if flags & ~(_KNOWN_FLAGS | _RESTORES):
             raise StreamError(f"the migration secret has unknown flags {flags:#x}")
-        return cls(instance_id, key, data[_HEADER.size :] or None, MigrationFlags(flags))
+        allowed, second = MigrationFlags(flags & _KNOWN_FLAGS), data[_HEADER.size :] or None
+        if not flags & _RESTORES:
+            return cls(instance_id, key, second, allowed)
+        if second is None:
+            raise StreamError("the migration secret is for a restore and holds no snapshot key")
+        return cls(instance_id, key, flags=allowed, snapshot_key=second)
 
     def entry(self) -> SecretEntry:
         """The secret table's entry for this."""
@@ -129,4 +140,18 @@ def pair_key(source_key: bytes, receiver_measure: bytes) -> bytes:
     """
     if len(receiver_measure) != measurement.SIZE:
         raise ValueError(f"a LAUNCH_MEASURE output has {measurement.SIZE} bytes, not {len(receiver_measure)}")
-    return HKDF(hashes.SHA256(), KEY_SIZE, salt=None, info=b"pair" + receiver_measure).derive(source_key)
+    return _derived(source_key, b"pair" + receiver_measure)
+
+
+def snapshot_key(source_key: bytes, header: bytes) -> bytes:
+    """The key of one snapshot, which only the guest's handler and its owner can compute.
+
+    Args:
+        source_key: R of the launch that the snapshot is of.
+        header: the snapshot's whole header: a snapshot id that never comes twice, and all that a restore must agree on.
+    """
+    return _derived(source_key, b"snapshot" + hashlib.sha256(header).digest())
+
+
+def _derived(source_key: bytes, info: bytes) -> bytes:
+    return HKDF(hashes.SHA256(), KEY_SIZE, salt=None, info=info).derive(source_key)

@@ -7,12 +7,11 @@ from typing import Final
 
 from sealift.errors import UserError
 from sealift.launch.image import GuestRecipe
-from sealift.launch.secrets import INSTANCE_ID_SIZE, KEY_SIZE, MigrationFlags, MigrationSecret
+from sealift.launch.secrets import INSTANCE_ID_SIZE, KEY_SIZE, NO_FLAGS, MigrationFlags, MigrationSecret
 from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.secret import SecretEntry, build_table
 
 _LARGEST: Final = MigrationSecret(bytes(INSTANCE_ID_SIZE), bytes(KEY_SIZE), bytes(KEY_SIZE)).entry()
-_NO_FLAGS: Final = MigrationFlags(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class GuestDefinition:
     recipe: GuestRecipe
     policy: Policy = DEFAULT_POLICY
     entries: tuple[SecretEntry, ...] = ()
-    flags: MigrationFlags = _NO_FLAGS
+    flags: MigrationFlags = NO_FLAGS
 
     def __post_init__(self) -> None:
         needed = len(build_table((*self.entries, _LARGEST)))

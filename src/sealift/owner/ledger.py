@@ -58,6 +58,7 @@ class Launch:
         entries: secrets for the guest; empty after release.
         transport: keys of the launch session; None after release.
         measure: the LAUNCH_MEASURE output it was released for; None before.
+        snapshot: the header of the snapshot that the launch is to restore; None for every other.
     """
 
     launch_id: str
@@ -73,6 +74,7 @@ class Launch:
     entries: tuple[SecretEntry, ...]
     transport: TransportKeys | None
     measure: bytes | None = None
+    snapshot: bytes | None = None
 
     def released(self, measure: bytes) -> Launch:
         """The launch after its secret was made; what the release consumed is gone."""

@@ -19,17 +19,18 @@ import msgspec
 
 from sealift.errors import PeerError, RefusedError, sentence
 from sealift.launch.image import GuestRecipe
-from sealift.launch.secrets import INSTANCE_ID_SIZE, KEY_SIZE, MigrationFlags, MigrationSecret, pair_key
+from sealift.launch.secrets import INSTANCE_ID_SIZE, KEY_SIZE, MigrationFlags, MigrationSecret, pair_key, snapshot_key
 from sealift.owner import settings
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.ledger import Launch, Ledger, fresh_launch_id
-from sealift.owner.settings import ReceiverRule, Settings
+from sealift.owner.settings import ReceiverRule, RestoreRule, Settings
 from sealift.privatefiles import PrivateDirectory
 from sealift.sev import measurement, secret, session
 from sealift.sev.ca import CaCertificate
 from sealift.sev.chain import PlatformChain
 from sealift.sev.measurement import FirmwareVersion
 from sealift.sev.policy import Policy
+from sealift.wire.handshake import Hello, decode_snapshot
 from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
 
@@ -103,6 +104,10 @@ class Owner:
         """Say where guests may go."""
         self._change(lambda old: msgspec.structs.replace(old, receivers=rule))
 
+    def set_restores(self, rule: RestoreRule) -> None:
+        """Say whether snapshots may be restored."""
+        self._change(lambda old: msgspec.structs.replace(old, restores=rule))
+
     # --- for a VMM --------------------------------------------------------------------------------------------
 
     def begin(self, evidence: PlatformEvidence) -> SessionGrant:
@@ -117,13 +122,8 @@ class Owner:
     def begin_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> SessionGrant:
         """Start a launch that is to receive a guest; see `OwnerService.begin_receiver`."""
         with self._judging("a receiver"):
-            trusted = self.settings
-            source = self._ledger.find_released(source_measure)
-            if source is None:
-                raise RefusedError(f"no released launch has the measurement {source_measure[:48].hex()}")
-            platform = self._verify(evidence, trusted)
-            if trusted.receivers is ReceiverRule.LISTED and platform.host not in trusted.hosts:
-                raise RefusedError(_unlisted(platform.host))
+            source = self._released(source_measure)
+            platform = self._verify_receiver(evidence, self.settings)
             return self._open(platform, source.receiver, _following(source))
 
     def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
@@ -145,6 +145,18 @@ class Owner:
                 obstacles.append(Obstacle(Code.OWNER, _unlisted(host)))
         return tuple(obstacles)
 
+    def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
+        """Start a launch that is to restore a snapshot; see `OwnerService.begin_restore`."""
+        with self._judging("a restore"):
+            trusted = self.settings
+            hello = decode_snapshot(header)
+            if trusted.restores is RestoreRule.REFUSED:
+                raise RefusedError(f"the owner lets no snapshot be restored, and so not {hello.migration.hex()}")
+            source = self._released(hello.party.measure)
+            _check_snapshot(hello, source)
+            platform = self._verify_receiver(evidence, trusted)
+            return self._open(platform, source.receiver, _following(source, header))
+
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """Verify what was launched and release its secret; see `OwnerService.release`."""
         with self._judging("a secret"), self._ledger.alone():
@@ -164,6 +176,20 @@ class Owner:
             return SecretGrant(header, payload)
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _released(self, measure: bytes) -> Launch:
+        """The launch that a guest is to leave, or that a snapshot is of."""
+        found = self._ledger.find_released(measure)
+        if found is None:
+            raise RefusedError(f"no released launch has the measurement {measure[:48].hex()}")
+        return found
+
+    def _verify_receiver(self, evidence: PlatformEvidence, trusted: Settings) -> _Platform:
+        """Demand a platform to which guests may go."""
+        platform = self._verify(evidence, trusted)
+        if trusted.receivers is ReceiverRule.LISTED and platform.host not in trusted.hosts:
+            raise RefusedError(f"host {platform.host.hex()} is not on the owner's list of receivers")
+        return platform
 
     def _verify(self, evidence: PlatformEvidence, trusted: Settings) -> _Platform:
         """Demand a genuine platform whose handler is accepted."""
@@ -193,21 +219,25 @@ class Owner:
             flags=int(terms.flags),
             entries=terms.entries,
             transport=offered.transport,
+            snapshot=terms.snapshot,
         )
         self._ledger.record(launch)
-        purpose = "the guest" if terms.source is None else f"a receiver for launch {terms.source}"
-        self._log(f"began launch {launch.launch_id} of {purpose} on host {platform.host.hex()}")
+        self._log(f"began launch {launch.launch_id} of {_purpose(terms)} on host {platform.host.hex()}")
         return SessionGrant(launch.launch_id, launch.policy, offered.dh_cert, offered.session)
 
     def _migration_secret(self, launch: Launch, measure: bytes) -> MigrationSecret:
-        """What the launch's handler gets; a receiver shares a key with the handler it receives from."""
-        pair = None
-        if launch.source is not None:
-            source = self._ledger.find(launch.source)
-            if source is None:
-                raise RefusedError(f"the launch {launch.source} it receives from is no longer on record")
-            pair = pair_key(source.key, measure)
-        return MigrationSecret(launch.instance_id, launch.key, pair, MigrationFlags(launch.flags))
+        """What the launch's handler gets; a receiver shares a key with the handler whose guest it takes."""
+        mine = MigrationSecret(launch.instance_id, launch.key, flags=MigrationFlags(launch.flags))
+        if launch.source is None:
+            return mine
+        source = self._ledger.find(launch.source)
+        if source is None:
+            raise RefusedError(f"the launch {launch.source} it receives from is no longer on record")
+        if launch.snapshot is None:
+            return replace(mine, pair_key=pair_key(source.key, measure))
+        if self.settings.restores is RestoreRule.REFUSED:
+            raise RefusedError("the owner has come to let no snapshot be restored")
+        return replace(mine, snapshot_key=snapshot_key(source.key, launch.snapshot))
 
     def _change(self, edit: Callable[[Settings], Settings]) -> None:
         settings.change(self._directory, edit)
@@ -247,6 +277,7 @@ class _Terms:
     instance_id: bytes
     flags: MigrationFlags
     entries: tuple[secret.SecretEntry, ...]
+    snapshot: bytes | None = None
 
 
 def _fresh(guest: GuestDefinition) -> _Terms:
@@ -254,6 +285,34 @@ def _fresh(guest: GuestDefinition) -> _Terms:
     return _Terms(None, guest.policy, os.urandom(INSTANCE_ID_SIZE), guest.flags, guest.entries)
 
 
-def _following(source: Launch) -> _Terms:
+def _following(source: Launch, snapshot: bytes | None = None) -> _Terms:
     """The terms of a receiver: those of the guest that is to arrive, whose secrets come with its memory."""
-    return _Terms(source.launch_id, Policy(source.policy), source.instance_id, MigrationFlags(source.flags), ())
+    flags = MigrationFlags(source.flags)
+    return _Terms(source.launch_id, Policy(source.policy), source.instance_id, flags, (), snapshot)
+
+
+def _purpose(terms: _Terms) -> str:
+    """What a launch is for, in the log's words."""
+    if terms.source is None:
+        return "the guest"
+    if terms.snapshot is None:
+        return f"a receiver for launch {terms.source}"
+    return f"a restore of snapshot {decode_snapshot(terms.snapshot).migration.hex()} of launch {terms.source}"
+
+
+def _check_snapshot(hello: Hello, source: Launch) -> None:
+    """A header must say of the guest what is on record; the handler, which knows more, looks again.
+
+    Raises:
+        RefusedError: it does not.
+    """
+    claimed, known = hello.party, source.receiver
+    stated = {
+        "instance id": (claimed.instance, source.instance_id),
+        "policy": (claimed.policy, source.policy),
+        "RAMBlock table": (claimed.layout, known.layout),
+        "number of vCPUs": (claimed.vcpus, known.vcpus),
+    }
+    differing = [what for what, (says, is_) in stated.items() if says != is_]
+    if differing:
+        raise RefusedError(f"snapshot {hello.migration.hex()} is not of that launch: its {', '.join(differing)} differ")

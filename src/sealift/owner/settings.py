@@ -29,6 +29,15 @@ class ReceiverRule(enum.Enum):
     """Only to hosts the owner has approved by name."""
 
 
+class RestoreRule(enum.Enum):
+    """Whether snapshots may be restored; every restore takes a guest back to what it was."""
+
+    ALLOWED = "allowed"
+    """Wherever guests may go."""
+    REFUSED = "refused"
+    """Nowhere."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An owner's settings; nothing in them is secret, but who can change them can have the guest.
 
@@ -37,12 +46,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         handlers: digests of accepted migration handlers.
         receivers: where guests may go.
         hosts: fingerprints of the CEKs of approved hosts.
+        restores: whether snapshots may be restored.
     """
 
     roots: tuple[bytes, ...] = ()
     handlers: tuple[bytes, ...] = ()
     receivers: ReceiverRule = ReceiverRule.VERIFIED
     hosts: tuple[bytes, ...] = ()
+    restores: RestoreRule = RestoreRule.ALLOWED
 
 
 def load(directory: PrivateDirectory) -> Settings:

@@ -348,7 +348,7 @@ def cpuid_response(value: int) -> int:
 
 
 def page_state_response(error: int) -> int:
-    """Answer to PageStateRequest; 0 is success."""
+    """Answer to PageStateRequest: 0 is success, anything else the reason (here an errno)."""
     return (error & 0xFFFF_FFFF) << 32 | 0x015
 
 

@@ -44,7 +44,8 @@ async def serve_clients(listening: socket.socket, client: Client, limit: int) ->
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_unix_server(connected, sock=listening)
+    start = asyncio.start_unix_server if listening.family == socket.AF_UNIX else asyncio.start_server
+    server = await start(connected, sock=listening)
     try:
         await asyncio.get_running_loop().create_future()
     finally:

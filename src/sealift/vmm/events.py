@@ -37,10 +37,11 @@ class RunStateChanged:
 
 
 class Direction(enum.Enum):
-    """Which end of a migration this VMM is."""
+    """Which end of a migration this VMM is; or that the guest goes to a file, and stays."""
 
     OUTGOING = enum.auto()
     INCOMING = enum.auto()
+    SNAPSHOT = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,19 @@ class Ending:
     cause: ShutdownCause
 
 
-GuestEvent: TypeAlias = RunStateChanged | MigrationChanged | Ending
+@dataclass(frozen=True, slots=True)
+class PassBegun:
+    """A migration away from here begins to send what was written since its last round; rounds count from 1."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PowerButtonPressed:
+    """Somebody asked the guest to shut down."""
+
+
+GuestEvent: TypeAlias = RunStateChanged | MigrationChanged | PassBegun | PowerButtonPressed | Ending
 Listener: TypeAlias = Callable[[GuestEvent], None]
 
 

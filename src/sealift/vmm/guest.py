@@ -8,29 +8,45 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from sealift.errors import LostError, UserError
 from sealift.vmm.console import Console
-from sealift.vmm.events import Direction, Ending, Events, MigrationChanged, ShutdownCause
+from sealift.vmm.events import (
+    Direction,
+    Ending,
+    Events,
+    MigrationChanged,
+    PassBegun,
+    PowerButtonPressed,
+    ShutdownCause,
+)
 from sealift.vmm.launch import Launch, Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock, SystemClock
 from sealift.vmm.migration.dirtyrate import DirtyRateMeter
 from sealift.vmm.migration.methods import blocked
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.plan import Plan, Wishes, make_plan
 from sealift.vmm.migration.preflight import Candidate, Findings, examine
+from sealift.vmm.migration.snapshot import Snapshot
+from sealift.vmm.migration.socket_address import socket_addresses
 from sealift.vmm.migration.source import Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
-from sealift.vmm.migration.transport import parse_uri
+from sealift.vmm.migration.transport import Address, parse_uri
 from sealift.vmm.runstate import RunState
 from sealift.wire.obstacle import Code, Obstacle
 
 _MOVABLE: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
 _LOST: Final = frozenset({RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR, RunState.SHUTDOWN})
+
+NOTHING_ELSE: Final[Mapping[Capability, bool]] = MappingProxyType({})
+"""Capabilities as they are set."""
 
 _HANDOVER_LIMIT_S: Final = 10.0
 """How long the end of a guest waits for its migration's: a handover takes milliseconds, unless the target is lost."""
@@ -56,13 +72,14 @@ class Guest:
         self._machine: Machine | None = None
         self._launch: Launch | None = None
         self._launched: Launched | None = None
-        self._migration: Migration | None = None
+        self._migration: Migration | Snapshot | None = None
         self._migrating: threading.Thread | None = None
         self._arrival: MigrationInfo | None = None
         self.destination: str | None = None
         self._plan: Plan | None = None
         self._planned: Plan | None = None
         self.dirty_rate = DirtyRateMeter(self._clock)
+        self._listen: Callable[[str], None] | None = None
         self._lock = threading.Lock()
 
     # --- what it is ----------------------------------------------------------------------------------------------
@@ -167,6 +184,18 @@ class Guest:
             case _:
                 return  # somebody stopped it again already
 
+    def power_down(self) -> None:
+        """Press the power button: the guest is asked to shut down.
+
+        Raises:
+            UserError: it has none.
+        """
+        power = self.machine.devices.power
+        if power is None:
+            raise UserError(f"the machine of guest {self.name} has no power button; only Linux guests have one")
+        power.press_power_button()
+        self.events.publish(PowerButtonPressed())
+
     def end(self, cause: ShutdownCause) -> None:
         """Ask the VMM process to end the guest; whoever called `wait_for_end` does it."""
         self.events.publish(Ending(cause))
@@ -197,31 +226,57 @@ class Guest:
     def parameters(self, parameters: Parameters) -> None:
         self._parameters = parameters
 
-    def migrate(self, uri: str) -> None:
+    def migrate(self, uri: str, once: Mapping[Capability, bool] = NOTHING_ELSE) -> None:
         """Begin to move the guest; returns at once, `migration` says how it goes.
+
+        Args:
+            uri: where to.
+            once: capabilities that are on or off for this migration alone.
 
         Raises:
             UserError: `uri` is no address, or the guest cannot be moved now.
         """
         parse_uri(uri)
+        self._begin(Migration, uri, Direction.OUTGOING, _switched(self._parameters, once))
+
+    def snapshot(self, path: Path, *, without_disks: bool) -> None:
+        """Begin to save the guest to a file, `without_disks` as its user knows; returns at once, as `migrate`.
+
+        Raises:
+            UserError: the guest cannot be saved now, or has writable disks and its user did not consent.
+        """
+        if not path.is_absolute():
+            raise UserError(f"{path} is no absolute path, and the VMM does not know what it is relative to")
+        writable = [str(disk.path) for disk in self.machine.spec.disks if not disk.read_only]
+        if writable and not without_disks:
+            raise UserError(
+                f"a snapshot does not hold what is on the disks of guest {self.name} ({', '.join(writable)}); pause "
+                "it, snapshot it with --without-disks, copy the images, and let it run on"
+            )
+        self._begin(Snapshot, str(path), Direction.SNAPSHOT, self._parameters)
+
+    def _begin(
+        self, kind: type[Migration | Snapshot], place: str, direction: Direction, parameters: Parameters
+    ) -> None:
+        """Begin one of the two, which are never underway together."""
         with self._lock:
-            if self._migrating is not None and self._migrating.is_alive():
-                raise UserError("There's a migration process in progress")
+            self._check_idle()
             if self._launched is None or self.state not in _MOVABLE:
                 raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
             if reasons := self.blocked_reasons():
                 raise UserError(f"guest {self.name} cannot be migrated: {'; and '.join(reasons)}")
-            self._planned = self._plan if self._plan is not None and self._plan.uri == uri else None
-            self._plan, self.destination = None, uri
-            self._migration = Migration(
+            self._planned = self._plan if self._plan is not None and self._plan.uri == place else None
+            self._plan, self.destination = None, place
+            self._migration = kind(
                 self.machine,
                 self._launched,
                 self.name,
-                self._parameters,
-                lambda status: self.events.publish(MigrationChanged(Direction.OUTGOING, status)),
+                parameters,
+                lambda status: self.events.publish(MigrationChanged(direction, status)),
                 self._clock,
             )
-            self._migrating = threading.Thread(target=self._migration.run, args=(uri,), name="migration", daemon=True)
+            self._migration.pass_begun = lambda number: self.events.publish(PassBegun(number))
+            self._migrating = threading.Thread(target=self._migration.run, args=(place,), name=kind.what, daemon=True)
             self._migrating.start()
 
     def preflight(self, uri: str) -> Findings:
@@ -261,6 +316,39 @@ class Guest:
         else:
             yield from blocked(self._parameters.method, self.machine.platform.status())
 
+    def _check_idle(self) -> None:
+        if self._migrating is not None and self._migrating.is_alive():
+            raise UserError("There's a migration process in progress")
+
+    def adjust(self, change: Callable[[Parameters], Parameters]) -> None:
+        """Change the parameters of the next migration; `change` makes the new ones out of those there are.
+
+        Raises:
+            UserError: a value is out of range; nothing has changed.
+        """
+        with self._lock:
+            self._parameters = change(self._parameters)
+
+    def switch(self, capabilities: dict[Capability, bool]) -> None:
+        """Switch capabilities of the next migration on or off.
+
+        Raises:
+            UserError: one is underway.
+        """
+        with self._lock:
+            self._check_idle()
+            self._parameters = _switched(self._parameters, capabilities)
+
+    def ask_handler(self) -> None:
+        """Return once the guest's migration handler has answered; one that is moving the guest is not disturbed.
+
+        Raises:
+            SealiftError: there is none, or it does not answer.
+        """
+        with self._lock:
+            if self._migrating is None or not self._migrating.is_alive():
+                self.machine.platform.open_handler().status()
+
     def blocked_reasons(self) -> tuple[str, ...]:
         """Why no migration by the method chosen can begin, whatever the target; sentences; none if it is not here."""
         if self.state not in _MOVABLE:
@@ -277,20 +365,53 @@ class Guest:
             UserError: no token is waited for.
             SealiftError: it is not the target's word on this migration; nothing has changed.
         """
-        if self._migration is None:
+        if not isinstance(self._migration, Migration):
             raise UserError(f"guest {self.name} waits for no token of a target")
         self._migration.settle(token)
+
+    def continue_migration(self, expected: MigrationStatus) -> None:
+        """Let a migration go on that waits for its user in status `expected`.
+
+        Raises:
+            UserError: none does.
+        """
+        if not isinstance(self._migration, Migration):
+            raise UserError("Migration not in expected state: none")
+        self._migration.proceed(expected)
 
     def cancel_migration(self) -> None:
         """Give the current migration up, if there is one; `migration` says when it is."""
         if self._migration is not None:
             self._migration.cancel()
 
-    def arriving(self, status: MigrationStatus, error: str | None = None) -> None:
-        """For who waits for the guest here: how its arrival goes."""
-        self._arrival = MigrationInfo(status.value, error_desc=error)
+    def defer(self, listen: Callable[[str], None]) -> None:
+        """For who waits for the guest here, but is still to be told where: `listen` is called with a URI, once."""
+        self._listen = listen
+
+    def receive(self, uri: str) -> None:
+        """Say where the guest is to arrive.
+
+        Raises:
+            UserError: it is not awaited, or this was said before, or nobody can listen there.
+        """
+        with self._lock:
+            if self._arrival is not None:
+                raise UserError("The incoming migration has already been started")
+            if self._listen is None:
+                raise UserError("'--incoming defer' was not specified on the command line")
+            self._listen(uri)
+
+    def arriving(self, status: MigrationStatus, error: str | None = None, address: Address | None = None) -> None:
+        """For who waits for the guest here: how its arrival goes, and while it is awaited, at which address."""
+        where = () if address is None else socket_addresses(address)
+        self._arrival = MigrationInfo(status.value, error_desc=error, socket_address=where)
         self.events.publish(MigrationChanged(Direction.INCOMING, status))
 
     def migration(self) -> MigrationInfo | None:
         """How the last migration goes or went: away from here or, before any such, the arrival."""
         return self._arrival if self._migration is None else self._migration.info()
+
+
+def _switched(parameters: Parameters, capabilities: Mapping[Capability, bool]) -> Parameters:
+    wanted = {**dict.fromkeys(parameters.capabilities, True), **capabilities}
+    return replace(parameters, capabilities=frozenset(each for each, is_on in wanted.items() if is_on))

@@ -133,6 +133,12 @@ def begin(platform: Platform, owner: OwnerService, source_measure: bytes | None 
     return Begun(grant, evidence.handler_digest)
 
 
+def begin_restore(platform: Platform, owner: OwnerService, header: bytes) -> Begun:
+    """Ask the owner for a launch on this platform that restores the snapshot with that header; raises as `begin`."""
+    evidence = evidence_of(platform)
+    return Begun(owner.begin_restore(evidence, header), evidence.handler_digest)
+
+
 def launch(platform: Platform, memory: SharedMemory, recipe: GuestRecipe, owner: OwnerService) -> Launch:
     """Launch `recipe`, up to and with its owner's secret.
 

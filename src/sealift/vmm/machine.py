@@ -20,10 +20,12 @@ from sealift.errors import GuestError, SealiftError, UserError, sentence
 from sealift.launch.machine import MachineType
 from sealift.pageset import PageSet
 from sealift.vmm.console import Console
+from sealift.vmm.cpu_throttle import CpuThrottle
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.devices.dma import SharedDma
 from sealift.vmm.devices.serial import INPUT_LIMIT
 from sealift.vmm.devices.sets import DeviceSet, bare_devices, check_disks, microvm_devices
+from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.platform import ANY_CPU, CpuShape, Platform
 from sealift.vmm.runstate import RunState, RunStateMachine
 from sealift.vmm.vcpu import VcpuSet
@@ -87,6 +89,7 @@ class Machine:
         memory: the shared plane.
         shared_pages: the page encryption bitmap's complement: pages in shared state.
         devices: all of them.
+        throttle: slows the vCPUs, for a migration that does not converge.
         report: why the guest ended, when it ended by itself.
         ready: set when a receiver has started up, or will not: its run state tells.
         ended_by: what the guest did that ended it; None if it has not ended so.
@@ -123,6 +126,7 @@ class Machine:
             self.devices.close()
             raise
         self.vcpus = VcpuSet(links, lambda index: platform.do(Kick(index)), self)
+        self.throttle = CpuThrottle(self.vcpus, SystemClock())
 
     def _make_devices(self) -> DeviceSet:
         match self.spec.type:
@@ -230,6 +234,7 @@ class Machine:
         """End the platform and the vCPU threads; the guest is gone."""
         self._run_state.move(RunState.SHUTDOWN)
         self.ready.set()
+        self.throttle.set(0)
         # Memory stays mapped for as long as anything here may still look at it.
         self.platform.end()
         self.vcpus.end()

@@ -55,6 +55,7 @@ class VcpuSet:
         self._handler = handler
         self._changed = threading.Condition()
         self._permitted = False
+        self._held = False
         self._ended = False
         self._active: set[int] = set()
         self._halted: set[int] = set()
@@ -89,6 +90,19 @@ class VcpuSet:
                     self._kick(index)
                 # A kick that falls before its Run is remembered by the platform; the wait is only a second belt.
                 self._changed.wait(0.1)
+
+    def hold(self) -> None:
+        """Get every vCPU out of guest mode soon and let none enter, whoever resumes them; does not wait."""
+        with self._changed:
+            self._held = True
+            for index in self._active:
+                self._kick(index)
+
+    def release(self) -> None:
+        """Take `hold` back."""
+        with self._changed:
+            self._held = False
+            self._changed.notify_all()
 
     def rest(self, seconds: float) -> None:
         """Keep the calling vCPU idle, until `pause` or `end` at the latest."""
@@ -147,11 +161,15 @@ class VcpuSet:
         with self._changed:
             self._active.discard(index)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._ended or (self._permitted and index not in self._halted))
+            self._changed.wait_for(lambda: self._ended or (self._allowed() and index not in self._halted))
             if self._ended:
                 return False
             self._active.add(index)
             return True
+
+    def _allowed(self) -> bool:
+        """Whether vCPUs may be in guest mode; the caller holds the lock."""
+        return self._permitted and not self._held
 
     def _leave(self, index: int) -> None:
         with self._changed:
@@ -164,7 +182,7 @@ class VcpuSet:
         exits = self._exits[index]
         while True:
             with self._changed:
-                stop = not self._permitted
+                stop = not self._allowed()
             # Even when the VM is to stop, Run is due: it completes a port access that is underway.
             link.send(wire.Run(data, immediate_exit=stop))
             left = link.receive()
@@ -213,4 +231,4 @@ class VcpuSet:
 
     def _must_park(self, index: int) -> bool:
         with self._changed:
-            return not self._permitted or self._ended or index in self._halted
+            return not self._allowed() or self._ended or index in self._halted

@@ -6,14 +6,20 @@ what travels here is copied by the kernel and cannot change after it was checked
 
     source VMM   Offer, Confirm │ BeginEpoch, Pull …, EndEpoch │ Stop, SealState …, Close │ tokens
     target VMM   Answer, Confirmed │ Open …                                               │ tokens
+    snapshot     Save              │ the same                                             │ EndSnapshot
+    restore      Restore           │ Open …                                               │ TakeSnapshot, Fetch(STARTED)
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
 
 from sealift.wire.platform import Done, Failed, Message
 from sealift.wire.token import TokenKind
+
+Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 class Offer(Message, frozen=True):
@@ -38,6 +44,31 @@ class Confirmed(Message, frozen=True):
     """Target: take the source's confirmation; records are accepted from now on."""
 
     confirm: bytes
+
+
+class Save(Message, frozen=True):
+    """Source: begin a snapshot over `channels` channels. Reply: Blob, its header."""
+
+    channels: int
+
+
+class EndSnapshot(Message, frozen=True):
+    """Source: end a closed snapshot, all bytes of which have the SHA-256 `digest`. Reply: Blob, its end."""
+
+    digest: Digest
+
+
+class Restore(Message, frozen=True):
+    """Receiver: bar the vCPUs and take the header of the snapshot to open."""
+
+    header: bytes
+
+
+class TakeSnapshot(Message, frozen=True):
+    """Receiver: take a snapshot's end, before which came bytes with the SHA-256 `digest`."""
+
+    end: bytes
+    digest: Digest
 
 
 class BeginEpoch(Message, frozen=True):
@@ -114,7 +145,7 @@ class Deliver(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
-    """Source: end the migration before FINAL; the guest may run."""
+    """Source: end the migration before FINAL, or the snapshot; the guest may run."""
 
 
 class GetStatus(Message, frozen=True):
@@ -177,6 +208,10 @@ HandlerRequest: TypeAlias = (
     | Answer
     | Confirm
     | Confirmed
+    | Save
+    | EndSnapshot
+    | Restore
+    | TakeSnapshot
     | BeginEpoch
     | Pull
     | EndEpoch

@@ -37,9 +37,11 @@ from sealift.wire import handshake, psp
 from sealift.wire.failure import from_failed
 from sealift.wire.packed import UNDECODABLE, unpack
 from sealift.wire.platform import CPU_LIMIT, Block, Failed
+from sealift.wire.record import MAX_CHANNELS
+from sealift.wire.side_connection import TICKET_SIZE
 from sealift.wire.token import TOKEN_SIZE
 
-VERSION = 3
+VERSION = 4
 
 HELLO_LIMIT = 64 * 1024
 """Bytes of a HELLO: an offer at its longest, the RAMBlock table and a name fit several times."""
@@ -215,6 +217,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         hardware: the machine.
         blocks: the RAMBlock table with the addresses that QEMU's block list does not hold.
         offer: the method's own; opaque here.
+        connections: this one, and those that will come beside it (`sealift.wire.side_connection`).
+        ticket: tells those from strangers'; empty if there are none.
     """
 
     method: str
@@ -223,6 +227,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blocks: tuple[Block, ...]
     hardware: Hardware
     offer: bytes
+    connections: int = 1
+    ticket: bytes = b""
 
     def encode(self) -> bytes:
         """Version and content."""
@@ -259,6 +265,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise StreamError("the source's guest has hardware that makes no sense")
         if not 0 < hello.vcpus <= VCPUS_LIMIT:
             raise StreamError(f"the source's guest has {hello.vcpus} vCPUs; this target takes 1 to {VCPUS_LIMIT}")
+        if not 1 <= hello.connections <= MAX_CHANNELS or len(hello.ticket) != (hello.connections > 1) * TICKET_SIZE:
+            raise StreamError(f"the source wants {hello.connections} connections, which makes no sense")
         return hello
 
 

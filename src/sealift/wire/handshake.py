@@ -11,6 +11,9 @@
 The transcript, ``len(OFFER) ‖ OFFER ‖ len ‖ ANSWER without its HMAC``, goes into every key, so nothing in it can be
 changed: versions, roles, migration id, instance id, measurements, policies, C-bit, RAMBlock table, vCPU count,
 mailbox and excluded pages, number of channels, both public keys. Little-endian; version `VERSION` and no other.
+
+A SNAPSHOT is the header of a snapshot: an OFFER to nobody in particular, with a random snapshot id and without a key.
+Nobody answers it; whoever is to open what follows needs the key that the guest's owner derives for this very header.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ MAX_EXCLUDED = 1024
 
 MAC_SIZE = 32
 
+NO_PUBLIC = bytes(32)
+"""Stands for the public key where no keys are exchanged."""
+
 _HEADER = struct.Struct("<4sHH16s")
 _FACTS = struct.Struct("<16s48s32sIHHIIIQ")
 _BLOCK = struct.Struct("<QQB")
@@ -50,11 +56,12 @@ MAX_MESSAGE = _HEADER.size + _FACTS.size + MAX_BLOCKS * (_BLOCK.size + 255) + MA
 
 
 class MessageKind(enum.IntEnum):
-    """Which of the three messages; the kind also says the sender's role. 0 is invalid."""
+    """Which of the three messages (the kind also says the sender's role), or a snapshot's header. 0 is invalid."""
 
     OFFER = 1
     ANSWER = 2
     CONFIRM = 3
+    SNAPSHOT = 4
 
 
 class _Reader:
@@ -164,7 +171,7 @@ def _read_layout(reader: _Reader, blocks: int) -> RamLayout:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """An OFFER, or an ANSWER without its HMAC."""
+    """An OFFER, an ANSWER without its HMAC, or a SNAPSHOT, whose `migration` is the snapshot's id."""
 
     kind: MessageKind
     migration: bytes
@@ -231,6 +238,20 @@ def decode_confirm(data: bytes) -> Confirm:
     mac = reader.take(MAC_SIZE)
     reader.finish()
     return Confirm(migration, mac)
+
+
+def decode_snapshot(data: bytes) -> Hello:
+    """Parse a SNAPSHOT.
+
+    Raises:
+        StreamError: it is none, or does not parse.
+    """
+    reader, snapshot = _opened(data, MessageKind.SNAPSHOT)
+    party = Party.read(reader)
+    reader.finish()
+    if party.public != NO_PUBLIC:
+        raise StreamError("a snapshot's header holds a public key")
+    return Hello(MessageKind.SNAPSHOT, snapshot, party)
 
 
 def transcript(offer: bytes, answer_body: bytes) -> bytes:

@@ -32,6 +32,8 @@ class Code(enum.Enum):
     # The way there.
     UNREACHABLE = "target-unreachable"
     """Nobody answers there, or not in the words of this version."""
+    NOT_ASKED = "target-not-asked"
+    """The way is a single connection that was handed over, so the target was not asked."""
     SLOW_PATH = "slow-path"
     """The way is so slow that the first round alone takes very long."""
     CLOCK_SKEW = "clock-skew"
@@ -74,7 +76,7 @@ class Code(enum.Enum):
     """The guest's owner does not want it there, or does not know it (method mh)."""
 
 
-WARNINGS: Final = frozenset({Code.SLOW_PATH, Code.CLOCK_SKEW, Code.RAM_TIGHT, Code.HANDLER_DIFFERS})
+WARNINGS: Final = frozenset({Code.NOT_ASKED, Code.SLOW_PATH, Code.CLOCK_SKEW, Code.RAM_TIGHT, Code.HANDLER_DIFFERS})
 """What a migration can live with."""
 
 

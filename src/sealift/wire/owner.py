@@ -10,7 +10,8 @@
      │◄─────────────────────────────── SecretGrant ────│
      │   LAUNCH_SECRET, LAUNCH_FINISH                  │
 
-`begin_receiver` stands for `begin` on a migration's target; `judge_receiver` only asks what it would say. Nothing in
+`begin_receiver` stands for `begin` on a migration's target, `begin_restore` where a snapshot is restored, and
+`judge_receiver` only asks what the former would say. Nothing in
 these messages is secret and none of it is believed: session and secret are readable by the verified platform alone. A
 refusal is a `RefusedError` with the owner's reason.
 """
@@ -95,6 +96,13 @@ class OwnerService(Protocol):
 
     def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
         """Say everything for which `begin_receiver` would refuse; nothing is begun, and nothing written down."""
+
+    def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
+        """Start a launch that is to restore the one snapshot with that header (`sealift.wire.handshake`, SNAPSHOT).
+
+        Raises:
+            RefusedError: it is of no guest of this owner, or may not be restored there.
+        """
 
     def release(self, launch_id: str, measure: bytes) -> SecretGrant:
         """Verify a launch by its LAUNCH_MEASURE output, and only then release its secret, once.

@@ -12,7 +12,7 @@ leg of one migration, so no nonce comes twice. The VMM reads headers, to know le
 What a record may be, by kind:
 
 ======  ==========================  ============================================================
-PAGES   1..MAX_PAGES page numbers   their content, 4096 bytes each
+PAGES   1..MAX_PAGES page numbers   content of the first length / 4096 of them; the others are zero pages
 EPOCH   no page numbers             nothing: closes a round (epoch) on its channel
 STATE   no page numbers             total u64, offset u64, then a piece of the handler's state
 CLOSE   no page numbers             for every channel: records u64, SHA-256 over their tags
@@ -151,7 +151,7 @@ class RecordHeader:
             raise StreamError(f"a record names channel {self.channel}; there are at most {MAX_CHANNELS}")
         match self.kind:
             case RecordKind.PAGES:
-                fits = 1 <= self.count <= MAX_PAGES and self.length == self.count * PAGE_SIZE
+                fits = 1 <= self.count <= MAX_PAGES and self.length in range(0, (self.count + 1) * PAGE_SIZE, PAGE_SIZE)
             case RecordKind.EPOCH:
                 fits = self.count == 0 and self.length == 0
             case RecordKind.STATE:

@@ -15,11 +15,15 @@ Layout, little-endian, `TOKEN_SIZE` bytes::
 
 The HMAC covers what lies before it, under the sender's token key. A token may travel as a file, be fetched again
 and be delivered twice. An ABORTED of a target that never accepted a close record carries `NO_CLOSE`.
+
+A fifth, SNAPSHOT, stands at the end of a snapshot in the place of FINAL: it speaks for all bytes before it, so its
+digest is `whole_digest`. No migration takes it, and no snapshot takes any other.
 """
 
 from __future__ import annotations
 
 import enum
+import hashlib
 import struct
 from dataclasses import dataclass
 
@@ -43,11 +47,12 @@ class TokenKind(enum.IntEnum):
     FINAL = 2
     STARTED = 3
     ABORTED = 4
+    SNAPSHOT = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token's claims; `body` is what the HMAC covers."""
+    """A token's claims; `body` is what the HMAC covers. `close_digest` is `whole_digest` in a SNAPSHOT."""
 
     kind: TokenKind
     migration: bytes
@@ -56,6 +61,11 @@ class Token:
     def body(self) -> bytes:
         """The bytes before the HMAC."""
         return _BODY.pack(MAGIC, VERSION, self.kind, self.migration, self.close_digest)
+
+
+def whole_digest(close_digest: bytes, stream_digest: bytes) -> bytes:
+    """What a SNAPSHOT token speaks for: the close record, and every byte of the stream, by their SHA-256."""
+    return hashlib.sha256(close_digest + stream_digest).digest()
 
 
 def split_token(data: bytes) -> tuple[Token, bytes]:

@@ -91,6 +91,7 @@ class HoppingGuest:
         """
         source, target = self._vmm, self._start(["--incoming", "tcp:127.0.0.1:0", "--prealloc"])
         uri = target.arrival_uri()
+        source.qmp.ask_for_migration_events()
         source.qmp.execute("migrate-set-parameters", **self._way.parameters)
         source.qmp.execute("migrate", uri=uri)
         state = source.wait_for_migration(_PATIENCE_S)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sealift.cli.options import examples, host_option
+from sealift.cli.options import examples, host_option, parse_size
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
@@ -21,8 +21,15 @@ _PARAMETERS: Final = {
     "transfer": "x-sealift-transfer",
     "packet_pages": "x-sealift-packet-pages",
     "downtime_limit": "downtime-limit",
+    "max_bandwidth": "max-bandwidth",
+    "multifd": "multifd-channels",
+    "tls_creds": "tls-creds",
+    "tls_hostname": "tls-hostname",
 }
 """QEMU's names of our options."""
+
+_CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
+"""Options that are QEMU's capabilities."""
 
 
 @click.command(
@@ -33,6 +40,7 @@ _PARAMETERS: Final = {
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
         "sealift migrate demo tcp:192.0.2.7:4444 --method psp",
         "sealift migrate demo",
+        "sealift migrate demo tcp:b.example:4444 --multifd 4 --tls-creds ~/pki --auto-converge",
         "sealift migrate demo --settle demo.token",
     ),
 )
@@ -71,6 +79,50 @@ _PARAMETERS: Final = {
     help="First ask the target and everybody else what is in the way (see `sealift check`), or just begin.",
 )
 @click.option(
+    "--max-bandwidth",
+    metavar="SIZE",
+    callback=lambda _, __, text: None if text is None else parse_size(text),
+    help="Bytes a second while the guest runs (10M, 1G); once it is stopped there is no limit.",
+)
+@click.option(
+    "--auto-converge",
+    is_flag=True,
+    help="Let the guest run less when it writes faster than that can be sent; see also --parameter.",
+)
+@click.option(
+    "--multifd",
+    type=click.IntRange(1, 16),
+    metavar="N",
+    help="Use N sealed channels, each on a connection of its own.",
+)
+@click.option(
+    "--pause-before-switchover",
+    is_flag=True,
+    help="Stop the guest and wait for `sealift migrate NAME --continue` before its rest moves.",
+)
+@click.option(
+    "--tls-creds",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Speak TLS. The directory holds ca-cert.pem, client-cert.pem and client-key.pem, or keys.psk, as QEMU's.",
+)
+@click.option(
+    "--tls-hostname", metavar="NAME", help="What the target's certificate is for, if that is not the URI's host."
+)
+@click.option(
+    "--parameter",
+    "others",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Any other parameter of query-migrate-parameters for this migration: cpu-throttle-initial=40.",
+)
+@click.option(
+    "--continue",
+    "go_on",
+    is_flag=True,
+    help="Instead of moving it: let a migration go on that waits before the switchover.",
+)
+@click.option(
     "--settle",
     "token",
     type=click.Path(path_type=Path),
@@ -80,7 +132,15 @@ _PARAMETERS: Final = {
 @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object (QEMU's MigrationInfo).")
 @host_option
 def command(
-    host: Host, name: str, uri: str | None, token: Path | None, *, check: bool, as_json: bool, **options: object
+    host: Host,
+    name: str,
+    uri: str | None,
+    token: Path | None,
+    others: tuple[str, ...],
+    *,
+    go_on: bool,
+    as_json: bool,
+    **options: object,
 ) -> int:
     """Move the guest NAME to URI, where `sealift run --incoming` waits for it.
 
@@ -95,15 +155,24 @@ def command(
     """
     from sealift.cli.watch import Order, describe, goes_on, moved
 
-    parameters = {_PARAMETERS[option]: value for option, value in options.items() if value is not None}
-    if token is not None:
-        if uri is not None or parameters:
-            raise click.UsageError("--settle begins no migration; give nothing else", click.get_current_context())
-        click.echo(_settle(host, name, token))
+    check = bool(options.pop("check"))
+    capabilities = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option)]
+    if options["multifd"] is not None:
+        capabilities.append("multifd")
+    parameters = {_PARAMETERS[option]: _value(value) for option, value in options.items() if value is not None}
+    parameters |= dict(_named(each) for each in others)
+    if token is not None or go_on:
+        if uri is not None or parameters or capabilities or (go_on and token is not None):
+            raise click.UsageError("give the URI of a target, --continue or --settle", click.get_current_context())
+        if token is None:
+            _continue(host, name)
+        else:
+            click.echo(_settle(host, name, token))
         return 0
-    if uri is None and parameters:
+    if uri is None and (parameters or capabilities):
         raise click.UsageError("a migration that has begun keeps its parameters", click.get_current_context())
-    info = _migrate(host, name, None if uri is None else Order(uri, parameters, check))
+    order = None if uri is None else Order(uri, parameters, tuple(capabilities), check)
+    info = _migrate(host, name, order)
     if as_json:
         click.echo(_json(info))
     if not moved(info) and not goes_on(info):
@@ -112,6 +181,31 @@ def command(
     if not as_json:
         click.echo(describe(name, uri, info))
     return 0
+
+
+def _value(value: object) -> object:
+    """As JSON has it."""
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _named(text: str) -> tuple[str, object]:
+    """A parameter and its value, which is JSON or else a string."""
+    import msgspec
+
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise click.UsageError(f"{text!r} is no parameter; write NAME=VALUE", click.get_current_context())
+    try:
+        return name, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name, value
+
+
+def _continue(host: Host, name: str) -> None:
+    from sealift.cli.qmp_client import QmpClient
+
+    with QmpClient(host.run, name) as qmp:
+        qmp.execute("migrate-continue", state="pre-switchover")
 
 
 def _settle(host: Host, name: str, token: Path) -> str:

@@ -8,6 +8,7 @@ from sealift.cli.commands import (
     owner_chain,
     owner_measure,
     owner_report,
+    owner_restores,
     owner_secret,
     owner_session,
     owner_validate,
@@ -35,5 +36,5 @@ def command() -> None:
     """
 
 
-for _step in (owner_chain, owner_session, owner_measure, owner_validate, owner_secret, owner_report):
+for _step in (owner_chain, owner_session, owner_measure, owner_validate, owner_secret, owner_report, owner_restores):
     command.add_command(_step.command)

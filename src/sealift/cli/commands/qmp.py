@@ -64,10 +64,12 @@ def _from_input() -> tuple[str, dict[str, Any]]:
 def _argument(text: str) -> tuple[str, object]:
     import msgspec
 
+    from sealift.wire.packed import UNDECODABLE
+
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise click.UsageError(f"{text!r} is no argument; write NAME=VALUE")
     try:
         return name, msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return name, value

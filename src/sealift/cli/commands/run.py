@@ -15,7 +15,7 @@ from sealift.cli.options import engine_option, examples, file_option, host_optio
 from sealift.cli.places import Host, Places, default_manufacturer, default_owner
 
 _LAUNCH_ONLY: Final = (
-    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret"),
+    *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret", "zero_pages"),
     *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused"),
 )
 
@@ -34,6 +34,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         "sealift run guest.toml --secret disk.key",
         "sealift run --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
+        "sealift run --name again --restore demo.snap",
         "sealift run --policy 1 --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
@@ -44,11 +45,16 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @image_options
 @file_option("--secret", "File whose content the owner plants for the guest.")
 @click.option(
+    "--zero-pages",
+    is_flag=True,
+    help="Let the guest's migration handler leave out what zero pages contain: faster, but hosts learn which they are.",
+)
+@click.option(
     "--disk",
     "disks",
     metavar="PATH[,ro]",
     multiple=True,
-    help="Disk image for Linux's /dev/vda, then /dev/vdb; with --incoming the same images as the guest has.",
+    help="Disk image for Linux's /dev/vda, then /dev/vdb; with --incoming and --restore those that the guest has.",
 )
 @engine_option
 @file_option(
@@ -74,7 +80,19 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     help="Do not start the guest until QMP's cont; implied by --session-file, so that the measurement can be "
     "validated and a secret injected first.",
 )
-@click.option("--incoming", metavar="URI", help="Wait for a guest to arrive at tcp:HOST:PORT or unix:PATH.")
+@click.option(
+    "--incoming",
+    metavar="URI",
+    help="Wait for a guest to arrive at tcp:HOST:PORT, unix:PATH, fd:N or exec:COMMAND; with `defer`, where QMP's "
+    "migrate-incoming says.",
+)
+@click.option(
+    "--qmp",
+    metavar="URI",
+    multiple=True,
+    help="Serve QMP at unix:PATH, or on this machine at tcp:127.0.0.1:PORT, too.",
+)
+@file_option("--restore", "Run the guest that `sealift snapshot` saved to this file, if its owner releases it.")
 @click.option(
     "--downtime-limit",
     type=click.IntRange(min=0),
@@ -84,7 +102,14 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     help="For migrations away from here.",
 )
 @click.option(
-    "--prealloc", is_flag=True, help="With --incoming: touch all guest memory first, so that the transfer is faster."
+    "--tls-creds",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With --incoming: take guests over TLS only. The directory holds ca-cert.pem, server-cert.pem and "
+    "server-key.pem, or keys.psk, as QEMU's; for migrations away from here client-cert.pem and client-key.pem.",
+)
+@click.option(
+    "--prealloc", is_flag=True, help="With --incoming or --restore: touch all guest memory first, which is faster."
 )
 @click.option(
     "--metrics",
@@ -105,9 +130,9 @@ def command(
     host: Host,
     owner: Path,
     incoming: str | None,
+    restore: Path | None,
     disks: tuple[str, ...],
     launch_secret: str | None,
-    metrics: str | None,
     *,
     quiet: bool,
     **settings: Any,  # noqa: ANN401  # GuestOptions says
@@ -121,15 +146,18 @@ def command(
     """
     from sealift.cli.foreground import run_in_foreground
     from sealift.cli.rundir import check_name
-    from sealift.cli.wiring import HostedGuest, start_guest, start_incoming
+    from sealift.cli.wiring import HostedGuest, start_guest, start_incoming, start_restored
     from sealift.vmm.metrics import MetricsEndpoint
 
+    qmp, metrics = settings.pop("qmp"), settings.pop("metrics")
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
         disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
         launch_secret=None if launch_secret is None else defaults.SecretFiles.parse(launch_secret),
         **settings,
     )
+    if incoming is not None and restore is not None:
+        raise click.UsageError("a guest comes either by --incoming or by --restore", click.get_current_context())
     check_name(options.name)
     places = Places(host, owner.absolute(), default_manufacturer())
 
@@ -148,24 +176,30 @@ def command(
         return hosted
 
     def begin() -> HostedGuest:
+        if restore is not None:
+            _check_unused(click.get_current_context(), "--restore")
+            return start_restored(restore, options, places, _say)
         if incoming is None:
             if options.prealloc:
-                raise click.UsageError("--prealloc is for a guest that arrives; it needs --incoming")
+                raise click.UsageError("--prealloc is for a guest that arrives; it needs --incoming or --restore")
             return start_guest(options, places, _say)
-        _check_unused(click.get_current_context())
+        _check_unused(click.get_current_context(), "--incoming")
         awaited = start_incoming(incoming, options, places, _say)
-        _say(f"waiting for a guest at {awaited.address}")
+        if awaited.address is None:
+            _say("waiting to be told by QMP's migrate-incoming where a guest is to arrive")
+        else:
+            _say(f"waiting for a guest at {awaited.address}")
         return awaited
 
-    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer)
+    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer, qmp)
 
 
-def _check_unused(ctx: click.Context) -> None:
+def _check_unused(ctx: click.Context, way: str) -> None:
     """Refuse options that say how a guest is launched; a configuration file may serve both of its hosts."""
     for name in _LAUNCH_ONLY:
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} has no use with --incoming: the guest that comes was launched elsewhere",
+                f"--{name.replace('_', '-')} has no use with {way}: the guest that comes was launched elsewhere",
                 ctx,
             )
 

@@ -5,6 +5,7 @@
     handler.py    MigrationHandler: the only door; asks commit.py whether a step is allowed
       commit.py   states x events, who may run the guest, as data
       exchange.py key exchange             keys.py      what is derived from it
+      snapshot.py the same without a peer
       outgoing.py one migration away       incoming.py  one migration to here
       sealer.py   source's records         opener.py    target's records
       channels.py both ends of a channel   rounds.py    pages of one round

@@ -8,6 +8,8 @@
                └─ YIELDED: the secure processor sends the guest; back when that is cancelled
     target  WAITING ─ ANSWERED ─ RECEIVING ─ PREPARED ─ READY ─ STARTED (then a source, for its next hop)
                └───────────┴──────────┴──────────┴────────┴──► ABORTED
+    snapshot RUNNING ─ SAVING ─ HELD ─ SAVED ─ RUNNING
+    restore  BLANK ─ RESTORING ─ RESTORED ─ READY ─ STARTED
 
 The design's SENDING, STOPPED, FENCED and GONE are told apart further: OFFERED has no confirmed keys yet, CLOSED has
 made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, YIELDED, OFFERED and SENDING
@@ -16,6 +18,10 @@ the target enters its only one after it took FINAL, and what leads the source ou
 that a target makes only on entering a state from which there is no way to STARTED.
 
 WAITING is a receiver before it serves: its own start-up code may run, which holds nothing of the guest to come.
+
+A snapshot gives nobody the right to run but whom the owner lets restore it, so its source just runs on. BLANK is a
+receiver that the owner released for one snapshot: it waits for that instead of an offer, and no step leads from one
+way to the other. It needs no FINAL, which would be the source's: the snapshot's own end stands in its place.
 """
 
 from __future__ import annotations
@@ -29,10 +35,11 @@ from sealift.errors import UserError
 
 
 class Role(enum.Enum):
-    """Which side of a migration a handler was launched as; the platform's state decides."""
+    """Which side of a migration a handler was launched as; the platform's state and the owner's secret decide."""
 
     SOURCE = enum.auto()
     TARGET = enum.auto()
+    RESTORE = enum.auto()
 
 
 class State(enum.Enum):
@@ -47,10 +54,16 @@ class State(enum.Enum):
     CLEARED = enum.auto()
     FENCED = enum.auto()
     GONE = enum.auto()
+    SAVING = enum.auto()
+    HELD = enum.auto()
+    SAVED = enum.auto()
     WAITING = enum.auto()
     ANSWERED = enum.auto()
     RECEIVING = enum.auto()
     PREPARED = enum.auto()
+    BLANK = enum.auto()
+    RESTORING = enum.auto()
+    RESTORED = enum.auto()
     READY = enum.auto()
     STARTED = enum.auto()
     ABORTED = enum.auto()
@@ -70,11 +83,15 @@ class Event(enum.Enum):
     TAKE_PREPARED = "take a PREPARED token"
     MAKE_FINAL = "make the FINAL token"
     TAKE_STARTED = "take a STARTED token"
+    SAVE = "begin a snapshot"
+    END_SNAPSHOT = "end the snapshot"
     ANSWER = "answer an offer"
     TAKE_CONFIRM = "take the source's confirmation"
     OPEN = "open a record"
     ACCEPT = "accept the stream"
     TAKE_FINAL = "take a FINAL token"
+    RESTORE = "take a snapshot's header"
+    TAKE_SNAPSHOT = "take a snapshot's end"
     MAKE_STARTED = "start the guest"
     TAKE_ABORTED = "take an ABORTED token"
     CANCEL = "cancel the migration"
@@ -99,10 +116,16 @@ FACTS: Mapping[State, StateFacts] = MappingProxyType(
         State.CLEARED: StateFacts(runs=False, way_out="make the FINAL token, or cancel"),
         State.FENCED: StateFacts(runs=False, way_out="deliver the target's STARTED or ABORTED token"),
         State.GONE: StateFacts(runs=False, way_out="the guest runs on the target; end this one"),
+        State.SAVING: StateFacts(runs=True, way_out="stop the guest for the snapshot's last round, or cancel"),
+        State.HELD: StateFacts(runs=False, way_out="finish the snapshot's last round and close it, or cancel"),
+        State.SAVED: StateFacts(runs=False, way_out="end the snapshot, or cancel"),
         State.WAITING: StateFacts(runs=False, way_out="answer the source's offer"),
         State.ANSWERED: StateFacts(runs=False, way_out="deliver the source's confirmation, or cancel"),
         State.RECEIVING: StateFacts(runs=False, way_out="open the source's records, or cancel"),
         State.PREPARED: StateFacts(runs=False, way_out="deliver the source's FINAL token, or cancel"),
+        State.BLANK: StateFacts(runs=False, way_out="deliver the header of the snapshot it was released for"),
+        State.RESTORING: StateFacts(runs=False, way_out="open the snapshot's records, or cancel"),
+        State.RESTORED: StateFacts(runs=False, way_out="deliver the snapshot's end, or cancel"),
         State.READY: StateFacts(runs=False, way_out="make the STARTED token, or cancel"),
         State.STARTED: StateFacts(runs=True, way_out="offer a migration to yet another host first"),
         State.ABORTED: StateFacts(runs=False, way_out="launch a new receiver; this one is spent"),
@@ -110,7 +133,12 @@ FACTS: Mapping[State, StateFacts] = MappingProxyType(
 )
 
 _BEFORE_FENCE = (State.OFFERED, State.SENDING, State.STOPPED, State.CLOSED, State.CLEARED)
-_BEFORE_START = (State.WAITING, State.ANSWERED, State.RECEIVING, State.PREPARED, State.READY)
+_SNAPSHOT = (State.SAVING, State.HELD, State.SAVED)
+_BEFORE_START = (
+    *(State.WAITING, State.ANSWERED, State.RECEIVING, State.PREPARED),
+    *(State.BLANK, State.RESTORING, State.RESTORED),
+    State.READY,
+)
 _AT_HOME = (State.RUNNING, State.STARTED)
 
 STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
@@ -119,24 +147,33 @@ STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
         Event.RECLAIM: {State.YIELDED: State.RUNNING},
         Event.OFFER: dict.fromkeys((*_AT_HOME, *_BEFORE_FENCE), State.OFFERED),
         Event.CONFIRM: {State.OFFERED: State.SENDING},
-        Event.SEND: {State.SENDING: State.SENDING, State.STOPPED: State.STOPPED},
-        Event.STOP: {State.SENDING: State.STOPPED},
-        Event.SEAL_STATE: {State.STOPPED: State.STOPPED},
-        Event.CLOSE: {State.STOPPED: State.CLOSED, State.CLOSED: State.CLOSED},
+        Event.SEND: {state: state for state in (State.SENDING, State.STOPPED, State.SAVING, State.HELD)},
+        Event.STOP: {State.SENDING: State.STOPPED, State.SAVING: State.HELD},
+        Event.SEAL_STATE: {State.STOPPED: State.STOPPED, State.HELD: State.HELD},
+        Event.CLOSE: {
+            State.STOPPED: State.CLOSED,
+            State.CLOSED: State.CLOSED,
+            State.HELD: State.SAVED,
+            State.SAVED: State.SAVED,
+        },
         Event.TAKE_PREPARED: {State.CLOSED: State.CLEARED},
         Event.MAKE_FINAL: {State.CLEARED: State.FENCED},
         Event.TAKE_STARTED: {State.FENCED: State.GONE},
+        Event.SAVE: dict.fromkeys(_AT_HOME, State.SAVING),
+        Event.END_SNAPSHOT: {State.SAVED: State.RUNNING},
         Event.ANSWER: {State.WAITING: State.ANSWERED},
         Event.TAKE_CONFIRM: {State.ANSWERED: State.RECEIVING},
-        Event.OPEN: {State.RECEIVING: State.RECEIVING},
-        Event.ACCEPT: {State.RECEIVING: State.PREPARED},
+        Event.OPEN: {State.RECEIVING: State.RECEIVING, State.RESTORING: State.RESTORING},
+        Event.ACCEPT: {State.RECEIVING: State.PREPARED, State.RESTORING: State.RESTORED},
         Event.TAKE_FINAL: {State.PREPARED: State.READY},
+        Event.RESTORE: {State.BLANK: State.RESTORING},
+        Event.TAKE_SNAPSHOT: {State.RESTORED: State.READY},
         Event.MAKE_STARTED: {State.READY: State.STARTED},
         Event.TAKE_ABORTED: dict.fromkeys(
             (State.SENDING, State.STOPPED, State.CLOSED, State.CLEARED, State.FENCED), State.RUNNING
         ),
         Event.CANCEL: {
-            **dict.fromkeys((State.RUNNING, *_BEFORE_FENCE), State.RUNNING),
+            **dict.fromkeys((State.RUNNING, *_BEFORE_FENCE, *_SNAPSHOT), State.RUNNING),
             **dict.fromkeys((*_BEFORE_START, State.ABORTED), State.ABORTED),
             State.STARTED: State.STARTED,
         },
@@ -144,7 +181,7 @@ STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
 )
 """For every event the states that allow it, and where it leads; a pair that is missing is refused."""
 
-START = MappingProxyType({Role.SOURCE: State.RUNNING, Role.TARGET: State.WAITING})
+START = MappingProxyType({Role.SOURCE: State.RUNNING, Role.TARGET: State.WAITING, Role.RESTORE: State.BLANK})
 
 
 class Commit:

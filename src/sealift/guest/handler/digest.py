@@ -38,6 +38,7 @@ MODULES = (
     f"{_PACKAGE}.outgoing",
     f"{_PACKAGE}.rounds",
     f"{_PACKAGE}.sealer",
+    f"{_PACKAGE}.snapshot",
     f"{_PACKAGE}.state",
     f"{_PACKAGE}.tokens",
     "sealift.launch",

@@ -38,7 +38,7 @@ NO_KEY = (
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What both sides share after an exchange."""
+    """What both sides share after an exchange, or who seals and who opens a snapshot."""
 
     migration: bytes
     channels: int
@@ -57,7 +57,7 @@ class Initiator:
         self._secret = secret
         self._private = X25519PrivateKey.generate()
         public = self._private.public_key().public_bytes_raw()
-        self._hello = Hello(MessageKind.OFFER, os.urandom(MIGRATION_ID_SIZE), _party(facts, secret, public, channels))
+        self._hello = Hello(MessageKind.OFFER, os.urandom(MIGRATION_ID_SIZE), party_of(facts, secret, public, channels))
         self.offer = self._hello.encode()
 
     def finish(self, data: bytes) -> tuple[Session, bytes]:
@@ -70,7 +70,7 @@ class Initiator:
         answer = decode_answer(data)
         peer = answer.hello.party
         _check_same_exchange(answer.hello.migration, self._hello.migration)
-        _check_same_guest(self._hello.party, peer)
+        check_same_guest(self._hello.party, peer)
         shared = _agree(self._private, self._hello.party.public, peer.public)
         seen = transcript(self.offer, answer.body)
         keys = derive(pair_key(self._secret.key, peer.measure), shared, seen)
@@ -96,8 +96,8 @@ def respond(facts: LaunchFacts, secret: MigrationSecret, data: bytes) -> tuple[S
         )
     offer = decode_offer(data)
     private = X25519PrivateKey.generate()
-    own = _party(facts, secret, private.public_key().public_bytes_raw(), offer.party.channels)
-    _check_same_guest(own, offer.party)
+    own = party_of(facts, secret, private.public_key().public_bytes_raw(), offer.party.channels)
+    check_same_guest(own, offer.party)
     shared = _agree(private, own.public, offer.party.public)
     body = Hello(MessageKind.ANSWER, offer.migration, own).encode()
     seen = transcript(data, body)
@@ -119,7 +119,8 @@ def check_confirm(session: Session, data: bytes) -> None:
         raise SealError("the source's confirmation is not authentic: its sender lacks the pair key")
 
 
-def _party(facts: LaunchFacts, secret: MigrationSecret, public: bytes, channels: int) -> Party:
+def party_of(facts: LaunchFacts, secret: MigrationSecret, public: bytes, channels: int) -> Party:
+    """What this side says of itself and its guest."""
     return Party(
         instance=secret.instance_id,
         measure=facts.measure,
@@ -161,8 +162,12 @@ _MUST_EQUAL = {
 """What both parties must state alike, by the words used in messages."""
 
 
-def _check_same_guest(own: Party, peer: Party) -> None:
-    """All differences are named, not just the first."""
+def check_same_guest(own: Party, peer: Party) -> None:
+    """The peer must state what this side does.
+
+    Raises:
+        SealError: it does not; all differences are named, not just the first.
+    """
     differing = [name for field, name in _MUST_EQUAL.items() if getattr(own, field) != getattr(peer, field)]
     if differing:
         raise SealError(f"the peer's guest is not this one: its {', '.join(differing)} differ")

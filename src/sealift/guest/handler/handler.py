@@ -10,6 +10,14 @@ and a target::
 
     answer(offer) → confirmed(confirm) → open(record) … → token(PREPARED) → deliver(FINAL) → token(STARTED)
 
+A snapshot's source instead
+
+    save → { the same rounds } … → stop → … → close → end_snapshot(digest)
+
+and who restores it
+
+    restore(header) → open(record) … → take_snapshot(end, digest) → token(STARTED)
+
 A source may cancel until it made FINAL. Whatever fails while a target opens records ends that target. The file is
 long because it is the whole list of requests; what they do is in the modules beside it.
 """
@@ -24,6 +32,7 @@ from typing import TypeVar
 import numpy as np
 
 from sealift.errors import InternalError, RefusedError, SealError, UserError
+from sealift.guest.handler import snapshot
 from sealift.guest.handler.channels import Sealed
 from sealift.guest.handler.commit import Commit, Event, Role, State
 from sealift.guest.handler.exchange import NO_KEY, Initiator, respond
@@ -200,8 +209,7 @@ class MigrationHandler:
         with self._lock:
             self._commit.require(Event.OFFER)
             self._require_ready()
-            if not 1 <= channels <= MAX_CHANNELS:
-                raise UserError(f"{channels} channels are not possible; ask for 1 to {MAX_CHANNELS}")
+            _check_channels(channels)
             initiator = Initiator(self.facts, self._owners_secret(), channels)
             self._end_source()
             self._commit.step(Event.OFFER)
@@ -224,7 +232,7 @@ class MigrationHandler:
                 self.cancel()
                 raise UserError(f"the target's answer came after {EXCHANGE_LIMIT_S:.0f} s; offer again")
             session, confirm = _held(self._initiator).finish(answer)
-            self._outgoing = Outgoing(session, self._guest, self.excluded)
+            self._outgoing = Outgoing(session, self._guest, self.excluded, self._owners_secret().flags)
             self._commit.step(Event.CONFIRM)
             self._initiator = None
             return confirm
@@ -312,6 +320,63 @@ class MigrationHandler:
             self._commit.step(Event.CLOSE)
             return record
 
+    # --- snapshots -------------------------------------------------------------------------------------------
+
+    def save(self, channels: int = 1) -> bytes:
+        """Begin a snapshot, and to log writes for it: its header, under keys that no other snapshot has.
+
+        Raises:
+            UserError: the owner gave no migration key, `channels` is out of range, or the state forbids it.
+            RefusedError: the guest does not say that it can be migrated, so nobody knows which pages are shared.
+        """
+        with self._lock:
+            self._commit.require(Event.SAVE)
+            self._require_ready()
+            _check_channels(channels)
+            session, header = snapshot.begin(self.facts, self._owners_secret(), channels)
+            self._outgoing = Outgoing(session, self._guest, self.excluded, self._owners_secret().flags)
+            self._commit.step(Event.SAVE)
+            return header
+
+    def end_snapshot(self, stream_digest: bytes) -> bytes:
+        """End a snapshot that was closed, all bytes of which have that SHA-256: its end. The guest may run on.
+
+        Raises:
+            UserError: the state forbids it.
+        """
+        with self._lock:
+            self._commit.require(Event.END_SNAPSHOT)
+            end = _held(self._outgoing).desk.make_whole(stream_digest)
+            self._commit.step(Event.END_SNAPSHOT)
+            self._drop_outgoing()
+            return end
+
+    def restore(self, header: bytes) -> None:
+        """Take the header of the snapshot that the owner released this receiver for. A bad one changes nothing.
+
+        Raises:
+            StreamError, SealError: it does not parse, or is of another guest.
+            UserError: the state forbids it.
+        """
+        with self._lock:
+            self._commit.require(Event.RESTORE)
+            session = snapshot.follow(self.facts, self._owners_secret(), header)
+            self._incoming = Incoming(session, self._guest, self.excluded)
+            self._commit.step(Event.RESTORE)
+
+    def take_snapshot(self, end: bytes, stream_digest: bytes) -> None:
+        """Take the end of a snapshot of which bytes with that SHA-256 came before it. A bad one aborts this receiver.
+
+        Raises:
+            StreamError, SealError: it does not parse, is another snapshot's, or something was altered.
+            UserError: the state forbids it.
+        """
+        with self._lock:
+            self._commit.require(Event.TAKE_SNAPSHOT)
+            with self._fatal():
+                _held(self._incoming).desk.check_whole(end, stream_digest)
+                self._commit.step(Event.TAKE_SNAPSHOT)
+
     # --- target ----------------------------------------------------------------------------------------------
 
     def answer(self, offer: bytes) -> bytes:
@@ -350,7 +415,7 @@ class MigrationHandler:
         """Open one record from memory that others can write. Any failure aborts this target.
 
         The close record also checks that all is there, makes holes of all pages the source has none of, and loads
-        the machine state: then the handler is PREPARED.
+        the machine state: then the handler is PREPARED, or of a snapshot RESTORED.
 
         Raises:
             StreamError, SealError: the record, or the whole stream, is not what is due.
@@ -366,7 +431,8 @@ class MigrationHandler:
                     self._commit.require(Event.ACCEPT)
                     incoming.prepare()
                     self._commit.step(Event.ACCEPT)
-                    self._made[TokenKind.PREPARED] = incoming.desk.make(TokenKind.PREPARED)
+                    if self._commit.state is State.PREPARED:
+                        self._made[TokenKind.PREPARED] = incoming.desk.make(TokenKind.PREPARED)
             return opened
 
     # --- inside ----------------------------------------------------------------------------------------------
@@ -434,6 +500,11 @@ class MigrationHandler:
             self._outgoing.end()
         self._outgoing = None
         self._initiator = None
+
+
+def _check_channels(channels: int) -> None:
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise UserError(f"{channels} channels are not possible; ask for 1 to {MAX_CHANNELS}")
 
 
 def _held(part: T | None) -> T:

@@ -2,6 +2,9 @@
 
 ``HKDF-SHA256(salt = pair key, input = X25519 shared secret, info = label ‖ SHA-256(transcript))``: whoever lacks the
 pair key, or saw one bit of the transcript differently, has other keys.
+
+A snapshot has no peer and so no exchange: ``HKDF-SHA256(input = snapshot key, info = "snapshot: " ‖ label ‖
+SHA-256(header))``. Who gets hold of the migration key can open every snapshot that was made under it.
 """
 
 from __future__ import annotations
@@ -51,6 +54,16 @@ def derive(pair_key: bytes, shared: bytes, transcript: bytes) -> SessionKeys:
     return SessionKeys(
         **{
             name: HKDF(SHA256(), KEY_SIZE, salt=pair_key, info=label + transcript).derive(shared)
+            for name, label in _LABELS.items()
+        }
+    )
+
+
+def derive_snapshot(snapshot_key: bytes, header: bytes) -> SessionKeys:
+    """All keys of one snapshot; `header` is the SHA-256 of its header. There is no way back, so some are unused."""
+    return SessionKeys(
+        **{
+            name: HKDF(SHA256(), KEY_SIZE, salt=None, info=b"snapshot: " + label + header).derive(snapshot_key)
             for name, label in _LABELS.items()
         }
     )

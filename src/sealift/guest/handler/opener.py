@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sealift.address import PAGE_SHIFT
 from sealift.errors import SealError, StreamError
 from sealift.guest.handler.channels import OpeningChannel
 from sealift.guest.handler.exchange import Session
@@ -67,6 +68,7 @@ class Opener:
         self._buffers: list[bytearray] = []
         self._page_epochs: npt.NDArray[np.uint32] = np.zeros(pages.pages, np.uint32)
         self._page_epochs[excluded.numbers()] = _NEVER
+        self._zeroed = PageSet(pages.pages)
         self._filling = 0
         self._state = StateCollector(pages.pages)
         self.epoch = FIRST_EPOCH
@@ -126,7 +128,7 @@ class Opener:
 
     def _check_place(self, header: RecordHeader) -> None:
         if header.migration != self._migration:
-            raise SealError("a record belongs to another migration")
+            raise SealError("a record belongs to another migration or snapshot")
         if header.leg != FIRST_LEG:
             raise SealError(f"a record belongs to leg {header.leg}; this is leg {FIRST_LEG}")
         if header.channel >= len(self._channels):
@@ -147,17 +149,30 @@ class Opener:
             raise SealError(f"{name} comes after the close record")
 
     def _open_pages(self, header: RecordHeader, channel: OpeningChannel, record: memoryview) -> None:
-        numbers = np.frombuffer(record, "<u8", header.count, HEADER_SIZE).astype(np.uint64, copy=False)
-        self._check_numbers(header, numbers)
-        with self._reserved(header, numbers):
-            if is_run(numbers):
+        every = np.frombuffer(record, "<u8", header.count, HEADER_SIZE).astype(np.uint64, copy=False)
+        numbers, zeros = np.split(every, [header.length >> PAGE_SHIFT])
+        ascending = np.sort(every) if zeros.size else every
+        self._check_numbers(header, ascending)
+        if not bool((numbers[1:] > numbers[:-1]).all()):
+            raise SealError(f"{header.name} has page numbers that do not ascend")
+        with self._reserved(header, ascending):
+            if not numbers.size:
+                channel.unseal(header, record, memoryview(bytearray()))
+            elif is_run(numbers):
                 window = self._pages.window(int(numbers[0]), numbers.size)
                 channel.unseal(header, record, window)
-                return
-            with self._buffer() as buffer:
-                plain = memoryview(buffer)[: header.length]
-                channel.unseal(header, record, plain)
-                self._pages.scatter(numbers, plain)
+            else:
+                with self._buffer() as buffer:
+                    plain = memoryview(buffer)[: header.length]
+                    channel.unseal(header, record, plain)
+                    self._pages.scatter(numbers, plain)
+            self._keep_zeros(zeros)
+
+    def _keep_zeros(self, zeros: PageNumbers) -> None:
+        """Remember which pages are zero as of this epoch; they become holes at its end, all at once."""
+        if zeros.size:
+            with self._lock:
+                self._zeroed.add(zeros)
 
     def _check_numbers(self, header: RecordHeader, numbers: PageNumbers) -> None:
         name = header.name
@@ -194,6 +209,8 @@ class Opener:
                 raise SealError("an epoch token comes after the machine state")
             channel.epoch += 1
             if all(each.epoch > self.epoch for each in self._channels):
+                self._pages.punch(self._zeroed)
+                self._zeroed = PageSet(self._pages.pages)
                 self.epoch += 1
 
     def _open_end(self, header: RecordHeader, channel: OpeningChannel, record: memoryview) -> None:

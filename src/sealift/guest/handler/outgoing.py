@@ -12,6 +12,7 @@ from sealift.guest.handler.interfaces import Guest
 from sealift.guest.handler.sealer import Sealer
 from sealift.guest.handler.state import HandlerState
 from sealift.guest.handler.tokens import TokenDesk
+from sealift.launch.secrets import MigrationFlags
 from sealift.pageset import PageSet
 
 
@@ -24,9 +25,9 @@ class Outgoing:
         migration: the migration's id.
     """
 
-    def __init__(self, session: Session, guest: Guest, excluded: PageSet) -> None:
-        """Everything the guest has is unsent."""
-        self.sealer = Sealer(session, guest.pages)
+    def __init__(self, session: Session, guest: Guest, excluded: PageSet, flags: MigrationFlags) -> None:
+        """Everything the guest has is unsent; `flags` are what its owner allows."""
+        self.sealer = Sealer(session, guest.pages, skip_zeros=MigrationFlags.SKIP_ZERO_PAGES in flags)
         self.desk = TokenDesk(Role.SOURCE, session)
         self.migration = session.migration
         self._guest = guest

@@ -51,7 +51,9 @@ class Pull:
 class Sealer:
     """Everything one session seals."""
 
-    def __init__(self, session: Session, pages: GuestPages) -> None:
+    def __init__(self, session: Session, pages: GuestPages, *, skip_zeros: bool = False) -> None:
+        """`skip_zeros` leaves the content of zero pages out, as the owner allows: the VMM sees how many there are."""
+        self._skip_zeros = skip_zeros
         self._lock = threading.Lock()
         self._pages = pages
         self._channels = [SealingChannel(number, session) for number in range(session.channels)]
@@ -122,7 +124,7 @@ class Sealer:
             if limit < 1:
                 raise UserError(f"a slot of {len(out)} bytes and a limit of {request.pages} pages hold no page")
             numbers, remaining = self._take(channel, limit)
-            length = self._seal_pages(channel, numbers, out) if numbers.size else 0
+            length = self._seal_pages(channel, numbers, out, skip_zeros=self._skip_zeros) if numbers.size else 0
             channel.last_request = request.number
             return Sealed(length, numbers.size, remaining)
 
@@ -139,7 +141,7 @@ class Sealer:
                 if not self._round.take_page(page):
                     return None
             out = bytearray(page_record_size(1))
-            self._seal_pages(channel, np.array([page], np.uint64), memoryview(out))
+            self._seal_pages(channel, np.array([page], np.uint64), memoryview(out), skip_zeros=False)
             return bytes(out)
 
     def listed(self, first: int, limit: int) -> PageNumbers:
@@ -220,10 +222,23 @@ class Sealer:
         with self._lock:
             return self._round.take(limit), self._round.remaining
 
-    def _seal_pages(self, channel: SealingChannel, numbers: PageNumbers, out: memoryview) -> int:
+    def _seal_pages(self, channel: SealingChannel, numbers: PageNumbers, out: memoryview, *, skip_zeros: bool) -> int:
+        """Seal the pages; all records through the mailbox have the same length."""
         if is_run(numbers):
             plain = self._pages.window(int(numbers[0]), numbers.size)
         else:
             plain = channel.staging(numbers.size * PAGE_SIZE)
             self._pages.gather(numbers, plain)
+        if skip_zeros:
+            numbers, plain = _zeros_last(numbers, plain)
         return channel.seal(RecordKind.PAGES, self.epoch, numbers, plain, out)
+
+
+def _zeros_last(numbers: PageNumbers, plain: memoryview) -> tuple[PageNumbers, memoryview]:
+    """The same pages, those that are all zero behind the others; only the others' content."""
+    words = np.frombuffer(plain, np.uint64).reshape(numbers.size, -1)
+    full = np.bitwise_or.reduce(words, axis=1) != 0
+    if full.all():
+        return numbers, plain
+    # A page that the guest changes meanwhile is in the next round, whichever of the two it counted as.
+    return np.concatenate((numbers[full], numbers[~full])), words[full].reshape(-1).view(np.uint8).data

@@ -6,7 +6,7 @@ from sealift.errors import SealError
 from sealift.guest.handler.commit import Role
 from sealift.guest.handler.exchange import Session
 from sealift.guest.handler.keys import mac, mac_matches
-from sealift.wire.token import NO_CLOSE, Token, TokenKind, split_token
+from sealift.wire.token import NO_CLOSE, Token, TokenKind, split_token, whole_digest
 
 
 class TokenDesk:
@@ -28,7 +28,14 @@ class TokenDesk:
 
     def make(self, kind: TokenKind) -> bytes:
         """This side's token of that kind, about the stream as this side knows it."""
-        body = Token(kind, self._migration, self.close_digest).body()
+        return self._sealed(Token(kind, self._migration, self.close_digest))
+
+    def make_whole(self, stream_digest: bytes) -> bytes:
+        """The token that ends a snapshot, whose bytes so far have that SHA-256."""
+        return self._sealed(Token(TokenKind.SNAPSHOT, self._migration, whole_digest(self.close_digest, stream_digest)))
+
+    def _sealed(self, token: Token) -> bytes:
+        body = token.body()
         return body + mac(self._own, body)
 
     def check(self, data: bytes, *, fenced: bool) -> TokenKind:
@@ -41,12 +48,32 @@ class TokenDesk:
             StreamError: it does not parse.
             SealError: it is of another migration, not made by the peer, or about another stream.
         """
-        token, found = split_token(data)
-        if token.migration != self._migration:
-            raise SealError(f"a {token.kind.name} token belongs to another migration")
-        if not mac_matches(self._peer, token.body(), found):
-            raise SealError(f"a {token.kind.name} token is not authentic")
+        token = self._authentic(data)
+        if token.kind is TokenKind.SNAPSHOT:
+            raise SealError("a SNAPSHOT token ends a snapshot, and has no place in a migration")
         unclosed = token.kind is TokenKind.ABORTED and token.close_digest == NO_CLOSE and not fenced
         if token.close_digest != self.close_digest and not unclosed:
             raise SealError(f"a {token.kind.name} token is about another stream than this one")
         return token.kind
+
+    def check_whole(self, data: bytes, stream_digest: bytes) -> None:
+        """Check the token that ends a snapshot, of which bytes with that SHA-256 came before it.
+
+        Raises:
+            StreamError: it does not parse.
+            SealError: it ends another snapshot, was not made by the source, or is about other bytes.
+        """
+        token = self._authentic(data)
+        if token.kind is not TokenKind.SNAPSHOT:
+            raise SealError(f"a {token.kind.name} token cannot end a snapshot")
+        if token.close_digest != whole_digest(self.close_digest, stream_digest):
+            raise SealError("the snapshot was altered: its last token is about other bytes than those before it")
+
+    def _authentic(self, data: bytes) -> Token:
+        """The peer's claims in this migration."""
+        token, found = split_token(data)
+        if token.migration != self._migration:
+            raise SealError(f"a {token.kind.name} token belongs to another migration or snapshot")
+        if not mac_matches(self._peer, token.body(), found):
+            raise SealError(f"a {token.kind.name} token is not authentic")
+        return token

@@ -2,8 +2,9 @@
  * What an SEV-ES guest needs to go on as if it were none: the handler of #VC, and each vCPU's GHCB.
  *
  * The processor raises #VC where another guest would exit. The handler tells the hypervisor what the instruction
- * needs, takes back what it brings, and steps over it; nothing else of the registers ever leaves. It believes no more
- * of an answer than that it is one: what does not say that it is complete ends the guest.
+ * needs, takes back what it brings, and steps over it; nothing else of the registers ever leaves. What a VMM can
+ * write to the page meanwhile it could have answered as well, so an answer is only looked at for being complete; one
+ * that is not ends the guest.
  *
  * It must not execute anything that raises #VC itself. RDMSR and WRMSR of the GHCB MSR do not.
  */
@@ -82,17 +83,23 @@ static void ask(volatile u64 *ghcb, u64 exit_code, u64 info)
 		terminate(); /* refused, or an exception, for which nobody here has a handler */
 }
 
+/*
+ * By the MSR: the page is in the VMM's reach, and a VMM that could say where the C-bit is would have the guest lay
+ * everything open. There are no subleaves that way; programs here ask for none.
+ */
 static void handle_cpuid(struct frame *frame)
 {
-	volatile u64 *ghcb = begin();
-	put(ghcb, GHCB_RAX, (u32)frame->rax);
-	put(ghcb, GHCB_RCX, (u32)frame->rcx);
-	put(ghcb, GHCB_XCR0, 1); /* x87, without which no vCPU is */
-	ask(ghcb, EXIT_CPUID, 0);
-	frame->rax = (u32)take(ghcb, GHCB_RAX);
-	frame->rbx = (u32)take(ghcb, GHCB_RBX);
-	frame->rcx = (u32)take(ghcb, GHCB_RCX);
-	frame->rdx = (u32)take(ghcb, GHCB_RDX);
+	u64 *result[4] = {&frame->rax, &frame->rbx, &frame->rcx, &frame->rdx};
+	u64 leaf = (u32)frame->rax, page = read_msr(MSR_GHCB);
+	for (u64 i = 0; i < 4; i++) {
+		write_msr(MSR_GHCB, leaf << GHCB_CPUID_LEAF_SHIFT | i << GHCB_CPUID_REGISTER_SHIFT | GHCB_CPUID);
+		vmgexit();
+		u64 response = read_msr(MSR_GHCB);
+		if ((response & GHCB_INFO) != GHCB_CPUID_DONE)
+			terminate();
+		*result[i] = response >> 32;
+	}
+	write_msr(MSR_GHCB, page);
 	frame->rip += 2;
 }
 
@@ -151,8 +158,36 @@ static void handle_msr(struct frame *frame)
 	frame->rip += 2;
 }
 
-/* KVM's hypercalls: a number, and up to four arguments. */
-static void handle_hypercall(struct frame *frame)
+/* Returns 0 or an errno. Keeps the MSR. */
+static u64 change_page_state(u64 gpa, u64 state)
+{
+	u64 page = read_msr(MSR_GHCB);
+	write_msr(MSR_GHCB, state | gpa | GHCB_PAGE_STATE);
+	vmgexit();
+	u64 response = read_msr(MSR_GHCB);
+	if ((response & GHCB_INFO) != GHCB_PAGE_STATE_DONE)
+		terminate();
+	write_msr(MSR_GHCB, page);
+	return response >> GHCB_ERROR_SHIFT;
+}
+
+/*
+ * KVM_HC_MAP_GPA_RANGE, by the MSR as well: a VMM must not be able to ask for other pages in this guest's name, and
+ * the platform takes it no other way.
+ */
+static u64 declare_range(const struct frame *frame)
+{
+	u64 state = frame->rdx & MAP_GPA_ENCRYPTED ? GHCB_PRIVATE : GHCB_SHARED;
+	for (u64 i = 0; i < frame->rcx; i++) {
+		u64 error = change_page_state(frame->rbx + i * PAGE_SIZE, state);
+		if (error)
+			return -error;
+	}
+	return 0;
+}
+
+/* Other hypercalls of KVM: a number, and up to four arguments. */
+static u64 call(const struct frame *frame)
 {
 	volatile u64 *ghcb = begin();
 	put(ghcb, GHCB_CPL, 0);
@@ -162,7 +197,12 @@ static void handle_hypercall(struct frame *frame)
 	put(ghcb, GHCB_RDX, frame->rdx);
 	put(ghcb, GHCB_RSI, frame->rsi);
 	ask(ghcb, EXIT_VMMCALL, 0);
-	frame->rax = take(ghcb, GHCB_RAX);
+	return take(ghcb, GHCB_RAX);
+}
+
+static void handle_hypercall(struct frame *frame)
+{
+	frame->rax = frame->rax == MAP_GPA_RANGE ? declare_range(frame) : call(frame);
 	frame->rip += 3;
 }
 
@@ -186,9 +226,7 @@ void startup_communicate(struct frame *frame)
 void startup_share_ghcb(const struct startup_table *table, u32 vcpu)
 {
 	u64 gpa = table->ghcbs.gpa + vcpu * PAGE_SIZE;
-	write_msr(MSR_GHCB, GHCB_SHARED | gpa | GHCB_PAGE_STATE);
-	vmgexit();
-	if (read_msr(MSR_GHCB) != GHCB_PAGE_STATE_DONE)
+	if (change_page_state(gpa, GHCB_SHARED))
 		terminate();
 	write_msr(MSR_GHCB, gpa);
 }

@@ -8,9 +8,15 @@
 
 /* Requests in the MSR; a response has its number in the same 12 bits. */
 #define GHCB_INFO 0xffful
+#define GHCB_CPUID 0x004ul
+#define GHCB_CPUID_REGISTER_SHIFT 30
+#define GHCB_CPUID_LEAF_SHIFT 32
+#define GHCB_CPUID_DONE 0x005ul
 #define GHCB_PAGE_STATE 0x014ul
 #define GHCB_PAGE_STATE_DONE 0x015ul
+#define GHCB_PRIVATE (1ul << 52)
 #define GHCB_SHARED (2ul << 52)
+#define GHCB_ERROR_SHIFT 32
 #define GHCB_TERMINATE 0x100ul
 
 /* Exit codes, as #VC has them for its error code. */
@@ -29,7 +35,6 @@
 #define GHCB_EXIT_CODE (0x390 / 8)
 #define GHCB_EXIT_INFO_1 (0x398 / 8)
 #define GHCB_EXIT_INFO_2 (0x3a0 / 8)
-#define GHCB_XCR0 (0x3e8 / 8)
 #define GHCB_VALID (0x3f0 / 8)
 #define GHCB_VERSION_WORD (0xff8 / 8)
 #define GHCB_VERSION (2ul << 16) /* u16 at 0xffa; usage, at 0xffc, is 0 */

@@ -87,13 +87,16 @@ static inline u64 encryption_mask(void)
 	return memory.eax & 2 ? 1ul << (memory.ebx & 63) : 0;
 }
 
+#define MAP_GPA_RANGE 12ul
+#define MAP_GPA_ENCRYPTED 0x10ul
+
 /* KVM_HC_MAP_GPA_RANGE: tell the platform which plane the pages belong to. Returns 0 or a negative errno. */
 static inline long declare_pages(u64 gpa, u64 pages, bool encrypted)
 {
 	long result;
 	__asm__ volatile("vmmcall"
 			 : "=a"(result)
-			 : "a"(12ul), "b"(gpa), "c"(pages), "d"(encrypted ? 0x10ul : 0ul)
+			 : "a"(MAP_GPA_RANGE), "b"(gpa), "c"(pages), "d"(encrypted ? MAP_GPA_ENCRYPTED : 0ul)
 			 : "memory");
 	return result;
 }

@@ -90,6 +90,8 @@ class HandlerService:
             return self._seal(request)
         if isinstance(request, wire.Stop | wire.Answer | wire.Cancel | wire.Fetch | wire.Deliver):
             return self._step(request)
+        if isinstance(request, wire.Save | wire.EndSnapshot | wire.Restore | wire.TakeSnapshot):
+            return self._snapshot(request)
         return self._plain(request)
 
     def _seal(self, request: wire.Pull | wire.EndEpoch | wire.SealState | wire.Close) -> wire.Sealed:
@@ -123,6 +125,19 @@ class HandlerService:
                 return wire.Blob(self._handler.token(request.kind))
             case wire.Deliver():
                 self._handler.deliver(request.token)
+        return Done()
+
+    def _snapshot(self, request: wire.Save | wire.EndSnapshot | wire.Restore | wire.TakeSnapshot) -> wire.Blob | Done:
+        match request:
+            case wire.Save():
+                return wire.Blob(self._handler.save(request.channels))
+            case wire.EndSnapshot():
+                return wire.Blob(self._handler.end_snapshot(request.digest))
+            case wire.Restore():
+                with self._barred_for(Event.RESTORE):
+                    self._handler.restore(request.header)
+            case wire.TakeSnapshot():
+                self._handler.take_snapshot(request.end, request.digest)
         return Done()
 
     @contextmanager
@@ -186,7 +201,7 @@ class HandlerService:
 def handler_status(handler: MigrationHandler) -> wire.HandlerStatus:
     """State and readiness, for people and preflights."""
     offers = handler.allows(Event.OFFER) and not handler.blocked()
-    answers = handler.allows(Event.ANSWER) and handler.has_key
+    answers = (handler.allows(Event.ANSWER) or handler.allows(Event.RESTORE)) and handler.has_key
     return wire.HandlerStatus(offers or answers, handler.state.name, handler.migration)
 
 

@@ -39,11 +39,17 @@ _PHASES = {
     State.CLEARED: Phase.STOPPED,
     State.FENCED: Phase.FENCED,
     State.GONE: Phase.GONE,
+    State.SAVING: Phase.RUNNING,
+    State.HELD: Phase.STOPPED,
+    State.SAVED: Phase.STOPPED,
     # A receiver that waits runs its own start-up code, which holds nothing of the guest to come.
     State.WAITING: Phase.RUNNING,
     State.ANSWERED: Phase.INCOMING,
     State.RECEIVING: Phase.INCOMING,
     State.PREPARED: Phase.INCOMING,
+    State.BLANK: Phase.RUNNING,
+    State.RESTORING: Phase.INCOMING,
+    State.RESTORED: Phase.INCOMING,
     State.READY: Phase.INCOMING,
     State.STARTED: Phase.RUNNING,
     State.ABORTED: Phase.GONE,
@@ -188,7 +194,9 @@ class VirtualMachine:
     def _make_handler(
         self, areas: StartupAreas, table: StartupTable, secret: MigrationSecret | None, measure: bytes, policy: int
     ) -> MigrationHandler:
-        role = Role.SOURCE if table.entry else Role.TARGET
+        restores = secret is not None and secret.snapshot_key is not None
+        receives = Role.RESTORE if restores else Role.TARGET
+        role = Role.SOURCE if table.entry else receives
         facts = LaunchFacts(
             measure=measure,
             policy=policy,

@@ -103,6 +103,7 @@ class DeviceSet:
         every: all of them, with those that the guest reaches without the VMM.
         serial: the first serial port.
         console: the virtio console, if there is one.
+        power: the power button, if there is one.
     """
 
     def __init__(
@@ -113,7 +114,9 @@ class DeviceSet:
         slots: MicrovmSlots | None = None,
         others: tuple[Device, ...] = (),
         lines: InterruptLines | None = None,
+        power: PowerManagement | None = None,
     ) -> None:
+        self.power = power
         self.ports = ports
         self.serial = serial
         self.mmio = MmioBus(() if slots is None else slots.devices)
@@ -148,13 +151,21 @@ class DeviceSet:
         Raises:
             GuestError: a medium failed; no image was left.
         """
+        self.flush_disks()
+        for disk in self._disks:
+            disk.unlock()
+
+    def flush_disks(self) -> None:
+        """Return when everything the guest wrote to its disks will last; the devices are quiesced.
+
+        Raises:
+            GuestError: a medium failed.
+        """
         try:
             for disk in self._disks:
                 disk.flush()
         except OSError as error:
             raise GuestError("a disk image of the guest cannot be flushed") from error
-        for disk in self._disks:
-            disk.unlock()
 
     def close(self) -> None:
         """End what works by itself, and let go of files; no vCPU runs any more."""
@@ -202,17 +213,18 @@ def microvm_devices(
     """The devices of the machine microvm."""
     lines = InterruptLines(platform.interrupt)
     serial = Serial(around.transmit, lines.line(SERIAL_GSI))
+    power = PowerManagement(around.power_off, lines.line(PM_GSI))
     ports = PortBus(
         (
             serial,
             KeyboardController(around.reset),
             RealTimeClock(time.time, lines.line(RTC_GSI)),
-            PowerManagement(around.power_off, lines.line(PM_GSI)),
+            power,
             ReadyPort(around.started_up),
         )
     )
     slots = _fill_slots(around, memory, disks, lines)
-    return DeviceSet(ports, serial, slots=slots, others=(KernelChips(platform),), lines=lines)
+    return DeviceSet(ports, serial, slots=slots, others=(KernelChips(platform),), lines=lines, power=power)
 
 
 def _fill_slots(

@@ -1,9 +1,13 @@
-"""Live migration: the VMM's side, which moves what it can neither read nor make.
+"""Live migration and snapshots: the VMM's side, which moves what it can neither read nor make.
 
 ::
 
-    source.py  Migration ─► sending.py ─► method.py (Protocol) ─► mh.py ─► ring.py, mailbox.py ─► handler
-                                 │
-                                 └──────► shared_ram.py, machine_state.py ─► streamio.py ─► transport.py ─► network
-    target.py  Incoming ──► receiving.py ─► the same, from the other end
+    source.py    Migration ─► sending.py ─┐
+    snapshot.py  Snapshot ────────────────┴► livecopy.py ─► method.py (Protocols) ─► mh.py ─► ring.py, mailbox.py
+                                                │                                └─► psp.py, psp_snapshot.py
+                                                └─► shared_ram.py, machine_state.py ─► streamout.py
+    streamout.py ─► streamio.py ─► transport.py ─► network, or snapshot_file.py
+
+    target.py  Incoming ──┬► landing.py, receiving.py ─► the same, from the other end
+    restore.py restore() ─┘
 """

@@ -1,11 +1,16 @@
-"""Whether a migration's rounds get anywhere, and what its user can do when they do not."""
+"""Whether a migration's rounds get anywhere, what its user can do when they do not, and what it can do by itself."""
 
 from __future__ import annotations
 
 from math import ceil, isfinite
 
+from sealift.vmm.migration.parameters import Throttling
+
 _FRUITLESS_ROUNDS = 3
 """Rounds in a row that leave no less than the best one before them; single rounds vary with what the guest does."""
+
+_FRUITLESS_BEFORE_THROTTLE = 2
+"""Rounds that exceed the threshold before the guest is slowed (again), as in QEMU: the first may be a burst."""
 
 
 class Convergence:
@@ -24,6 +29,41 @@ class Convergence:
         if self._fruitless < _FRUITLESS_ROUNDS or not isfinite(expected_s):
             return None
         return (
-            f"the guest writes as fast as the network takes it ({self._fruitless} rounds without progress); cancel and "
-            f"migrate again with --downtime-limit {ceil(expected_s * 1e3)} or more, or pause it meanwhile (QMP: stop)"
+            f"the guest writes as fast as it can be sent ({self._fruitless} rounds without progress); cancel and "
+            f"try again with --downtime-limit {ceil(expected_s * 1e3)} or more or with --auto-converge, or pause it "
+            "meanwhile (QMP: stop)"
         )
+
+
+class AutoConverge:
+    """Says after each round how much of their time the guest's vCPUs must rest so that rounds shrink.
+
+    Attributes:
+        percentage: now, 0 to `MAX_THROTTLE`.
+    """
+
+    def __init__(self, settings: Throttling) -> None:
+        self._settings = settings
+        self._exceeded = 0
+        self.percentage = 0
+
+    def after_round(self, sent: int, dirtied: int) -> int:
+        """A round sent so many bytes, and meanwhile the guest wrote so many that are to be sent; the percentage."""
+        allowed = sent * self._settings.trigger_threshold / 100
+        if dirtied > allowed:
+            self._exceeded += 1
+        if self._exceeded >= _FRUITLESS_BEFORE_THROTTLE:
+            self._exceeded = 0
+            self.percentage = self._more(allowed / dirtied if dirtied else 1.0)
+        return self.percentage
+
+    def _more(self, bearable: float) -> int:
+        """The next step; `bearable` is the part of what the guest wrote that would have been no trouble."""
+        settings = self._settings
+        if not self.percentage:
+            return settings.initial
+        step = settings.increment
+        if settings.tailslow:
+            runs = 100 - self.percentage
+            step = min(step, max(1, ceil(runs * (1.0 - min(bearable, 1.0)))))
+        return min(self.percentage + step, settings.maximum)

@@ -8,6 +8,8 @@ place that knows them all. Blobs are the method's own; the engine carries them::
     { begin_round() ─ records() … ─► space() … take() } …
     stop(), a last round, end_records() ─ … ─► settle()
     prepared() ─► fence(prepared) ─ final ─► ready(final), started() ─► release(started)
+
+A snapshot goes through the same rounds to a file, and from there to a machine that asks nobody but the owner.
 """
 
 from __future__ import annotations
@@ -24,23 +26,22 @@ from sealift.vmm.memory import Buffer
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One piece for the wire; its `parts` stay valid until the next one is asked for, `pages` are in it."""
+    """One piece for the wire; its `parts` stay valid until the next one is asked for, `pages` are in it.
+
+    Records of one `channel` are to arrive in their order; those of different ones may overtake each other within a
+    round.
+    """
 
     parts: tuple[Buffer, ...]
     pages: int
+    channel: int = 0
 
 
-class SourceMethod(Protocol):
-    """The source's end. Whatever fails raises an error of the tree."""
-
-    def start(self) -> bytes:
-        """Begin; the offer for the target."""
-
-    def agree(self, answer: bytes) -> bytes:
-        """Take the target's answer; the confirmation for the target."""
+class RoundsMethod(Protocol):
+    """What leaves a guest, wherever it goes. Whatever fails raises an error of the tree."""
 
     def identity(self) -> bytes:
-        """The migration's id, 16 bytes, for people; known once `agree` was called."""
+        """The migration's or snapshot's id, 16 bytes, for people; known once the keys are."""
 
     def excluded(self) -> PageSet:
         """Shared pages that never travel: each side keeps its own."""
@@ -60,6 +61,19 @@ class SourceMethod(Protocol):
     def end_records(self) -> Iterator[Record]:
         """The machine's state, and what ends the stream."""
 
+    def cancel(self) -> None:
+        """Give up (of a migration: before `fence`): the guest may run here."""
+
+
+class SourceMethod(RoundsMethod, Protocol):
+    """A migration's source."""
+
+    def start(self) -> bytes:
+        """Begin; the offer for the target."""
+
+    def agree(self, answer: bytes) -> bytes:
+        """Take the target's answer; the confirmation for the target."""
+
     def fence(self, prepared: bytes) -> bytes:
         """The target is prepared: give up the right to run the guest; the message that passes it on."""
 
@@ -73,21 +87,22 @@ class SourceMethod(Protocol):
     def fenced(self) -> bool:
         """Whether `fence` has taken effect and nothing has taken it back."""
 
-    def cancel(self) -> None:
-        """Give up, before `fence`: the guest may run here."""
-
     def way_out(self, name: str) -> str:
         """What is left to the user of guest `name` when the target fell silent after `fence`; half a sentence."""
 
 
-class TargetMethod(Protocol):
-    """The target's end. Whatever fails raises an error of the tree and is final."""
+class SnapshotMethod(RoundsMethod, Protocol):
+    """A snapshot's source; see `snapshot`."""
 
-    def answer(self, offer: bytes) -> bytes:
-        """Take the source's offer; the answer for the source."""
+    def begin(self) -> bytes:
+        """Begin; the offer, which is for whoever will restore it."""
 
-    def agreed(self, confirm: bytes) -> None:
-        """Take the source's confirmation: records may come."""
+    def end(self, stream_digest: bytes) -> bytes:
+        """All was written, and its SHA-256 is given: the snapshot's end. The guest may run again."""
+
+
+class RecordSink(Protocol):
+    """Where records go in. Whatever fails raises an error of the tree and is final."""
 
     def space(self, length: int) -> memoryview:
         """Where the next record of `length` bytes is to be received."""
@@ -97,6 +112,16 @@ class TargetMethod(Protocol):
 
     def settle(self) -> None:
         """Every record taken so far was opened."""
+
+
+class TargetMethod(RecordSink, Protocol):
+    """A migration's target."""
+
+    def answer(self, offer: bytes) -> bytes:
+        """Take the source's offer; the answer for the source."""
+
+    def agreed(self, confirm: bytes) -> None:
+        """Take the source's confirmation: records may come."""
 
     def prepared(self) -> bytes:
         """Everything is here and verified; the message that says so."""
@@ -109,6 +134,34 @@ class TargetMethod(Protocol):
 
     def abort(self) -> bytes:
         """Give up for good, before `started`; the message that lets the source run again, or empty."""
+
+
+class RestoreMethod(RecordSink, Protocol):
+    """Where a snapshot is restored."""
+
+    def begin(self, offer: bytes) -> None:
+        """Take the snapshot's offer: records may come."""
+
+    def finish(self, end: bytes, stream_digest: bytes) -> None:
+        """Take the snapshot's end, before which came bytes with that SHA-256: everything is here and verified."""
+
+    def start(self) -> None:
+        """From here the guest may run."""
+
+
+class RestoreEntrance(Protocol):
+    """How a snapshot is let in that may be restored here."""
+
+    @property
+    def es(self) -> bool:
+        """Whether the guest is one with SEV-ES."""
+
+    def enter(self, machine: Machine) -> tuple[Launched, RestoreMethod]:
+        """Make the machine, which has the guest's shape and is empty, ready for its snapshot.
+
+        Raises:
+            SealiftError: it cannot be.
+        """
 
 
 @dataclass(frozen=True, slots=True)

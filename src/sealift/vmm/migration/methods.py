@@ -5,10 +5,11 @@ from __future__ import annotations
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration import psp
-from sealift.vmm.migration.method import Entrance, SourceMethod
-from sealift.vmm.migration.mh import HandlerEntrance, HandlerSource
+from sealift.vmm.migration.method import Entrance, RestoreEntrance, SnapshotMethod, SourceMethod
+from sealift.vmm.migration.mh import HandlerEntrance, HandlerRestoreEntrance, HandlerSnapshot, HandlerSource
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.psp import PspEntrance, PspSource
+from sealift.vmm.migration.psp_snapshot import PspRestoreEntrance, PspSnapshot
 from sealift.vmm.platform import Platform
 from sealift.wire.handover import Method
 from sealift.wire.obstacle import Obstacle
@@ -45,3 +46,32 @@ def entrance_for(method: Method, platform: Platform, owner: OwnerService, startu
             return HandlerEntrance(platform, owner, startup)
         case Method.PSP:
             return PspEntrance()
+
+
+def snapshot_method(machine: Machine, launched: Launched, parameters: Parameters) -> SnapshotMethod:
+    """A snapshot's source.
+
+    Raises:
+        RefusedError: this guest cannot be saved by the method that the parameters ask for.
+    """
+    match parameters.method:
+        case Method.MH:
+            return HandlerSnapshot(machine, launched, parameters)
+        case Method.PSP:
+            return PspSnapshot(machine, parameters.packet_pages)
+
+
+def restore_entrance(
+    method: Method, platform: Platform, owner: OwnerService, startup: bytes, offer: bytes
+) -> RestoreEntrance:
+    """How a snapshot with this offer is let in.
+
+    Raises:
+        RefusedError: the owner does not let it be restored here (mh).
+        StreamError: the offer makes no sense.
+    """
+    match method:
+        case Method.MH:
+            return HandlerRestoreEntrance(platform, owner, startup, offer)
+        case Method.PSP:
+            return PspRestoreEntrance(offer)

@@ -16,7 +16,7 @@ from sealift.launch.image import GuestRecipe
 from sealift.pageset import PageNumbers, PageSet
 from sealift.sev.policy import Policy
 from sealift.vmm.handler import HandlerClient
-from sealift.vmm.launch import Begun, Launched, begin, complete
+from sealift.vmm.launch import Begun, Launched, begin, begin_restore, complete
 from sealift.vmm.machine import Machine
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.migration.mailbox import Mailbox, MailboxSource, MailboxTarget
@@ -124,8 +124,8 @@ class _RoundList:
         return np.frombuffer(listed, "<u8").astype(np.uint64)
 
 
-class HandlerSource:
-    """The source's handler as a migration method (`method.SourceMethod`)."""
+class HandlerRounds:
+    """What leaves a handler, wherever it goes (`method.RoundsMethod`)."""
 
     def __init__(self, machine: Machine, launched: Launched, parameters: Parameters) -> None:
         """For a guest of that launch.
@@ -134,24 +134,15 @@ class HandlerSource:
             RefusedError: it has no handler.
         """
         self._handler = handler = machine.platform.open_handler()
-        self._launched = launched
+        self._measure = launched.measure
         self._transfer_kind = parameters.transfer
         self._channels = parameters.channels
         self._transfer = source_transfer(parameters.transfer, handler, machine.memory, parameters.channels)
         self._layout = machine.layout
         self._round_pages = 0
 
-    def start(self) -> bytes:
-        """OFFER, with what names the guest to its owner."""
-        offer = self._handler.blob(wire.Offer(self._channels))
-        return HandlerOffer(self._launched.measure, self._transfer_kind, offer).encode()
-
-    def agree(self, answer: bytes) -> bytes:
-        """ANSWER in, CONFIRM out."""
-        return self._handler.blob(wire.Confirm(answer))
-
     def identity(self) -> bytes:
-        """The migration id."""
+        """The migration's or snapshot's id."""
         return self._handler.status().migration
 
     def excluded(self) -> PageSet:
@@ -189,6 +180,32 @@ class HandlerSource:
             yield record
         yield self._sealed(wire.Close(_FIRST_SLOT))[0]
 
+    def cancel(self) -> None:
+        """Let the guest run here."""
+        self._handler.drain(_PATIENCE_S)
+        self._handler.do(wire.Cancel())
+
+    def _offer(self, message: bytes) -> bytes:
+        """The handler's first message, with what names the guest to its owner."""
+        return HandlerOffer(self._measure, self._transfer_kind, message).encode()
+
+    def _sealed(self, request: wire.EndEpoch | wire.SealState | wire.Close) -> tuple[Record, int]:
+        sealed = self._handler.request(request, wire.Sealed)
+        channel = request.channel if isinstance(request, wire.EndEpoch) else 0
+        return Record((self._handler.slot_out(request.slot, sealed.length),), sealed.pages, channel), sealed.remaining
+
+
+class HandlerSource(HandlerRounds):
+    """The source's handler as a migration method (`method.SourceMethod`)."""
+
+    def start(self) -> bytes:
+        """OFFER."""
+        return self._offer(self._handler.blob(wire.Offer(self._channels)))
+
+    def agree(self, answer: bytes) -> bytes:
+        """ANSWER in, CONFIRM out."""
+        return self._handler.blob(wire.Confirm(answer))
+
     def fence(self, prepared: bytes) -> bytes:
         """PREPARED in, FINAL out."""
         self._handler.deliver(prepared)
@@ -204,11 +221,6 @@ class HandlerSource:
         self._handler.drain(_PATIENCE_S)
         return self._handler.status().state == _FENCED
 
-    def cancel(self) -> None:
-        """Let the guest run here."""
-        self._handler.drain(_PATIENCE_S)
-        self._handler.do(wire.Cancel())
-
     def way_out(self, name: str) -> str:
         """The target's token decides."""
         return (
@@ -216,25 +228,25 @@ class HandlerSource:
             f"token: sealift migrate {name} --settle FILE"
         )
 
-    def _sealed(self, request: wire.EndEpoch | wire.SealState | wire.Close) -> tuple[Record, int]:
-        sealed = self._handler.request(request, wire.Sealed)
-        return Record((self._handler.slot_out(request.slot, sealed.length),), sealed.pages), sealed.remaining
+
+class HandlerSnapshot(HandlerRounds):
+    """The source's handler as the source of a snapshot (`method.SnapshotMethod`)."""
+
+    def begin(self) -> bytes:
+        """SNAPSHOT, the header."""
+        return self._offer(self._handler.blob(wire.Save(self._channels)))
+
+    def end(self, stream_digest: bytes) -> bytes:
+        """The SNAPSHOT token."""
+        return self._handler.blob(wire.EndSnapshot(stream_digest))
 
 
-class HandlerTarget:
-    """The target's handler as a migration method (`method.TargetMethod`)."""
+class HandlerSink:
+    """The receiver's handler, which opens records (`method.RecordSink`)."""
 
     def __init__(self, handler: HandlerClient, transfer: TargetTransfer) -> None:
         self._handler = handler
         self._transfer = transfer
-
-    def answer(self, offer: bytes) -> bytes:
-        """OFFER in, ANSWER out."""
-        return self._handler.blob(wire.Answer(HandlerOffer.decode(offer).offer))
-
-    def agreed(self, confirm: bytes) -> None:
-        """CONFIRM in."""
-        self._handler.do(wire.Confirmed(confirm))
 
     def space(self, length: int) -> memoryview:
         """Where the next record is to be received."""
@@ -247,6 +259,18 @@ class HandlerTarget:
     def settle(self) -> None:
         """All are opened."""
         self._transfer.settle()
+
+
+class HandlerTarget(HandlerSink):
+    """The target's handler as a migration method (`method.TargetMethod`)."""
+
+    def answer(self, offer: bytes) -> bytes:
+        """OFFER in, ANSWER out."""
+        return self._handler.blob(wire.Answer(HandlerOffer.decode(offer).offer))
+
+    def agreed(self, confirm: bytes) -> None:
+        """CONFIRM in."""
+        self._handler.do(wire.Confirmed(confirm))
 
     def prepared(self) -> bytes:
         """PREPARED out."""
@@ -267,6 +291,22 @@ class HandlerTarget:
             return self._handler.fetch(TokenKind.ABORTED)
         except SealiftError:
             return b""
+
+
+class HandlerRestore(HandlerSink):
+    """The receiver's handler as what restores a snapshot (`method.RestoreMethod`)."""
+
+    def begin(self, offer: bytes) -> None:
+        """SNAPSHOT, the header."""
+        self._handler.do(wire.Restore(HandlerOffer.decode(offer).offer))
+
+    def finish(self, end: bytes, stream_digest: bytes) -> None:
+        """The SNAPSHOT token."""
+        self._handler.do(wire.TakeSnapshot(end, stream_digest))
+
+    def start(self) -> None:
+        """STARTED, which nobody waits for."""
+        self._handler.fetch(TokenKind.STARTED)
 
 
 class HandlerEntrance:
@@ -296,13 +336,48 @@ class HandlerEntrance:
         """Launch the receiver."""
         if self._offer is None or self._begun is None:
             raise InternalError("a receiver is to be launched before the owner was asked")
-        recipe = GuestRecipe(
-            self._startup, machine.layout, machine.vcpu_count, _UNKNOWN_DIGEST, machine=machine.spec.type
-        ).under(Policy(self._begun.grant.policy))
-        launched = complete(machine.platform, machine.memory, recipe, self._owner, self._begun).finish()
-        _run_start_up(machine)
-        handler = machine.platform.open_handler()
-        return Entered(launched, HandlerTarget(handler, target_transfer(self._offer.transfer, handler, machine.memory)))
+        launched = _launch_receiver(machine, self._startup, self._owner, self._begun)
+        return Entered(launched, HandlerTarget(*_way_in(machine, self._offer.transfer)))
+
+
+class HandlerRestoreEntrance:
+    """Lets a snapshot in by way of a receiver that the owner releases for it alone (`method.RestoreEntrance`)."""
+
+    def __init__(self, platform: Platform, owner: OwnerService, startup: bytes, offer: bytes) -> None:
+        """Ask the owner whether the snapshot with this offer may be restored here.
+
+        Raises:
+            RefusedError: it may not.
+            StreamError: the offer makes no sense.
+        """
+        self._owner = owner
+        self._startup = startup
+        self._offer = HandlerOffer.decode(offer)
+        self._begun = begin_restore(platform, owner, self._offer.offer)
+
+    @property
+    def es(self) -> bool:
+        """As the policy says that the owner granted."""
+        return Policy.ES in Policy(self._begun.grant.policy)
+
+    def enter(self, machine: Machine) -> tuple[Launched, HandlerRestore]:
+        """Launch the receiver."""
+        launched = _launch_receiver(machine, self._startup, self._owner, self._begun)
+        return launched, HandlerRestore(*_way_in(machine, self._offer.transfer))
+
+
+def _launch_receiver(machine: Machine, startup: bytes, owner: OwnerService, begun: Begun) -> Launched:
+    recipe = GuestRecipe(startup, machine.layout, machine.vcpu_count, _UNKNOWN_DIGEST, machine=machine.spec.type).under(
+        Policy(begun.grant.policy)
+    )
+    launched = complete(machine.platform, machine.memory, recipe, owner, begun).finish()
+    _run_start_up(machine)
+    return launched
+
+
+def _way_in(machine: Machine, transfer: Transfer) -> tuple[HandlerClient, TargetTransfer]:
+    handler = machine.platform.open_handler()
+    return handler, target_transfer(transfer, handler, machine.memory)
 
 
 def _run_start_up(machine: Machine) -> None:

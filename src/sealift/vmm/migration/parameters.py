@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from sealift.errors import UserError
@@ -16,6 +17,57 @@ MAX_DOWNTIME_LIMIT_MS = 2_000_000
 """QEMU's own limit (migration/options.c): beyond half an hour it is no live migration."""
 
 
+MAX_THROTTLE = 99
+"""Per cent: a guest that never runs could as well be stopped."""
+
+
+class Capability(enum.Enum):
+    """QEMU's MigrationCapability, as far as it exists here; all are off at first."""
+
+    EVENTS = "events"
+    """Tell QMP clients of every step: MIGRATION and MIGRATION_PASS."""
+    AUTO_CONVERGE = "auto-converge"
+    """Let the guest run less and less when it writes faster than that can be sent (`Throttling`)."""
+    MULTIFD = "multifd"
+    """Several sealed channels, each on a connection of its own."""
+    PAUSE_BEFORE_SWITCHOVER = "pause-before-switchover"
+    """Wait, with the guest stopped, for migrate-continue before the last round and all state."""
+    RETURN_PATH = "return-path"
+    """Accepted from QEMU's users and without effect: targets always answer, or no guest could be handed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throttling:
+    """How auto-converge slows the guest, in per cent of its vCPUs' time; QEMU's defaults.
+
+    Attributes:
+        initial: at first.
+        increment: more with each round that does not converge.
+        tailslow: less than `increment` where less would do.
+        maximum: never more than this.
+        trigger_threshold: a round does not converge when the guest wrote more than these per cent of what was sent.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    initial: int = 20
+    increment: int = 10
+    tailslow: bool = False
+    maximum: int = MAX_THROTTLE
+    trigger_threshold: int = 50
+
+    def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ("cpu-throttle-initial", self.initial, 1, MAX_THROTTLE),
+            ("cpu-throttle-increment", self.increment, 1, MAX_THROTTLE),
+            ("max-cpu-throttle", self.maximum, self.initial, MAX_THROTTLE),
+            ("throttle-trigger-threshold", self.trigger_threshold, 1, 100),
+        ):
+            if not least <= value <= most:
+                raise UserError(f"{name} {value} is out of range; choose {least} to {most} per cent")
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """A migration's parameters.
@@ -24,9 +76,13 @@ class Parameters:
         downtime_limit_ms: the guest is stopped when what remains should take no longer than this.
         max_bandwidth: bytes a second while the guest runs; 0 is no limit. Ignored once the guest is stopped.
         transfer: how records leave the handler (method mh).
-        channels: sealed streams, 1 to 16; the mailbox and method psp have only one.
+        multifd_channels: sealed streams with capability multifd, 1 to 16; the mailbox and method psp have only one.
         method: who encrypts the guest for its way.
         packet_pages: most pages in a packet of method psp; KVM's own SEV ioctls take no more than 1.
+        capabilities: those that are on.
+        throttling: for capability auto-converge.
+        tls_creds: directory with what a TLS connection needs (`sealift.vmm.migration.tls`); empty: no TLS.
+        tls_hostname: what the target's certificate must be for; empty: the host of the URI.
 
     Raises:
         UserError: a value is out of range.
@@ -35,9 +91,18 @@ class Parameters:
     downtime_limit_ms: int = DOWNTIME_LIMIT_MS
     max_bandwidth: int = 0
     transfer: Transfer = Transfer.RING
-    channels: int = 1
+    multifd_channels: int = 2
     method: Method = Method.MH
     packet_pages: int = MAX_PACKET_PAGES
+    capabilities: frozenset[Capability] = frozenset()
+    throttling: Throttling = Throttling()
+    tls_creds: str = ""
+    tls_hostname: str = ""
+
+    @property
+    def channels(self) -> int:
+        """Sealed streams."""
+        return self.multifd_channels if Capability.MULTIFD in self.capabilities else 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.downtime_limit_ms <= MAX_DOWNTIME_LIMIT_MS:
@@ -46,11 +111,15 @@ class Parameters:
             )
         if self.max_bandwidth < 0:
             raise UserError(f"a bandwidth of {self.max_bandwidth} bytes/s is negative; choose 0 for no limit")
-        if not 1 <= self.channels <= MAX_CHANNELS:
-            raise UserError(f"{self.channels} channels are not possible; choose 1 to {MAX_CHANNELS}")
+        if not 1 <= self.multifd_channels <= MAX_CHANNELS:
+            raise UserError(f"{self.multifd_channels} channels are not possible; choose 1 to {MAX_CHANNELS}")
         if self.transfer is Transfer.MAILBOX and self.channels != 1:
-            raise UserError("the mailbox moves one page at a time and has one channel; choose 1, or the ring")
+            raise UserError(
+                "the mailbox moves one page at a time and has one channel; choose the ring, or switch multifd off"
+            )
         if self.method is Method.PSP and self.channels != 1:
-            raise UserError("a session of two secure processors has one channel; choose 1, or method mh")
+            raise UserError(
+                "a session of two secure processors has one channel; choose method mh, or switch multifd off"
+            )
         if not 1 <= self.packet_pages <= MAX_PACKET_PAGES:
             raise UserError(f"packets of {self.packet_pages} pages are not possible; choose 1 to {MAX_PACKET_PAGES}")

@@ -92,7 +92,7 @@ def make_plan(candidate: Candidate, uri: str, wishes: Wishes, meter: DirtyRateMe
 
 def _reached(findings: Findings) -> Path:
     if findings.path is None:
-        reasons = [found.sentence for found in findings.obstacles if found.code is Code.UNREACHABLE]
+        reasons = [found.sentence for found in findings.obstacles if found.code in {Code.UNREACHABLE, Code.NOT_ASKED}]
         raise RefusedError("; and ".join(reasons))
     return findings.path
 

@@ -15,15 +15,17 @@ from typing import Final
 
 import msgspec
 
-from sealift.errors import LostError, PeerError, SealiftError, StreamError, UserError, sentence
+from sealift.errors import LostError, SealiftError, StreamError, sentence
 from sealift.sev import certificate
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock
+from sealift.vmm.migration.handed import ExecAddress, FdAddress
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.route import Route
 from sealift.vmm.migration.stats import PAGE_COST
 from sealift.vmm.migration.streamio import StreamReader
-from sealift.vmm.migration.transport import connect, parse_uri
+from sealift.vmm.migration.transport import parse_uri
 from sealift.wire.handover import Disk, Refusal, blocks_of
 from sealift.wire.inquiry import (
     PROBE_LIMIT,
@@ -94,19 +96,21 @@ def examine(candidate: Candidate, uri: str, clock: Clock, wall_clock: Callable[[
     Raises:
         UserError: `uri` is no address.
     """
-    parse_uri(uri)
-    question = question_about(candidate)
+    address = parse_uri(uri)
+    if isinstance(address, FdAddress | ExecAddress):
+        # What was handed here is one connection, and the guest needs it.
+        return Findings((Obstacle(Code.NOT_ASKED, f"{address} is one connection, on which no target can be asked"),))
+    question, parameters = question_about(candidate), candidate.parameters
     try:
-        with contextlib.closing(connect(parse_uri(uri))) as sock:
+        route = Route(address, parameters.tls_creds, parameters.tls_hostname)
+        route.check(parameters.channels)
+        with contextlib.closing(route.connect()) as sock:
             inquiry = Inquiry(sock, clock)
             answer = inquiry.ask(question)
             skew = answer.wall_clock - wall_clock()  # it looked when it had judged, which may have taken a while
             path = inquiry.measure()
-    except UserError as error:
+    except SealiftError as error:
         return Findings((Obstacle(Code.UNREACHABLE, sentence(error)),))
-    except (PeerError, OSError) as error:
-        reason = sentence(error) if isinstance(error, SealiftError) else str(error.strerror)
-        return Findings((Obstacle(Code.UNREACHABLE, f"the target does not answer: {reason}"),))
     obstacles = [*answer.obstacles]
     if abs(skew) > _SKEW_S:
         ahead = "ahead of" if skew > 0 else "behind"

@@ -66,14 +66,14 @@ def runs_in_packets(layout: RamLayout, pages: PageSet, limit: int) -> Iterator[t
                 yield block.gpa + ((page - start) << PAGE_SHIFT), min(limit, high - page)
 
 
-class PspSource:
-    """The source's secure processor as a migration method (`method.SourceMethod`)."""
+class PspRounds:
+    """What leaves a secure processor, wherever it goes (`method.RoundsMethod`)."""
 
     def __init__(self, machine: Machine, packet_pages: int) -> None:
         """For a guest, in packets of at most so many pages.
 
         Raises:
-            RefusedError: this guest cannot be moved so.
+            RefusedError: this guest cannot be sent so.
         """
         self._machine = machine
         self._platform = machine.platform
@@ -88,20 +88,6 @@ class PspSource:
         self._pending = PageSet(machine.layout.pages)
         self._round = PageSet(machine.layout.pages)
         self._sent = 0
-
-    def start(self) -> bytes:
-        """The policy, so that a target with no place for such a guest says so at once."""
-        return psp.Offer(self._policy).encode()
-
-    def agree(self, answer: bytes) -> bytes:
-        """SEND_START for the target's certificates; what its RECEIVE_START needs."""
-        target = psp.Answer.decode(answer)
-        own = self._platform.request(wire.PdhCertExport(), wire.PdhCertificates)
-        started = self._platform.request(
-            wire.SendStart(target.pdh, target.plat_certs, target.amd_certs), wire.SendStarted
-        )
-        self._nonce = psp.nonce_of(started.session)
-        return psp.Confirm(started.policy, own.pdh, started.session).encode()
 
     def identity(self) -> bytes:
         """The session's nonce."""
@@ -148,6 +134,46 @@ class PspSource:
             yield _plain(RecordKind.VCPU, index, vcpu.state)
         yield _plain(RecordKind.END, self._sent, self._nonce)
 
+    def cancel(self) -> None:
+        """SEND_CANCEL, if there is a session."""
+        if self._platform.status().phase is Phase.SENDING:
+            self._platform.do(wire.SendCancel())
+
+    def _begin(self, target: psp.Answer) -> psp.Confirm:
+        """SEND_START for a platform with these certificates; what its RECEIVE_START needs."""
+        own = self._platform.request(wire.PdhCertExport(), wire.PdhCertificates)
+        started = self._platform.request(
+            wire.SendStart(target.pdh, target.plat_certs, target.amd_certs), wire.SendStarted
+        )
+        self._nonce = psp.nonce_of(started.session)
+        return psp.Confirm(started.policy, own.pdh, started.session)
+
+    def _sendable(self) -> PageSet:
+        """What the log has had of private pages; marks of shared ones are kept until they are private again."""
+        self._pending |= self._platform.private_dirty()
+        pages = self._pending.copy()
+        pages -= self._machine.shared_pages_now()
+        return pages
+
+    def _packet(
+        self, kind: RecordKind, place: int, request: wire.SendUpdateData | wire.SendUpdateVmsa, pages: int = 0
+    ) -> Record:
+        sent = self._platform.request(request, wire.PacketSent)
+        self._sent += 1
+        return Record((RecordFront(kind, place).encode(), self._packets.slot_out(_SLOT, sent.length)), pages)
+
+
+class PspSource(PspRounds):
+    """The source's secure processor as a migration method (`method.SourceMethod`)."""
+
+    def start(self) -> bytes:
+        """The policy, so that a target with no place for such a guest says so at once."""
+        return psp.Offer(self._policy).encode()
+
+    def agree(self, answer: bytes) -> bytes:
+        """SEND_START for the target's certificates; what its RECEIVE_START needs."""
+        return self._begin(psp.Answer.decode(answer)).encode()
+
     def fence(self, prepared: bytes) -> bytes:
         """SEND_FINISH: from here on the guest can never run here."""
         Word.PREPARED.expect(prepared, self._nonce)
@@ -163,31 +189,12 @@ class PspSource:
         """Whether SEND_FINISH took effect; nothing takes it back."""
         return self._platform.status().phase is Phase.GONE
 
-    def cancel(self) -> None:
-        """SEND_CANCEL, if there is a session."""
-        if self._platform.status().phase is Phase.SENDING:
-            self._platform.do(wire.SendCancel())
-
     def way_out(self, name: str) -> str:
         """There is none but the target."""
         return (
             "it is not known whether the guest runs on the target, and SEND_FINISH has closed it here for good; if it "
             f"does run there, say so with the target's token: sealift migrate {name} --settle FILE"
         )
-
-    def _sendable(self) -> PageSet:
-        """What the log has had of private pages; marks of shared ones are kept until they are private again."""
-        self._pending |= self._platform.private_dirty()
-        pages = self._pending.copy()
-        pages -= self._machine.shared_pages_now()
-        return pages
-
-    def _packet(
-        self, kind: RecordKind, place: int, request: wire.SendUpdateData | wire.SendUpdateVmsa, pages: int = 0
-    ) -> Record:
-        sent = self._platform.request(request, wire.PacketSent)
-        self._sent += 1
-        return Record((RecordFront(kind, place).encode(), self._packets.slot_out(_SLOT, sent.length)), pages)
 
 
 def _plain(kind: RecordKind, place: int, content: bytes) -> Record:
@@ -239,6 +246,10 @@ class PspTarget:
         self._vcpus: set[int] = set()
         self._received = 0
         self._announced: int | None = None
+
+    def identity(self) -> bytes:
+        """The session's nonce."""
+        return self._nonce
 
     def answer(self, offer: bytes) -> bytes:
         """This host's certificates; the offer was judged when the guest was admitted."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import StreamError, UserError
 from sealift.vmm.migration.machine_state import Restorer
-from sealift.vmm.migration.method import TargetMethod
+from sealift.vmm.migration.method import RecordSink
 from sealift.vmm.migration.shared_ram import RamLoader
-from sealift.vmm.migration.streamio import StreamReader
+from sealift.vmm.migration.streamio import ByteReader
 from sealift.wire import handshake, psp
 from sealift.wire.handover import HELLO_LIMIT, Hello, SealedKind
 from sealift.wire.qemu_stream import (
@@ -51,7 +51,7 @@ class Introduction:
 class Sinks:
     """Where what comes is put."""
 
-    method: TargetMethod
+    method: RecordSink
     ram: RamLoader
     devices: Restorer
 
@@ -59,7 +59,7 @@ class Sinks:
 class StreamIn:
     """Reads one stream, in the order in which a source writes it."""
 
-    def __init__(self, reader: StreamReader) -> None:
+    def __init__(self, reader: ByteReader) -> None:
         self._reader = reader
         self._take = reader.take
         self._sections: dict[int, Section] = {}
@@ -108,7 +108,7 @@ class StreamIn:
         sinks.devices.finish()
         read_description(self._take)
 
-    def _record(self, method: TargetMethod) -> None:
+    def _record(self, method: RecordSink) -> None:
         length = self._piece(SealedKind.RECORD)
         self._reader.into(method.space(length))
         method.take(length)

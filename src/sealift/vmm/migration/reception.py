@@ -1,27 +1,34 @@
-"""Where a target meets whoever connects: only one that introduces itself as a source gets any further.
+"""Where a target meets whoever connects: only who introduces itself as a source gets any further, or as part of one.
 
 Strangers (a port scan, a lost client, a source of another version) are told why and dropped, each in a thread of its
-own and within a limit, so that none of them keeps the real source waiting.
+own and within a limit, so that none of them keeps the real source waiting. With credentials, TLS comes first: who does
+not pass it is not listened to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import queue
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from sealift.errors import LostError, SealiftError
+from sealift.errors import LostError, RefusedError, SealiftError, sentence
 from sealift.vmm.migration import examining
 from sealift.vmm.migration.examining import Examiner
+from sealift.vmm.migration.joining import Side
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction, StreamIn
+from sealift.vmm.migration.route import Listening
 from sealift.vmm.migration.streamio import EndedError, StreamReader, shut_down
-from sealift.vmm.migration.transport import Listener
+from sealift.vmm.migration.tls import TLS_UNWANTED, TLS_WANTED, Credentials, begins_tls, handshake
+from sealift.wire import side_connection
 from sealift.wire.handover import TAKEN, Refusal
 from sealift.wire.inquiry import MAGIC
+from sealift.wire.side_connection import SideFront
 
 _STRANGERS = 16
 """Introductions at once; more wait in the system's queue."""
@@ -49,15 +56,30 @@ class Reception:
     Who only asks (`sealift.wire.inquiry`) is answered by `examiner`, and goes.
     """
 
-    def __init__(self, listener: Listener, patience: Patience, examiner: Examiner) -> None:
+    def __init__(
+        self,
+        listener: Listening,
+        patience: Patience,
+        examiner: Examiner,
+        credentials: Credentials | None = None,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """With `credentials` everybody must speak TLS; `notify` gets sentences about who could not."""
         self._listener = listener
         self._examiner = examiner
+        self._notify = notify
+        self._credentials = credentials
         self._limit_s = patience.introduction_s
         self._callers: queue.SimpleQueue[Caller | None] = queue.SimpleQueue()
         self._room = threading.BoundedSemaphore(_STRANGERS)
         self._lock = threading.Lock()
         self._present: dict[threading.Thread, socket.socket] = {}
         self._closed = False
+        self._came = threading.Condition()
+        self._ticket = b""
+        self._due: set[int] = set()
+        self._sides: list[Side] = []
+        self._listening = True
         self._accepting = threading.Thread(target=self._accept, name="reception", daemon=True)
         self._accepting.start()
 
@@ -71,6 +93,25 @@ class Reception:
         if caller is None:
             raise LostError(f"no source came to {self._listener.address} before listening ended")
         return caller
+
+    def expect(self, ticket: bytes, connections: int) -> None:
+        """A source's further connections may come, which show this ticket; `sides` waits for them."""
+        with self._came:
+            self._ticket, self._due = ticket, set(range(1, connections))
+
+    def sides(self, limit_s: float) -> tuple[Side, ...]:
+        """Wait until all connections that are expected have come, and give them away.
+
+        Raises:
+            LostError: they have not after `limit_s`, or listening ended.
+        """
+        with self._came:
+            self._came.wait_for(lambda: not self._due or not self._listening, limit_s)
+            if self._due:
+                missing = ", ".join(map(str, sorted(self._due)))
+                raise LostError(f"the source's connection for channel {missing} did not come")
+            sides, self._sides = tuple(self._sides), []
+            return sides
 
     def turn_away(self, caller: Caller, error: SealiftError) -> None:
         """Tell a source why it cannot come here, without waiting until it has heard."""
@@ -91,6 +132,9 @@ class Reception:
             caller = self._callers.get()
             if caller is not None:
                 caller.sock.close()
+        for side in self._sides:
+            side.sock.close()
+        self._sides.clear()
 
     def _accept(self) -> None:
         try:
@@ -100,6 +144,9 @@ class Reception:
                 self._attend(sock, lambda sock=sock: self._meet(sock))  # type: ignore[misc]  # binds this very socket
         except LostError:
             self._callers.put(None)
+            with self._came:
+                self._listening = False
+                self._came.notify_all()
 
     def _attend(self, sock: socket.socket, work: Callable[[], None]) -> None:
         """Work with a connection in a thread of its own; a place in the room was taken for it."""
@@ -123,24 +170,69 @@ class Reception:
         with self._lock:
             return tuple(self._present)
 
-    def _meet(self, sock: socket.socket) -> None:
+    def _meet(self, raw: socket.socket) -> None:
+        with ExitStack() as undo:
+            undo.callback(raw.close)
+            try:
+                sock = self._secured(raw)
+                undo.callback(sock.close)
+                self._listen_to(sock)
+            except EndedError:
+                return  # it left: nobody is there to be told
+            undo.pop_all()
+
+    def _secured(self, raw: socket.socket) -> socket.socket:
+        """The connection, through TLS if this target has credentials; one that cannot be so is told.
+
+        Raises:
+            EndedError: it cannot be.
+        """
+        try:
+            first = StreamReader(raw).glance(self._limit_s)
+            if begins_tls(first) != (self._credentials is not None):
+                raise RefusedError(TLS_WANTED if self._credentials else TLS_UNWANTED)
+        except EndedError:
+            raise
+        except SealiftError as error:
+            say_farewell(raw, Refusal.of(error))
+            raise EndedError("it was sent away") from error
+        if self._credentials is None:
+            return raw
+        sock = self._credentials.accept(raw)
+        self._stands_for_itself(sock)
+        try:
+            handshake(sock, self._limit_s)
+        except SealiftError as error:
+            sock.close()
+            self._notify(f"a source was sent away: {sentence(error)}")
+            raise EndedError("it was sent away") from error  # TLS has told it why
+        return sock
+
+    def _stands_for_itself(self, sock: socket.socket) -> None:
+        """From now on this is the connection that `close` has to end."""
+        with self._lock:
+            self._present[threading.current_thread()] = sock
+            if self._closed:
+                shut_down(sock)
+
+    def _listen_to(self, sock: socket.socket) -> None:
         reader = StreamReader(sock)
-        stream = StreamIn(reader)
         try:
             with reader.within(self._limit_s):
-                asks = bytes(reader.peek(len(MAGIC), len(MAGIC))[: len(MAGIC)]) == MAGIC
-            if asks:
+                front = bytes(reader.peek(len(MAGIC), side_connection.FRONT_SIZE))
+                if front.startswith(side_connection.MAGIC):
+                    self._join(SideFront.decode(reader.take(side_connection.FRONT_SIZE)), sock, reader)
+                    return
+            if front.startswith(MAGIC):
                 self._answer(sock, reader)
                 return
+            stream = StreamIn(reader)
             with reader.within(self._limit_s):
                 introduction = stream.introduction()
         except EndedError:
-            sock.close()  # it left: nobody is there to be told
+            raise
         except SealiftError as error:
             _dismiss(sock, error)
-        except BaseException:
-            sock.close()
-            raise
         else:
             self._callers.put(Caller(sock, reader, stream, introduction))
 
@@ -153,6 +245,21 @@ class Reception:
 
         examining.serve(reader, send, self._examiner, self._limit_s)
         sock.close()
+
+    def _join(self, front: SideFront, sock: socket.socket, reader: StreamReader) -> None:
+        """Keep a connection that is expected.
+
+        Raises:
+            RefusedError: it is not.
+        """
+        with self._came:
+            if not self._ticket or not hmac.compare_digest(front.ticket, self._ticket):
+                raise RefusedError("no migration here waits for this connection")
+            if front.channel not in self._due:
+                raise RefusedError(f"channel {front.channel} of this migration has its connection")
+            self._due.discard(front.channel)
+            self._sides.append(Side(front.channel, sock, reader))
+            self._came.notify_all()
 
 
 def _dismiss(sock: socket.socket, error: SealiftError) -> None:

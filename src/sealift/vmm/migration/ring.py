@@ -29,26 +29,28 @@ class RingSource:
     def records(self, pages: int) -> Iterator[Record]:
         """The records of a round of `pages` pages."""
         free = list(range(self._handler.shape.slots))
-        underway: deque[int] = deque()
+        underway: deque[tuple[int, int]] = deque()
         to_ask = pages
         while to_ask > 0 or underway:
             while to_ask > 0 and free:
-                underway.append(free.pop())
-                self._ask(underway[-1])
+                slot = free.pop()
+                underway.append((slot, self._ask(slot)))
                 to_ask -= self._record_pages
             sealed = self._handler.receive(Sealed)
-            slot = underway.popleft()
+            slot, channel = underway.popleft()
             if sealed.length:
-                yield Record((self._handler.slot_out(slot, sealed.length),), sealed.pages)
+                yield Record((self._handler.slot_out(slot, sealed.length),), sealed.pages, channel)
             free.append(slot)
             if not underway and to_ask <= 0:
                 to_ask = sealed.remaining
 
-    def _ask(self, slot: int) -> None:
+    def _ask(self, slot: int) -> int:
+        """Have the slot filled; by which channel."""
         channel = self._turn % self._channels
         self._turn += 1
         self._pulls[channel] += 1
         self._handler.send(Pull(channel, self._pulls[channel], slot, self._record_pages))
+        return channel
 
 
 class RingTarget:

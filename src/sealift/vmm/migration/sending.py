@@ -1,38 +1,25 @@
-"""The source's conversation: introduction, rounds, the stop, the handover. What happens when it fails: `source`."""
+"""The source's conversation around its rounds: introduction and handover. What happens when it fails: `source`."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sealift.errors import LostError, RefusedError, SealiftError, StreamError
-from sealift.pageset import PageSet
-from sealift.vmm.machine import Machine
-from sealift.vmm.migration import machine_state
-from sealift.vmm.migration.convergence import Convergence
+from sealift.vmm.migration.lanes import Lane, Lanes
+from sealift.vmm.migration.livecopy import LiveCopy, Subject, Watch
 from sealift.vmm.migration.method import SourceMethod
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.patience import Patience
-from sealift.vmm.migration.shared_ram import RamEncoder, SharedLog
-from sealift.vmm.migration.stats import PAGE_COST, DowntimePart, Statistics
+from sealift.vmm.migration.stats import DowntimePart, Statistics
 from sealift.vmm.migration.streamio import EndedError, StreamReader, readable_now
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.throttle import Throttle
-from sealift.vmm.runstate import RunState
-from sealift.wire.handover import (
-    TAKEN,
-    Disk,
-    Frame,
-    FrameKind,
-    Hardware,
-    Hello,
-    Refusal,
-    SealedKind,
-    blocks_of,
-    read_frame,
-)
+from sealift.wire.handover import TAKEN, Frame, FrameKind, Refusal, SealedKind, read_frame
+from sealift.wire.side_connection import TICKET_SIZE
 
 
 class TargetRefusedError(RefusedError):
@@ -100,34 +87,20 @@ class Returns:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """How a conversation is watched: `check` raises if it is to be given up, `passed` marks what was reached."""
-
-    check: Callable[[], None]
-    active: Callable[[], None]
-    device: Callable[[], None]
-    fencing: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is moved: the machine and its name."""
-
-    machine: Machine
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Line:
-    """The connection: the stream there, with its throttle, and what comes back."""
+    """The connections: the stream there, with its throttle, what comes back, and how to open those beside it.
+
+    `beside` opens connections of channels 1 and on, that show a ticket.
+    """
 
     out: StreamOut
     throttle: Throttle
     returns: Returns
+    beside: Callable[[bytes], tuple[Lane, ...]]
 
 
 class Sender:
-    """Moves one guest over one connection."""
+    """Moves one guest, over one connection or several."""
 
     def __init__(
         self,
@@ -138,18 +111,17 @@ class Sender:
         stats: Statistics,
         watch: Watch,
     ) -> None:
-        self._before = RunState.RUNNING
-        self._subject = subject
         self._machine = subject.machine
         self._method = method
         self._out = line.out
+        self._lanes = Lanes(line.out)
+        self._beside = line.beside
+        self._channels = parameters.channels
         self._throttle = line.throttle
         self._returns = line.returns
-        self._parameters = parameters
         self._stats = stats
         self._watch = watch
-        self._log = SharedLog(subject.machine, method.excluded())
-        self._encoder = RamEncoder(subject.machine.memory)
+        self._copy = LiveCopy(subject, method, self._lanes, parameters, stats, replace(watch, check=self._check))
 
     def move(self) -> None:
         """From the first byte to the target's word that the guest runs there.
@@ -163,102 +135,38 @@ class Sender:
             broken = error
         else:
             return
+        finally:
+            self._lanes.close()
         raise self._returns.why(broken)
+
+    def _check(self) -> None:
+        self._watch.check()
+        self._lanes.check()
 
     def _converse(self) -> None:
         self._introduce()
         self._watch.active()
-        self._rounds()
+        self._copy.rounds()
         self._throttle.lift()
-        self._stop()
-        self._finish()
+        self._copy.stop()
+        self._copy.finish()
         self._hand_over()
 
     def _introduce(self) -> None:
-        offer = self._method.start()
-        hello = Hello(
-            method=self._parameters.method.value,
-            guest=self._subject.name,
-            vcpus=self._machine.vcpu_count,
-            blocks=blocks_of(self._machine.layout),
-            hardware=_hardware(self._machine),
-            offer=offer,
-        )
-        self._out.begin(self._machine.layout)
-        self._out.piece(SealedKind.HELLO, hello.encode())
+        ticket = os.urandom(TICKET_SIZE) if self._channels > 1 else b""
+        self._copy.introduce(self._method.start(), self._channels, ticket)
         confirm = self._method.agree(self._returns.expect(FrameKind.ANSWER, self._returns.patience.answer_s))
         self._stats.migration = self._method.identity()
+        if ticket:
+            self._lanes.open(self._beside(ticket))
         self._out.piece(SealedKind.CONFIRM, confirm)
-
-    # --- rounds ----------------------------------------------------------------------------------------------------
-
-    def _rounds(self) -> None:
-        """Until what remains fits the downtime limit at the bandwidth measured."""
-        progress = Convergence()
-        while True:
-            self._round()
-            self._stats.remaining = (self._method.unsent() + self._log.count()) * PAGE_COST
-            self._stats.cutover = self._stats.bandwidth.bytes_in(self._parameters.downtime_limit_ms / 1e3)
-            expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)
-            if expected_s * 1e3 <= self._parameters.downtime_limit_ms:
-                return
-            self._stats.advice = progress.advice(self._stats.remaining, expected_s)
-
-    def _round(self) -> None:
-        private = self._method.begin_round()
-        shared = self._log.take()
-        if not self._stats.rounds:
-            self._stats.hole_pages = self._machine.layout.pages - private
-        self._stats.remaining = (private + len(shared)) * PAGE_COST
-        with self._stats.round():
-            self._send_private()
-            self._send_shared(shared)
-
-    def _send_private(self) -> None:
-        for record in self._method.records():
-            self._watch.check()
-            self._out.piece(SealedKind.RECORD, *record.parts)
-            self._stats.private_pages += record.pages
-            self._progressed(record.pages)
-
-    def _send_shared(self, pages: PageSet) -> None:
-        for batch in self._encoder.batches(pages):
-            self._watch.check()
-            self._out.ram(batch)
-            self._stats.shared_pages += batch.content_pages
-            self._stats.zero_pages += batch.zero_pages
-            self._progressed(batch.content_pages + batch.zero_pages)
-
-    def _progressed(self, pages: int) -> None:
-        self._stats.remaining = max(0, self._stats.remaining - pages * PAGE_COST)
-        self._stats.sent = self._out.sent
-
-    # --- the guest is stopped ----------------------------------------------------------------------------------------
-
-    def _stop(self) -> None:
-        """Stop the guest and send what it wrote since the last round."""
-        self._watch.device()
-        self._stats.downtime_part(DowntimePart.PAUSE)
-        self._before = self._machine.begin_handover()
-        self._method.stop()
-        self._stats.downtime_part(DowntimePart.LAST_ROUND)
-        self._round()
-
-    def _finish(self) -> None:
-        """Send all state, and end the stream."""
-        self._stats.downtime_part(DowntimePart.STATE)
-        for record in self._method.end_records():
-            self._watch.check()
-            self._out.piece(SealedKind.RECORD, *record.parts)
-        self._out.end(machine_state.save(self._machine, self._before))
-        self._stats.sent = self._out.sent
 
     def _hand_over(self) -> None:
         """PREPARED, FINAL, STARTED."""
         self._stats.downtime_part(DowntimePart.PREPARED)
         prepared = self._returns.expect(FrameKind.PREPARED, self._returns.patience.prepared_s)
         self._returns.check()  # a target that is already gone costs a method without tokens the guest
-        self._watch.fencing()
+        self._watch.settled()
         self._stats.downtime_part(DowntimePart.START)
         # Before the target can have the right to start: it finds the images complete and free.
         self._machine.devices.leave_disks()
@@ -268,9 +176,3 @@ class Sender:
             raise StreamError("the target's word that it runs the guest says something else")
         with contextlib.suppress(EndedError):  # it is told so that it need not keep the token
             self._out.frame(TAKEN)
-
-
-def _hardware(machine: Machine) -> Hardware:
-    disks = tuple(Disk(disk.sectors, disk.read_only) for disk in machine.spec.disks)
-    cpu = machine.platform.cpu
-    return Hardware(machine.spec.type.value, cpu.cbit, cpu.description, disks)

@@ -21,7 +21,7 @@ from sealift.errors import StreamError
 from sealift.pageset import PageNumbers, PageSet, Words
 from sealift.vmm.machine import Machine
 from sealift.vmm.memory import Buffer, SharedMemory
-from sealift.vmm.migration.streamio import StreamReader
+from sealift.vmm.migration.streamio import ByteReader
 from sealift.wire.qemu_stream import (
     END_OF_RAM_PART,
     FLAGS_MASK,
@@ -169,7 +169,7 @@ class RamLoader:
         self._touched = populated(memory)
         self.pages = 0
 
-    def load(self, reader: StreamReader) -> None:
+    def load(self, reader: ByteReader) -> None:
         """Read one part, to its end mark.
 
         Raises:
@@ -198,7 +198,7 @@ class RamLoader:
         except KeyError:
             raise StreamError(f"the stream has pages of RAMBlock {name!r}, which this machine does not have") from None
 
-    def _load_one(self, reader: StreamReader, header: int, block: tuple[RamBlock, int]) -> None:
+    def _load_one(self, reader: ByteReader, header: int, block: tuple[RamBlock, int]) -> None:
         """The entry that named its block; its header is read."""
         places = np.array([header & ~FLAGS_MASK], np.uint64)
         match header & FLAGS_MASK:
@@ -211,7 +211,7 @@ class RamLoader:
             case flags:
                 raise StreamError(f"a page of the ram section has the unknown flags {flags:#x}")
 
-    def _load_run(self, reader: StreamReader, header: int, block: tuple[RamBlock, int]) -> None:
+    def _load_run(self, reader: ByteReader, header: int, block: tuple[RamBlock, int]) -> None:
         """As many entries of the same kind as lie in the buffer, at least one."""
         flags = header & FLAGS_MASK
         match flags ^ RamFlag.CONTINUE:
@@ -242,7 +242,7 @@ class RamLoader:
         self.pages += numbers.size
 
 
-def _run(reader: StreamReader, entry: np.dtype[Any], flags: int) -> npt.NDArray[Any]:
+def _run(reader: ByteReader, entry: np.dtype[Any], flags: int) -> npt.NDArray[Any]:
     """The entries with exactly these flags at the buffer's front; those of another kind parse as something else."""
     held = reader.peek(entry.itemsize, max(_GREED, entry.itemsize))
     entries = np.frombuffer(held, entry, len(held) // entry.itemsize)

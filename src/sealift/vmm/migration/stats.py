@@ -15,6 +15,7 @@ import msgspec
 
 from sealift.address import PAGE_SIZE
 from sealift.vmm.migration.clock import Clock
+from sealift.vmm.migration.socket_address import SocketAddress
 from sealift.vmm.migration.status import MigrationStatus
 
 PAGE_COST: Final = PAGE_SIZE + 8
@@ -29,6 +30,8 @@ class DowntimePart(enum.Enum):
 
     PAUSE = "stop"
     """Its vCPUs to leave guest mode."""
+    SWITCHOVER = "switchover"
+    """Its user to say that it may go on, if that was asked for."""
     LAST_ROUND = "last-pages"
     """What it wrote since the last round."""
     STATE = "state"
@@ -40,7 +43,10 @@ class DowntimePart(enum.Enum):
 
 
 class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
-    """QEMU's MigrationRAMInfo: bytes, pages; `duplicate` are pages sent as zeros, `normal` those sent with content."""
+    """QEMU's MigrationRAMInfo: bytes, pages; `duplicate` are pages sent as zeros, `normal` those sent with content.
+
+    Of the bytes transferred, `multifd_bytes` went on connections beside the first.
+    """
 
     transferred: int
     remaining: int
@@ -52,6 +58,7 @@ class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
     dirty_sync_count: int
     page_size: int
     pages_per_second: int
+    multifd_bytes: int = 0
 
 
 class PageInfo(msgspec.Struct, frozen=True, rename="kebab"):
@@ -70,9 +77,13 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     setup_time: int | None = None
     downtime: int | None = None
     expected_downtime: int | None = None
+    cpu_throttle_percentage: int = 0
+    """What auto-converge holds the guest's vCPUs for; absent while it does not."""
     error_desc: str | None = None
     blocked_reasons: tuple[str, ...] = ()
     """Why no migration of this guest can begin, in sentences."""
+    socket_address: tuple[SocketAddress, ...] = ()
+    """Where a guest is awaited."""
     ram: RamInfo | None = None
     pages: PageInfo | None = None
     migration_id: str | None = None
@@ -82,6 +93,8 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     """What may remain, in bytes, for the guest to be stopped: what the way takes within the downtime limit."""
     x_sealift_fenced: bool = False
     """The guest is stopped here, and may run at the target: only the target's token lets it go on."""
+    x_sealift_snapshot: str | None = None
+    """It is no migration: the guest is saved to this file, and runs on here."""
     x_sealift_advice: str | None = None
     """What its user could do so that the migration ends."""
 
@@ -123,12 +136,14 @@ class Statistics:
         zero_pages: pages sent in clear as zeros.
         hole_pages: private pages that the first round did not have.
         rounds: rounds begun.
-        sent: bytes of the stream.
+        sent: bytes, on all connections.
+        sent_beside: those of them on connections beside the first.
         remaining: bytes known to be unsent.
         bandwidth: measured by rounds.
         migration: the handlers' id of it.
         error: why it ended, when it did not complete.
         fenced: whether it ended without anybody knowing who may run the guest.
+        cpu_throttle_percentage: share of the time in which auto-converge keeps the guest from running.
         advice: what the user could do so that it ends.
         cutover: bytes that may remain for the guest to be stopped, once a round has shown what the way takes.
     """
@@ -142,11 +157,12 @@ class Statistics:
         self._part: tuple[DowntimePart, float] | None = None
         self._parts: dict[DowntimePart, float] = {}
         self.private_pages = self.shared_pages = self.zero_pages = self.hole_pages = 0
-        self.rounds = self.sent = self.remaining = 0
+        self.rounds = self.sent = self.sent_beside = self.remaining = 0
         self.bandwidth = Bandwidth()
         self.migration = b""
         self.error: str | None = None
         self.fenced = False
+        self.cpu_throttle_percentage = 0
         self.advice: str | None = None
         self.cutover: int | None = None
 
@@ -198,6 +214,7 @@ class Statistics:
             setup_time=None if self._active is None else _ms(self._active - self._begun),
             downtime=None if downtime is None else _ms(downtime),
             expected_downtime=_ms(expected) if downtime is None and expected != float("inf") else None,
+            cpu_throttle_percentage=self.cpu_throttle_percentage,
             error_desc=self.error,
             ram=self._ram(),
             pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
@@ -226,6 +243,7 @@ class Statistics:
             dirty_sync_count=self.rounds,
             page_size=PAGE_SIZE,
             pages_per_second=int(pages / seconds) if seconds else 0,
+            multifd_bytes=self.sent_beside,
         )
 
 

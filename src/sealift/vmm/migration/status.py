@@ -18,6 +18,8 @@ class MigrationStatus(enum.Enum):
     """Connecting, launching the receiver, exchanging keys."""
     ACTIVE = "active"
     """Rounds; the guest runs."""
+    PRE_SWITCHOVER = "pre-switchover"
+    """The guest is stopped, and its user is asked whether the rest may go."""
     DEVICE = "device"
     """The guest is stopped; the rest, the state and the handover."""
     CANCELLING = "cancelling"
@@ -35,7 +37,8 @@ _GIVING_UP = {_S.CANCELLING, _S.FAILED}
 TRANSITIONS: dict[MigrationStatus, set[MigrationStatus]] = {
     _S.NONE: {_S.SETUP},
     _S.SETUP: {_S.ACTIVE} | _GIVING_UP,
-    _S.ACTIVE: {_S.DEVICE} | _GIVING_UP,
+    _S.ACTIVE: {_S.PRE_SWITCHOVER, _S.DEVICE} | _GIVING_UP,
+    _S.PRE_SWITCHOVER: {_S.DEVICE} | _GIVING_UP,
     _S.DEVICE: {_S.COMPLETED} | _GIVING_UP,
     _S.CANCELLING: {_S.CANCELLED, _S.FAILED},
     # A token that comes later by another way settles what a lost target left open.

@@ -8,7 +8,7 @@ from sealift.address import RamLayout
 from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.machine_state import SavedState
 from sealift.vmm.migration.shared_ram import Batch
-from sealift.vmm.migration.streamio import StreamWriter
+from sealift.vmm.migration.streamio import Writer
 from sealift.wire.handover import Frame, SealedKind
 from sealift.wire.qemu_stream import (
     END_OF_RAM_PART,
@@ -33,7 +33,7 @@ _RAM_ID = 0
 class StreamOut:
     """Writes one stream."""
 
-    def __init__(self, writer: StreamWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._sections = _RAM_ID + 1
         self._by_length: dict[int, int] = {}

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,53 +25,26 @@ from sealift.errors import (
     UserError,
     sentence,
 )
-from sealift.launch.machine import MachineType
-from sealift.vmm.console import Console
-from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.launch import Launched
-from sealift.vmm.machine import Machine, MachineSpec
-from sealift.vmm.migration.examining import Examiner, Premises, compare_disks, memory_available
+from sealift.vmm.machine import Machine
+from sealift.vmm.migration.alarm import Alarm
+from sealift.vmm.migration.examining import Examiner, Premises
+from sealift.vmm.migration.joining import JoinedChannels, Side
+from sealift.vmm.migration.landing import TargetHost, make_machine, set_going
 from sealift.vmm.migration.machine_state import Restorer
-from sealift.vmm.migration.method import Entrance, TargetMethod
+from sealift.vmm.migration.method import Entrance, RecordSink, TargetMethod
 from sealift.vmm.migration.methods import entrance_for
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction, Sinks
 from sealift.vmm.migration.reception import Caller, Reception, say_farewell
+from sealift.vmm.migration.route import listen
 from sealift.vmm.migration.shared_ram import RamLoader
 from sealift.vmm.migration.streamio import EndedError, StreamReader, bulk_work, shut_down
+from sealift.vmm.migration.tls import Credentials
 from sealift.vmm.migration.token_file import keep_token
-from sealift.vmm.migration.transport import Address, Listener
-from sealift.vmm.platform import CpuShape, Platform
-from sealift.vmm.runstate import RunState
+from sealift.vmm.migration.transport import Address
+from sealift.vmm.platform import Platform
 from sealift.wire.handover import Frame, FrameKind, Hello, Method, Refusal, read_frame
-from sealift.wire.owner import OwnerService
-
-
-@dataclass(frozen=True, slots=True)
-class TargetHost:
-    """What a target needs of the host it is on.
-
-    Attributes:
-        platform: starts a platform process.
-        owner: approves receivers and releases their secrets (method mh).
-        startup: the start-up code of the receiver image.
-        disks: opens the images that a guest which comes here finds; the machine closes them.
-        console: makes the guest's console.
-        run_state: is called with every new run state of the guest.
-        token_path: where to keep a token that the source did not take; None: nowhere.
-        notify: takes sentences for the user.
-        memory_available: bytes that this machine could give a guest.
-    """
-
-    platform: Callable[[], Platform]
-    owner: OwnerService
-    startup: bytes
-    console: Callable[[], Console]
-    run_state: Callable[[RunState], None]
-    disks: Callable[[], tuple[DiskImage, ...]] = tuple
-    token_path: Path | None = None
-    notify: Callable[[str], None] = lambda _: None
-    memory_available: Callable[[], int] = memory_available
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +82,15 @@ class Incoming:
         aborted: the ABORTED token of a target that gave up, for a source that is left fenced; else empty.
 
     Raises:
-        UserError: it cannot listen there.
+        UserError: it cannot listen there, or the credentials cannot be used.
     """
 
-    def __init__(self, address: Address, host: TargetHost) -> None:
-        self._listener = Listener(address)
+    def __init__(self, address: Address, host: TargetHost, tls_creds: str = "") -> None:
+        """Listen; who comes must speak TLS if there is a directory `tls_creds` (`sealift.vmm.migration.tls`)."""
+        self._credentials = Credentials(Path(tls_creds)) if tls_creds else None
+        if self._credentials is not None:
+            self._credentials.check()
+        self._listener = listen(address)
         self.address = self._listener.address
         self.aborted = b""
         self.patience = Patience()
@@ -133,17 +110,18 @@ class Incoming:
         Raises:
             SealiftError: why no guest came; the source was told, and nothing is left of it here.
         """
+        premises = Premises(self._platform_here, self._host.owner, self._host.disks, self._host.memory_available)
+        reception = Reception(self._listener, self.patience, Examiner(premises), self._credentials, self._host.notify)
         try:
-            premises = Premises(self._platform_here, self._host.owner, self._host.disks, self._host.memory_available)
-            with contextlib.closing(Reception(self._listener, self.patience, Examiner(premises))) as reception:
-                caller, entrance = self._first_wanted(reception)
+            caller, entrance = self._first_wanted(reception)
         except BaseException:
+            reception.close()
             self._leave_nothing()
             raise
-        with contextlib.closing(caller.sock):
+        with contextlib.closing(caller.sock), contextlib.closing(reception):
             try:
                 self._adopt(caller.sock)
-                return self._receive(caller, entrance)
+                return self._receive(caller, entrance, reception)
             except SealiftError as error:
                 self._refuse(caller.sock, error)
                 raise
@@ -201,18 +179,16 @@ class Incoming:
             if self._cancelled:
                 raise LostError("the target was told to give up")
 
-    def _receive(self, caller: Caller, entrance: Entrance) -> Arrived:
-        sock, reader, stream = caller.sock, caller.reader, caller.stream
+    def _receive(self, caller: Caller, entrance: Entrance, reception: Reception) -> Arrived:
+        sock, reader = caller.sock, caller.reader
+        if caller.introduction.hello.connections == 1:
+            reception.close()
         try:
             guest = self._make(caller.introduction, entrance)
-            answer = guest.method.answer(caller.introduction.hello.offer)
-            _send(sock, Frame(FrameKind.ANSWER, answer))
-            with reader.within(self.patience.reply_s):
-                confirmation = stream.confirmation()
-            guest.method.agreed(confirmation)
+            sides = self._agree(caller, guest.method, reception)
             restorer = Restorer(guest.machine)
-            with bulk_work():
-                stream.rest(Sinks(guest.method, RamLoader(guest.machine.memory), restorer))
+            with bulk_work(), self._joined(reader, guest.method, sides) as sink:
+                caller.stream.rest(Sinks(sink, RamLoader(guest.machine.memory), restorer))
             guest.machine.replace_shared_pages(guest.machine.platform.page_states())
         except EndedError as error:
             raise StreamError("the stream is truncated") from error
@@ -226,29 +202,44 @@ class Incoming:
         kept = None if self._delivered(caller, started) else self._keep(started)
         return Arrived(guest.machine, guest.launched, caller.introduction.hello.guest, started, kept)
 
+    def _agree(self, caller: Caller, method: TargetMethod, reception: Reception) -> tuple[Side, ...]:
+        """Exchange keys, and let the connections in that come beside the stream."""
+        hello = caller.introduction.hello
+        answer = method.answer(hello.offer)
+        reception.expect(hello.ticket, hello.connections)
+        _send(caller.sock, Frame(FrameKind.ANSWER, answer))
+        with ExitStack() as undo:
+            sides = reception.sides(self.patience.reply_s)
+            reception.close()
+            for side in sides:
+                undo.callback(side.sock.close)
+            with caller.reader.within(self.patience.reply_s):
+                confirmation = caller.stream.confirmation()
+            method.agreed(confirmation)
+            undo.pop_all()
+        return sides
+
+    @contextmanager
+    def _joined(self, reader: StreamReader, sink: RecordSink, sides: tuple[Side, ...]) -> Iterator[RecordSink]:
+        """Where records go: to the method, from all connections."""
+        if not sides:
+            yield sink
+            return
+        with contextlib.closing(Alarm()) as alarm, contextlib.closing(JoinedChannels(sink, sides, alarm)) as joined:
+            reader.heed(alarm)
+            try:
+                yield joined
+            finally:
+                reader.heed(None)
+
     def _make(self, introduction: Introduction, entrance: Entrance) -> _Guest:
         """The machine, waiting for its guest."""
-        machine = self._machine = self._make_machine(introduction, entrance)
+        if self._platform is None:
+            raise InternalError("a machine is to be made before any guest was admitted")
+        machine = self._machine = make_machine(self._host, self._platform, introduction, es=entrance.es)
         entered = entrance.enter(machine)
         self._method = entered.method
         return _Guest(machine, entered.launched, entered.method)
-
-    def _make_machine(self, introduction: Introduction, entrance: Entrance) -> Machine:
-        if self._platform is None:
-            raise InternalError("a machine is to be made before any guest was admitted")
-        hello, hardware = introduction.hello, introduction.hello.hardware
-        with ExitStack() as undo:
-            disks = self._host.disks()
-            for disk in disks:
-                undo.callback(disk.close)
-            for obstacle in compare_disks(disks, hardware.disks):
-                raise UserError(obstacle.sentence)
-            cpu = CpuShape(hardware.cbit, hardware.cpu)
-            kind = _machine_type(hardware.machine)
-            spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, entrance.es)
-            machine = Machine(self._platform, spec, self._host.console(), self._host.run_state)
-            undo.pop_all()
-        return machine
 
     def _start(self, guest: _Guest, restorer: Restorer) -> bytes:
         """The guest is ours: run it. From here on nothing is given up any more."""
@@ -257,10 +248,7 @@ class Incoming:
                 raise LostError("the target was told to give up")
             guest.machine.devices.take_disks()
             started = guest.method.started()
-        if restorer.paused:
-            guest.machine.arrive_paused()
-        else:
-            guest.machine.resume()
+        set_going(guest.machine, restorer)
         return started
 
     def _delivered(self, caller: Caller, started: bytes) -> bool:
@@ -307,13 +295,6 @@ class Incoming:
             self._machine.close()
         elif self._platform is not None:
             self._platform.close()
-
-
-def _machine_type(name: str) -> MachineType:
-    try:
-        return MachineType(name)
-    except ValueError:
-        raise StreamError(f"the source's guest needs a machine {name!r:.40}, which is not known here") from None
 
 
 def _expect_final(reader: StreamReader) -> bytes:

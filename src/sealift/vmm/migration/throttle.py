@@ -11,7 +11,7 @@ _BURST_S = 0.1
 
 
 class Throttle:
-    """Keeps those who call `spend` below `rate` bytes a second; 0 is no limit. One caller at a time.
+    """Keeps those who call `spend` below `rate` bytes a second, all together; 0 is no limit.
 
     `wake` ends a wait early: the stream is being given up.
     """
@@ -20,6 +20,7 @@ class Throttle:
         self._rate = rate
         self._clock = clock
         self._wake = wake
+        self._lock = threading.Lock()
         self._credit = rate * _BURST_S
         self._at = clock.monotonic()
 
@@ -29,12 +30,15 @@ class Throttle:
 
     def spend(self, length: int) -> None:
         """`length` bytes are about to be sent; wait while they are too many."""
-        if not self._rate:
-            return
-        self._refill()
-        self._credit -= length
-        if self._credit < 0:
-            self._clock.wait(self._wake, -self._credit / self._rate)
+        with self._lock:
+            rate = self._rate
+            if not rate:
+                return
+            self._refill()
+            self._credit -= length
+            debt = -self._credit
+        if debt > 0:
+            self._clock.wait(self._wake, debt / rate)
 
     def _refill(self) -> None:
         now = self._clock.monotonic()

@@ -1,4 +1,7 @@
-"""Where a migration goes to or comes from: ``tcp:HOST:PORT`` or ``unix:PATH``, as QEMU writes it."""
+"""Where a migration goes to or comes from, as QEMU writes it, and connections over TCP and Unix sockets.
+
+``tcp:HOST:PORT``, ``unix:PATH``, ``fd:N``, ``exec:COMMAND`` (`sealift.vmm.migration.handed`) or ``file:PATH``.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from sealift.errors import LostError, UserError
+from sealift.vmm.migration.handed import ExecAddress, FdAddress, HandedAddress
 
 BUFFER_FLOOR: Final = 128 * 1024
 """Socket buffer where there is no distance: what is copied out is still in the cache (measured: +50 % over the
@@ -36,6 +40,9 @@ _TIMEVAL: Final = struct.Struct("@ll")
 
 _BACKLOG: Final = 16
 """Connections that wait to be met; strangers among them must not keep a source out."""
+
+_DIGITS = 9
+"""Of a port or descriptor: more make no number that any system knows."""
 
 _UNIX_PATH_LIMIT = 107
 """sun_path, unix(7)."""
@@ -65,7 +72,19 @@ class UnixAddress:
         return f"unix:{self.path}"
 
 
-Address: TypeAlias = TcpAddress | UnixAddress
+@dataclass(frozen=True, slots=True)
+class FileAddress:
+    """A file that a stream is written to, from `offset` (bytes) on."""
+
+    path: Path
+    offset: int = 0
+
+    def __str__(self) -> str:
+        return f"file:{self.path}{f',offset={self.offset}' if self.offset else ''}"
+
+
+NetworkAddress: TypeAlias = TcpAddress | UnixAddress
+Address: TypeAlias = NetworkAddress | HandedAddress | FileAddress
 
 
 def parse_uri(uri: str) -> Address:
@@ -75,17 +94,37 @@ def parse_uri(uri: str) -> Address:
         UserError: it is none; the message says how one looks.
     """
     scheme, _, rest = uri.partition(":")
-    if scheme == "unix" and rest:
-        if len(os.fsencode(rest)) > _UNIX_PATH_LIMIT or "\0" in rest:
-            raise UserError(f"the socket path {rest!r} is longer than {_UNIX_PATH_LIMIT} bytes; choose a shorter one")
-        return UnixAddress(Path(rest))
-    host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF:
-        raise UserError(f"{uri!r} is no migration address; write tcp:HOST:PORT or unix:PATH")
-    return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+    match scheme:
+        case "unix" if rest:
+            return _unix(rest)
+        case "tcp":
+            host, _, port = rest.rpartition(":")
+            if _is_number(port) and int(port) <= 0xFFFF:
+                return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+        case "fd" if _is_number(rest):
+            return FdAddress(int(rest))
+        case "exec" if rest and "\0" not in rest:
+            return ExecAddress(rest)
+        case "file" if rest and "\0" not in rest:
+            path, _, offset = rest.partition(",offset=")
+            if path and (not offset or _is_number(offset)):
+                return FileAddress(Path(path), int(offset or 0))
+        case _:
+            pass
+    raise UserError(f"{uri!r} is no migration address; write tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND or file:PATH")
 
 
-def connect(address: Address) -> socket.socket:
+def _unix(path: str) -> UnixAddress:
+    if len(os.fsencode(path)) > _UNIX_PATH_LIMIT or "\0" in path:
+        raise UserError(f"the socket path {path!r} is longer than {_UNIX_PATH_LIMIT} bytes; choose a shorter one")
+    return UnixAddress(Path(path))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS
+
+
+def connect(address: NetworkAddress) -> socket.socket:
     """A stream to a target that listens.
 
     Raises:
@@ -164,13 +203,13 @@ class Listener:
         UserError: it cannot listen there.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: NetworkAddress) -> None:
         self._path: Path | None = None
         try:
             match address:
                 case TcpAddress():
                     self._sock = _listening_tcp(address)
-                    self.address: Address = TcpAddress(*self._sock.getsockname()[:2])
+                    self.address: NetworkAddress = TcpAddress(*self._sock.getsockname()[:2])
                 case UnixAddress():
                     self._sock = _listening_unix(address.path)
                     self.address, self._path = address, address.path
@@ -181,6 +220,11 @@ class Listener:
                 in_use = f"{address} is in use already; choose another one, or end who listens there"
                 raise UserError(in_use) from None
             raise UserError(f"this machine cannot listen on {address}") from error
+
+    @property
+    def listening(self) -> socket.socket:
+        """What it listens on, for a server that accepts by itself."""
+        return self._sock
 
     def accept(self) -> socket.socket:
         """The next connection.

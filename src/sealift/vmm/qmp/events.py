@@ -2,30 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import assert_never
+import enum
+from collections.abc import Collection, Iterator
+from typing import Final, assert_never
 
-from sealift.vmm.events import Ending, GuestEvent, MigrationChanged, RunStateChanged
+import msgspec
+
+from sealift.vmm.events import (
+    Ending,
+    GuestEvent,
+    MigrationChanged,
+    PassBegun,
+    PowerButtonPressed,
+    RunStateChanged,
+    ShutdownCause,
+)
+from sealift.vmm.migration.parameters import Capability
+from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.qmp.message import Event
 from sealift.vmm.runstate import RunState
 
 
-def qmp_events(event: GuestEvent) -> Iterator[Event]:
-    """The QMP events (qapi/run-state.json, qapi/migration.json) that `event` causes, in order."""
+class ShutdownData(msgspec.Struct, frozen=True):
+    """Who ended the guest, and why."""
+
+    guest: bool
+    reason: ShutdownCause
+
+
+class GuestPanicAction(enum.Enum):
+    """QEMU's GuestPanicAction, as far as it exists here."""
+
+    PAUSE = "pause"
+
+
+class GuestPanickedData(msgspec.Struct, frozen=True):
+    """What is done about it."""
+
+    action: GuestPanicAction
+
+
+class MigrationData(msgspec.Struct, frozen=True):
+    """The migration's new status."""
+
+    status: MigrationStatus
+
+
+class MigrationPassData(msgspec.Struct, frozen=True):
+    """The round that begins, from 1."""
+
+    number: int = msgspec.field(name="pass")
+
+
+EVENTS: Final[dict[str, type[msgspec.Struct] | None]] = {
+    "GUEST_PANICKED": GuestPanickedData,
+    "MIGRATION": MigrationData,
+    "MIGRATION_PASS": MigrationPassData,
+    "POWERDOWN": None,
+    "RESUME": None,
+    "SHUTDOWN": ShutdownData,
+    "STOP": None,
+}
+"""Every event there is, with the type of its data (qapi/run-state.json, qapi/migration.json)."""
+
+
+def qmp_events(event: GuestEvent, capabilities: Collection[Capability]) -> Iterator[Event]:
+    """The QMP events that `event` causes, in order; a migration's are for those who switched them on, as in QEMU."""
     match event:
         case RunStateChanged(before, after):
             yield from _run_state_events(before, after)
         case MigrationChanged(_, status):
-            yield Event("MIGRATION", {"status": status.value})
+            if Capability.EVENTS in capabilities:
+                yield Event("MIGRATION", MigrationData(status))
+        case PassBegun(number):
+            if Capability.EVENTS in capabilities:
+                yield Event("MIGRATION_PASS", MigrationPassData(number))
+        case PowerButtonPressed():
+            yield Event("POWERDOWN")
         case Ending(cause):
-            yield Event("SHUTDOWN", {"guest": cause.by_guest, "reason": cause.value})
+            yield Event("SHUTDOWN", ShutdownData(cause.by_guest, cause))
         case _:
             assert_never(event)
 
 
 def _run_state_events(before: RunState, after: RunState) -> Iterator[Event]:
     if after is RunState.GUEST_PANICKED:
-        yield Event("GUEST_PANICKED", {"action": "pause"})
+        yield Event("GUEST_PANICKED", GuestPanickedData(GuestPanicAction.PAUSE))
     if before is RunState.RUNNING and after is not RunState.SHUTDOWN:
         yield Event("STOP")
     if after is RunState.RUNNING:

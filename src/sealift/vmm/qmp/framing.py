@@ -7,6 +7,7 @@ their braces; what they hold is the decoder's business.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from sealift.errors import StreamError
@@ -14,8 +15,19 @@ from sealift.errors import StreamError
 REQUEST_LIMIT: Final = 256 * 1024
 """Bytes of one request: none that exists needs a hundredth; QEMU itself stops at 64 MiB."""
 
+DEPTH_LIMIT: Final = 64
+"""Objects and lists in one another: what exists needs ten, and a decoder that recurses has a stack to lose."""
+
 _MARKS: Final = re.compile(rb'[{}\[\]"\\]')
 _OPENING: Final = b"{["
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One JSON object's bytes (or a line that is none), and how deeply objects and lists lie in one another there."""
+
+    data: bytes
+    depth: int
 
 
 class Framer:
@@ -25,7 +37,7 @@ class Framer:
         self._buffer = bytearray()
         self._restart()
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> list[Frame]:
         """The objects that `data` completes.
 
         Raises:
@@ -34,10 +46,10 @@ class Framer:
         self._buffer += data
         frames = []
         while (end := self._end_of_frame()) is not None:
-            frame = bytes(self._buffer[:end]).strip()
+            frame = Frame(bytes(self._buffer[:end]).strip(), self._deepest)
             del self._buffer[:end]
             self._restart()
-            if frame:
+            if frame.data:
                 frames.append(frame)
         if len(self._buffer) > REQUEST_LIMIT:
             raise StreamError(f"a QMP request is longer than {REQUEST_LIMIT} bytes")
@@ -46,6 +58,7 @@ class Framer:
     def _restart(self) -> None:
         self._scanned = 0
         self._depth = 0
+        self._deepest = 0
         self._in_string = False
 
     def _end_of_frame(self) -> int | None:
@@ -67,6 +80,7 @@ class Framer:
                     continue
                 case bracket:
                     self._depth += 1 if bracket in {b"{", b"["} else -1
+                    self._deepest = max(self._deepest, self._depth)
                     if self._depth == 0:
                         return self._scanned
         self._scanned = len(self._buffer)

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from sealift.errors import UserError
+from sealift.wire.packed import UNDECODABLE
 
 END_OF_MESSAGE: Final = b"\r\n"
 
@@ -62,11 +63,11 @@ class VersionInfo(msgspec.Struct, frozen=True):
     package: str
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Something happened; `data` belongs to the event's name."""
+class Event(msgspec.Struct, frozen=True):
+    """Something happened; the type of `data` belongs to the event's name (`sealift.vmm.qmp.events`)."""
 
     name: str
-    data: dict[str, object] = {}
+    data: msgspec.Struct | None = None
 
 
 A = TypeVar("A", bound=msgspec.Struct)
@@ -76,6 +77,8 @@ _REQUESTS: Final = msgspec.json.Decoder(Request)
 _MISSING: Final = re.compile(r"Object missing required field `([^`]+)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([^`]+)`")
 _WRONG_TYPE: Final = re.compile(r"Expected `([^`]+)`, got `[^`]+` - at `\$\.([^`]+)`")
+_WRONG_VALUE: Final = re.compile(r"Invalid (?:enum )?value (.+) - at `\$\.(?:[^`]+\.)?([^`.]+)`")
+_OUT_OF_RANGE: Final = re.compile(r"Expected `int` ([<>]=?) (-?\d+) - at `\$\.([^`]+)`")
 _QEMU_TYPES: Final = {"str": "string", "bool": "boolean", "int": "integer", "float": "number", "object": "object"}
 
 
@@ -99,7 +102,7 @@ def event_message(event: Event, time_us: int) -> bytes:
     seconds, microseconds = divmod(time_us, 1_000_000)
     timestamp = {"seconds": seconds, "microseconds": microseconds}
     message: dict[str, object] = {"timestamp": timestamp, "event": event.name}
-    return _line(message | ({"data": event.data} if event.data else {}))
+    return _line(message if event.data is None else message | {"data": event.data})
 
 
 def decode_request(frame: bytes) -> Request:
@@ -112,7 +115,7 @@ def decode_request(frame: bytes) -> Request:
         return _REQUESTS.decode(frame)
     except msgspec.ValidationError as error:
         raise QmpError(_request_complaint(str(error))) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise QmpError(f"JSON parse error, {error}") from error
 
 
@@ -120,7 +123,7 @@ def request_id(frame: bytes) -> object:
     """The id in a frame that is JSON but not a valid request, so that even its error can name it."""
     try:
         found = msgspec.json.decode(frame)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return msgspec.UNSET
     return found.get("id", msgspec.UNSET) if isinstance(found, dict) else msgspec.UNSET
 
@@ -157,6 +160,10 @@ def _argument_complaint(complaint: str) -> str:
     if wrong := _WRONG_TYPE.search(complaint):
         expected = wrong[1].removesuffix(" | null")
         return f"Invalid parameter type for '{wrong[2]}', expected: {_QEMU_TYPES.get(expected, expected)}"
+    if value := _WRONG_VALUE.search(complaint):
+        return f"Parameter '{value[2]}' does not accept value {value[1]}"
+    if range_ := _OUT_OF_RANGE.search(complaint):
+        return f"Parameter '{range_[3]}' expects an integer {range_[1]} {range_[2]}"
     return f"Invalid parameter: {complaint}"
 
 

@@ -1,4 +1,4 @@
-"""The QMP server: any number of clients on one listening Unix socket."""
+"""The QMP server: any number of clients, on Unix and TCP sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sealift.vmm.qmp.message import event_message
 from sealift.vmm.qmp.session import Session
 
 CLIENTS_LIMIT: Final = 64
-"""Clients at once; each costs a descriptor and at most an outbox."""
+"""Clients of one socket at once; each costs a descriptor and at most an outbox."""
 
 _THREADS: Final = 8
 """Commands that may wait at once; `quit` and all queries need none of them."""
@@ -41,11 +41,13 @@ class QmpServer:
         """Clients connected now."""
         return len(self._sessions)
 
-    async def serve(self, listening: socket.socket) -> None:
-        """Serve clients until cancelled."""
+    async def serve(self, *listening: socket.socket) -> None:
+        """Serve the clients of listening sockets until cancelled."""
         self._guest.events.listen(self._happened)
         try:
-            await serve_clients(listening, self._client, CLIENTS_LIMIT)
+            async with asyncio.TaskGroup() as sockets:
+                for one in listening:
+                    sockets.create_task(serve_clients(one, self._client, CLIENTS_LIMIT))
         finally:
             self._guest.events.unlisten(self._happened)
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -63,7 +65,7 @@ class QmpServer:
     def _happened(self, event: GuestEvent) -> None:
         """Called on any thread."""
         now_us = time.time_ns() // 1000
-        for qmp_event in qmp_events(event):
+        for qmp_event in qmp_events(event, self._guest.parameters.capabilities):
             post(self._loop, self._broadcast, event_message(qmp_event, now_us))
 
     def _broadcast(self, message: bytes) -> None:

@@ -9,7 +9,8 @@ from typing import Final
 from sealift.errors import StreamError
 from sealift.vmm.guest import Guest
 from sealift.vmm.outbox import Outbox
-from sealift.vmm.qmp.framing import Framer
+from sealift.vmm.qmp.commands.control import NEGOTIATE, NegotiationArguments
+from sealift.vmm.qmp.framing import DEPTH_LIMIT, Frame, Framer
 from sealift.vmm.qmp.message import (
     ErrorClass,
     QmpError,
@@ -22,12 +23,10 @@ from sealift.vmm.qmp.message import (
     request_id,
     success,
 )
-from sealift.vmm.qmp.table import CommandTable, NoArguments, Runs
+from sealift.vmm.qmp.table import CommandTable, Runs
 
 _READ_SIZE: Final = 16 * 1024
-_NEGOTIATE: Final = "qmp_capabilities"
-_BEFORE: Final = f"Expecting capabilities negotiation with '{_NEGOTIATE}'"
-_AGAIN: Final = "Capabilities negotiation is already complete, command ignored"
+_BEFORE: Final = f"Expecting capabilities negotiation with '{NEGOTIATE}'"
 
 
 class Session:
@@ -60,19 +59,19 @@ class Session:
                 # A client that does not read its replies gets no further request served.
                 await self._outbox.drained()
 
-    async def _answer(self, frame: bytes) -> bytes:
+    async def _answer(self, frame: Frame) -> bytes:
+        if frame.depth > DEPTH_LIMIT:
+            return failure(QmpError(f"JSON parse error, objects and lists lie more than {DEPTH_LIMIT} deep"))
         try:
-            request = decode_request(frame)
+            request = decode_request(frame.data)
         except QmpError as error:
-            return failure(error, request_id(frame))
+            return failure(error, request_id(frame.data))
         try:
             return success(await self._carry_out(request), request.id)
         except QmpError as error:
             return failure(error, request.id)
 
     async def _carry_out(self, request: Request) -> object:
-        if (request.execute == _NEGOTIATE) is self._negotiated:
-            raise QmpError(_AGAIN if self._negotiated else _BEFORE, ErrorClass.COMMAND_NOT_FOUND)
         if not self._negotiated:
             self._negotiate(request)
             return {}
@@ -83,9 +82,9 @@ class Session:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _negotiate(self, request: Request) -> None:
-        enabled = request.arguments.get("enable", [])
-        rest = {name: value for name, value in request.arguments.items() if name != "enable"}
-        convert_arguments(rest, NoArguments)
-        if enabled:
-            raise QmpError(f"Capability '{enabled[0]}' is not available" if isinstance(enabled, list) else _BEFORE)
+        if request.execute != NEGOTIATE:
+            raise QmpError(_BEFORE, ErrorClass.COMMAND_NOT_FOUND)
+        enable = convert_arguments(request.arguments, NegotiationArguments).enable
+        if enable:
+            raise QmpError(f"Capability '{enable[0].value}' is not available")
         self._negotiated = True

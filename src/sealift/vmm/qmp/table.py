@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import msgspec
 
@@ -37,6 +37,12 @@ class Command(Generic[A]):
     arguments: type[A]
     handler: Callable[[Guest, A], object]
     runs: Runs = Runs.AT_ONCE
+
+    @property
+    def result(self) -> Any:  # noqa: ANN401  # any annotation
+        """The type of what ``return`` holds, as the handler declares it; None if there is nothing."""
+        kind = get_type_hints(self.handler, include_extras=True)["return"]
+        return None if kind is type(None) else kind
 
     def bind(self, request: Request, guest: Guest) -> Callable[[], object]:
         """A call that carries out `request`; it raises nothing but QmpError.
@@ -71,6 +77,9 @@ class CommandTable:
             if command.name in self._commands:
                 raise InternalError(f"there are two commands {command.name}")
             self._commands[command.name] = command
+
+    def __iter__(self) -> Iterator[Command[Any]]:
+        return iter(self._commands.values())
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -2,7 +2,8 @@
 
 Unicorn's own context blob is tied to one build of the library, so state that travels is written register by
 register. Segments are flat in 64-bit mode and a guest enters with null selectors; what programs can change is FS and
-GS base and the descriptor tables. A guest that loads a selector is beyond this engine: its state cannot be saved.
+GS base and the descriptor tables. A guest that loads a selector is beyond this form: its state cannot be saved. Those
+that do, guests with SEV-ES, have VMSAs (`vmsa_state`).
 """
 
 from __future__ import annotations

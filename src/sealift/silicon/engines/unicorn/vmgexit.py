@@ -1,8 +1,9 @@
 """VMGEXIT of one vCPU: what KVM does with the GHCB of an SEV-ES guest (Linux ``arch/x86/kvm/svm/sev.c``).
 
 Requests come out as the exits that every guest has, so whoever serves those need not know of GHCBs; results go back
-into the page or the MSR. The page is copied once, and only the copy is believed and changed: a VMM that writes to the
-page meanwhile confuses a guest that does not check, and nobody else.
+into the page or the MSR. The page is copied once, and only the copy is believed and changed. A VMM that writes to the
+page before that asks in its guest's name, but for nothing that is not its own to give: page states are changed by the
+MSR alone, which no VMM can write to. One that writes after it lies to a guest that takes answers for answers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.wire.platform import Fault, MmioRead, MmioWrite, PortIn, PortOut
 
 Request: TypeAlias = Hypercall | Fault | PortIn | PortOut | MmioRead | MmioWrite
+_EPERM: Final = 1
+"""Linux's errno, with which KVM refuses hypercalls of those who may not make them; returned negated."""
 _NO_LEAF: Final[Leaf] = (0, 0, 0, 0)
 _BY_MSR: Final = 0xFFF
 """Bits of the GHCB MSR that are 0 when it holds an address."""
@@ -78,7 +81,7 @@ class GhcbPort:
         return None
 
     def _finish_page_state(self, result: int) -> None:
-        self.msr = ghcb.page_state_response(0 if result == 0 else 1)
+        self.msr = ghcb.page_state_response(-result)
 
     # --- by page -------------------------------------------------------------------------------------------------
 
@@ -94,6 +97,8 @@ class GhcbPort:
                 ghcb.answer(page, rax=eax, rbx=ebx, rcx=ecx, rdx=edx)
             case ghcb.MsrExit():
                 ghcb.raise_protection(page)  # what this vCPU has of MSRs it reaches without asking
+            case ghcb.HypercallExit(number) if number == MAP_GPA_RANGE:
+                ghcb.answer(page, rax=-_EPERM)
             case ghcb.HypercallExit(number, arguments):
                 self._finish = lambda result: self._answer(page, offset, rax=result)
                 return Hypercall(number, arguments)

@@ -1,4 +1,4 @@
-"""qapi/run-state.json and the run-state part of qapi/misc.json: is it running, stop, go on."""
+"""qapi/run-state.json and the run-state part of qapi/misc.json: is it running, stop, go on, shut down."""
 
 from __future__ import annotations
 
@@ -32,8 +32,14 @@ def cont(guest: Guest, _: NoArguments) -> None:
     guest.resume()
 
 
+def system_powerdown(guest: Guest, _: NoArguments) -> None:
+    """Press the guest's power button; whether it shuts down is up to it."""
+    guest.power_down()
+
+
 COMMANDS = (
     Command("query-status", NoArguments, query_status),
     Command("stop", NoArguments, stop, Runs.IN_THREAD),
     Command("cont", NoArguments, cont, Runs.IN_THREAD),
+    Command("system_powerdown", NoArguments, system_powerdown, Runs.IN_THREAD),
 )

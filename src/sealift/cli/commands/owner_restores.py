@@ -1,0 +1,38 @@
+"""``sealift owner restores``: whether snapshots of the owner's guests may be restored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sealift.cli.options import examples
+from sealift.cli.places import default_owner
+
+
+@click.command(
+    "restores",
+    short_help="Whether snapshots may be restored.",
+    epilog=examples("sealift owner restores", "sealift owner restores refused"),
+)
+@click.argument("rule", required=False, type=click.Choice(["allowed", "refused"]))
+@click.option(
+    "--owner",
+    type=click.Path(path_type=Path),
+    default=default_owner,
+    show_default="the user's own",
+    help="Directory of the guest owner.",
+)
+def command(rule: str | None, owner: Path) -> None:
+    """Say whether snapshots of this owner's guests may be restored, or without RULE print what was said last.
+
+    Every restore takes a guest back to what it was, and makes another one of it if the first still runs. The owner is
+    asked anew each time; refused holds from now on, for snapshots that exist as well.
+    """
+    from sealift.owner.owner import Owner
+    from sealift.owner.settings import RestoreRule
+
+    known = Owner(owner.absolute())
+    if rule is not None:
+        known.set_restores(RestoreRule(rule))
+    click.echo(known.settings.restores.value)
