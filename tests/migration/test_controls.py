@@ -188,7 +188,7 @@ def test_a_migration_waits_stopped_until_its_user_lets_it_go_on(world: rig.World
     info = attempt.end()
     assert info.status == "completed"
     assert attempt.statuses == [_S.SETUP, _S.ACTIVE, _S.PRE_SWITCHOVER, _S.DEVICE, _S.COMPLETED]
-    assert "switchover" in (info.downtime_parts or {})
+    assert "switchover" in (info.x_sealift_downtime_parts or {})
     attempt.guest().work(4)
 
 

@@ -6,8 +6,8 @@ machine runs in a process of its own, which ends with its connection::
     VMM process (wiring) ── argv: what the user wants to run ─────────► owner process
                          ── Prepare ──────────────────────────────────►  trusts the local root on first use
                          ◄─────────────────────────── Prepared(notes) ─
-                         ── Begin, BeginReceiver, BeginRestore, Release ►  sealift.owner.Owner
-                         ◄───────────────── Session, Secret or Failed ─
+                         ── Begin, BeginReceiver, BeginRestore, JudgeReceiver, Release ►  sealift.owner.Owner
+                         ◄─────────────────── Session, Opinion, Secret or Failed ─
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sealift.vmm.memory import SharedMemory
 from sealift.vmm.platform import Platform
 from sealift.wire.channel import Channel, socket_pair
 from sealift.wire.failure import from_failed
+from sealift.wire.obstacle import Obstacle
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
 from sealift.wire.platform import Failed, Message
 
@@ -90,6 +91,19 @@ class Release(Message, frozen=True):
     measure: bytes
 
 
+class JudgeReceiver(Message, frozen=True):
+    """`OwnerService.judge_receiver`. Reply: Opinion."""
+
+    evidence: PlatformEvidence
+    source_measure: bytes
+
+
+class Opinion(Message, frozen=True):
+    """What the owner has against it."""
+
+    obstacles: tuple[Obstacle, ...]
+
+
 class Session(Message, frozen=True):
     """A session was granted."""
 
@@ -102,8 +116,8 @@ class Secret(Message, frozen=True):
     grant: SecretGrant
 
 
-OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | BeginRestore | Release
-OwnerReply: TypeAlias = Prepared | Session | Secret | Failed
+OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | BeginRestore | JudgeReceiver | Release
+OwnerReply: TypeAlias = Prepared | Opinion | Session | Secret | Failed
 
 R = TypeVar("R", bound=Message)
 
@@ -151,6 +165,10 @@ class OwnerClient:
     def begin_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> SessionGrant:
         """See `OwnerService.begin_receiver`."""
         return self._ask(BeginReceiver(evidence, source_measure), Session).grant
+
+    def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
+        """See `OwnerService.judge_receiver`."""
+        return self._ask(JudgeReceiver(evidence, source_measure), Opinion).obstacles
 
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
         """See `OwnerService.begin_restore`."""

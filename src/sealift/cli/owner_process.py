@@ -15,6 +15,8 @@ from sealift.cli.owner_link import (
     Begin,
     BeginReceiver,
     BeginRestore,
+    JudgeReceiver,
+    Opinion,
     OwnerReply,
     OwnerRequest,
     Prepare,
@@ -63,9 +65,9 @@ class _Server:
 
     def answer(self, request: OwnerRequest) -> OwnerReply:
         """The reply to one request."""
-        if self._trouble is not None:
-            return to_failed(self._trouble)
         try:
+            if self._trouble is not None:
+                raise self._trouble
             return self._carry_out(request)
         except SealiftError as error:
             return to_failed(error)
@@ -80,6 +82,8 @@ class _Server:
                 return Session(self._owner.begin_receiver(evidence, source_measure))
             case BeginRestore(evidence, header):
                 return Session(self._owner.begin_restore(evidence, header))
+            case JudgeReceiver(evidence, source_measure):
+                return Opinion(self._owner.judge_receiver(evidence, source_measure))
             case Release(launch_id, measure):
                 return Secret(self._owner.release(launch_id, measure))
             case _:

@@ -31,6 +31,7 @@ from sealift.sev.chain import PlatformChain
 from sealift.sev.measurement import FirmwareVersion
 from sealift.sev.policy import Policy
 from sealift.wire.handshake import Hello, decode_snapshot
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
 
 LOG_FILE: Final = "owner.log"
@@ -125,6 +126,25 @@ class Owner:
             platform = self._verify_receiver(evidence, self.settings)
             return self._open(platform, source.receiver, _following(source))
 
+    def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
+        """Say what `begin_receiver` would refuse; see `OwnerService.judge_receiver`."""
+        obstacles, trusted = [], self.settings
+        if self._ledger.find_released(source_measure) is None:
+            unknown = f"no released launch has the measurement {source_measure[:48].hex()}"
+            obstacles.append(Obstacle(Code.OWNER, unknown))
+        accepted = evidence.handler_digest in trusted.handlers
+        if not accepted:
+            obstacles.append(Obstacle(Code.HANDLER, _unaccepted(evidence.handler_digest)))
+            trusted = msgspec.structs.replace(trusted, handlers=(*trusted.handlers, evidence.handler_digest))
+        try:
+            host = self._verify(evidence, trusted).host
+        except PeerError as error:
+            obstacles.append(Obstacle(Code.OWNER, sentence(error)))
+        else:
+            if trusted.receivers is ReceiverRule.LISTED and host not in trusted.hosts:
+                obstacles.append(Obstacle(Code.OWNER, _unlisted(host)))
+        return tuple(obstacles)
+
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
         """Start a launch that is to restore a snapshot; see `OwnerService.begin_restore`."""
         with self._judging("a restore"):
@@ -179,7 +199,7 @@ class Owner:
         if version.api < measurement.OLDEST_API:
             raise RefusedError(f"firmware with API {version.api} does not bind its version to measurements")
         if evidence.handler_digest not in trusted.handlers:
-            raise RefusedError(f"the migration handler {evidence.handler_digest.hex()} is not an accepted one")
+            raise RefusedError(_unaccepted(evidence.handler_digest))
         return _Platform(chain, version, evidence.handler_digest)
 
     def _open(self, platform: _Platform, recipe: GuestRecipe, terms: _Terms) -> SessionGrant:
@@ -238,6 +258,14 @@ class Owner:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
         printable = "".join(char if char.isprintable() else "?" for char in line)
         self._directory.append(LOG_FILE, f"{stamp} {printable}")
+
+
+def _unlisted(host: bytes) -> str:
+    return f"host {host.hex()} is not on the owner's list of receivers"
+
+
+def _unaccepted(digest: bytes) -> str:
+    return f"the migration handler {digest.hex()} is not an accepted one"
 
 
 @dataclass(frozen=True, slots=True)
