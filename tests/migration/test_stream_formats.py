@@ -105,7 +105,7 @@ def test_an_unknown_branch_is_a_refusal() -> None:
 def test_another_version_of_the_protocol_is_refused_by_name() -> None:
     hello = hello_of("psp").encode()
     assert Hello.decode(hello).guest == "guest"
-    with pytest.raises(StreamError, match="version 2 of the migration protocol, this target 3"):
+    with pytest.raises(StreamError, match="version 2 of the migration protocol, this target 4"):
         Hello.decode(b"\0\2" + hello[2:])
 
 
