@@ -22,7 +22,7 @@ Info = dict[str, Any]
 OURS = {"start-migrate-incoming", "start-migration-handler", "query-events"}
 """Commands that QEMU has not: two are the RFC's, one QEMU 6.0 dropped."""
 
-NEWER = {"channels"}
+NEWER = {"channels", "calc-time-unit"}
 """Members that came to QEMU after the release that Debian has (7.2)."""
 
 
