@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness import PATIENCE_S
 from sealift.errors import UserError
 from sealift.vmm.events import Direction, MigrationChanged
 from sealift.vmm.handler import HandlerCounts
@@ -51,11 +53,15 @@ def scrape(endpoint: MetricsEndpoint) -> Series:
 
 
 def test_a_guest_is_described_in_base_units(endpoint: MetricsEndpoint, served: Served) -> None:
-    found = scrape(endpoint)
+    exits = ("sealift_vcpu_exits_total", frozenset({("kind", "port_out")}))
+    until = time.monotonic() + PATIENCE_S
+    while exits not in (found := scrape(endpoint)):  # the guest has only just been started
+        assert time.monotonic() < until, found
+        time.sleep(0.05)
     assert found["sealift_guest_state", frozenset({("state", "running")})] == 1
     assert found["sealift_guest_memory_bytes", frozenset()] == 16 << 20
     assert found["sealift_guest_vcpus", frozenset()] == served.guest.machine.vcpu_count
-    assert found["sealift_vcpu_exits_total", frozenset({("kind", "port_out")})] > 0
+    assert found[exits] > 0
     assert found["sealift_dirty_rate_measuring", frozenset()] == 0
 
 

@@ -116,8 +116,7 @@ def attach(qmp: QmpClient, display: Display) -> MigrationInfo:
     info = qmp.query("query-migrate", MigrationInfo)
     if info.status in _ENDED | _NEVER:
         raise UserError(f"no migration of guest {qmp.guest} is underway; give the URI of a target to begin one")
-    qmp.ask_for_migration_events()
-    with _interruptions() as interrupted:
+    with _interruptions() as interrupted:  # without events: capabilities cannot be changed any more
         return _follow(qmp, display, interrupted)
 
 

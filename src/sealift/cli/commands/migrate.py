@@ -163,7 +163,9 @@ def command(
     parameters |= dict(_named(each) for each in others)
     if token is not None or go_on:
         if uri is not None or parameters or capabilities or (go_on and token is not None):
-            raise click.UsageError("give the URI of a target, --continue or --settle", click.get_current_context())
+            raise click.UsageError(
+                "give either the URI of a target, --continue or --settle", click.get_current_context()
+            )
         if token is None:
             _continue(host, name)
         else:
