@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from harness import Sealift
+from pages import Shell, install, open_shell
 from sealift.cli.guest_options import GuestOptions
 from sealift.cli.places import Host, Places, default_host, default_manufacturer, default_owner, state_directory
 from sealift.cli.wiring import HostedGuest, start_guest
@@ -104,3 +106,13 @@ def sealift(
     yield start
     for process in started:
         process.close()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    """A shell in the test's own directory, which finds the ``sealift`` under test."""
+    tool = install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    with open_shell() as run:
+        yield run

@@ -113,7 +113,7 @@ def test_ctrl_c_gives_a_migration_up_and_the_guest_runs_on(
 
 def test_a_migration_to_nobody_fails_and_says_so(sealift: Start, tmp_path: Path) -> None:
     guest = source(sealift, *LEDGER)
-    migration = sealift("migrate", "a", f"unix:{tmp_path}/nobody")
+    migration = sealift("migrate", "a", f"unix:{tmp_path}/nobody", "--no-check")
     assert migration.wait() == 1
     last = migration.stderr.text.splitlines()[-1]
     assert last.endswith("start the target first")
@@ -133,6 +133,14 @@ def test_a_policy_that_forbids_method_psp_is_named(sealift: Start) -> None:
     assert "launch it without nosend" in migration.stderr.text
     guest.signal(signal.SIGINT)
     assert guest.wait() == 0
+
+
+def test_what_is_in_the_way_is_said_before_a_migration_begins(sealift: Start, tmp_path: Path) -> None:
+    guest = source(sealift, *LEDGER)
+    migration = sealift("migrate", "a", f"unix:{tmp_path}/nobody")
+    assert migration.wait() == 1
+    assert migration.stderr.text.endswith("start the target first (target-unreachable)\n")
+    assert "is being moved" not in guest.stderr.text
 
 
 def test_what_a_migration_was_given_does_not_stick_to_its_guest(

@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from sealift.cli.qmp_client import QmpClient
-from sealift.cli.watch import Display, describe, migrate, settle
-from sealift.errors import RefusedError
-from sealift.vmm.migration.stats import MigrationInfo
+from sealift.cli.watch import Choice, Display, Order, attach, describe, migrate, settle
+from sealift.errors import RefusedError, UserError
+from sealift.vmm.migration.stats import MigrationInfo, RamInfo
 
 
 class Vmm:
@@ -28,6 +28,7 @@ class Vmm:
         self.executed: list[str] = []
         self.token = b""
         self.interrupt_at = -1
+        self.obstacles: list[dict[str, str]] = []
 
     def execute(self, command: str, **arguments: Any) -> object:
         """See QmpClient."""
@@ -39,6 +40,9 @@ class Vmm:
                 self.parameters |= {name.replace("_", "-"): value for name, value in arguments.items()}
             case "migrate":
                 self.used = dict(self.parameters)
+            case "x-sealift-preflight":
+                blocks = any(obstacle["severity"] == "blocker" for obstacle in self.obstacles)
+                return {"possible": not blocks, "obstacles": self.obstacles}
             case "x-sealift-settle":
                 self.token = b64decode(arguments["token"])
         return {}
@@ -62,7 +66,8 @@ class Vmm:
 def watched(vmm: Vmm, **parameters: object) -> tuple[MigrationInfo, list[str]]:
     """The outcome, and what was said."""
     said: list[str] = []
-    return migrate(cast("QmpClient", vmm), "tcp:b:1", parameters, Display(lambda _: None, said.append)), said
+    order = Order("tcp:b:1", parameters)
+    return migrate(cast("QmpClient", vmm), order, Display(lambda _: None, said.append)), said
 
 
 ACTIVE, DEVICE, COMPLETED = (MigrationInfo(status) for status in ("active", "device", "completed"))
@@ -113,3 +118,82 @@ def test_a_token_is_brought_as_it_is_and_the_outcome_said(tmp_path: Path, after:
     (tmp_path / "token").write_bytes(token)
     assert outcome in settle(cast("QmpClient", vmm), tmp_path / "token")
     assert vmm.token == token
+
+
+# --- attaching, detaching, checking --------------------------------------------------------------------------------
+
+
+def answering(choice: Choice) -> tuple[Display, list[Choice]]:
+    """A display whose user answers so, and how often it was asked."""
+    asked: list[Choice] = []
+
+    def ask() -> Choice:
+        asked.append(choice)
+        return choice
+
+    return Display(lambda _: None, lambda _: None, ask), asked
+
+
+def test_who_detaches_leaves_the_migration_alone() -> None:
+    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, ACTIVE, COMPLETED])
+    vmm.interrupt_at = 2
+    display, asked = answering(Choice.DETACH)
+    info = attach(cast("QmpClient", vmm), display)
+    assert info == ACTIVE
+    assert asked == [Choice.DETACH]
+    assert vmm.executed.count("migrate_cancel") == 0
+    assert "attaches to it again" in describe("a", None, info)
+
+
+def test_who_goes_on_sees_the_end_and_can_be_asked_again() -> None:
+    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, ACTIVE, COMPLETED])
+    vmm.interrupt_at = 2
+    display, asked = answering(Choice.GO_ON)
+    assert attach(cast("QmpClient", vmm), display) == COMPLETED
+    assert asked == [Choice.GO_ON]
+    assert vmm.executed.count("migrate_cancel") == 0
+
+
+def test_an_attached_watcher_can_cancel() -> None:
+    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, ACTIVE, MigrationInfo("cancelled")])
+    vmm.interrupt_at = 2
+    display, _ = answering(Choice.CANCEL)
+    assert attach(cast("QmpClient", vmm), display).status == "cancelled"
+    assert vmm.executed.count("migrate_cancel") == 1
+    assert "migrate" not in vmm.executed
+
+
+@pytest.mark.parametrize("status", ["none", "completed", "failed", "cancelled"])
+def test_there_is_nothing_to_attach_to_when_no_migration_is_underway(status: str) -> None:
+    with pytest.raises(UserError, match="no migration of guest a is underway"):
+        attach(cast("QmpClient", Vmm([MigrationInfo(status)])), answering(Choice.CANCEL)[0])
+
+
+def test_what_is_in_the_way_keeps_a_migration_from_beginning_and_is_all_said() -> None:
+    vmm = Vmm([COMPLETED])
+    vmm.obstacles = [
+        {"code": "ram-short", "severity": "blocker", "reason": "too little memory"},
+        {"code": "clock-skew", "severity": "warning", "reason": "the clocks differ"},
+        {"code": "owner-refuses", "severity": "blocker", "reason": "not there"},
+    ]
+    with pytest.raises(RefusedError, match=r"too little memory \(ram-short\); and not there \(owner-refuses\)"):
+        watched(vmm, **{"downtime-limit": 7})
+    assert "migrate" not in vmm.executed
+    assert vmm.parameters["downtime-limit"] == 300
+    unchecked = Order("tcp:b:1", {}, check=False)
+    assert migrate(cast("QmpClient", vmm), unchecked, answering(Choice.CANCEL)[0]) == COMPLETED
+
+
+def test_a_warning_is_said_and_the_migration_begins() -> None:
+    vmm = Vmm([COMPLETED])
+    vmm.obstacles = [{"code": "clock-skew", "severity": "warning", "reason": "the clocks differ"}]
+    info, said = watched(vmm)
+    assert info == COMPLETED
+    assert said == ["warning: the clocks differ (clock-skew)"]
+
+
+def test_the_outcome_names_what_the_guest_waited_for() -> None:
+    ram = RamInfo(1 << 20, 0, 1 << 20, 0, 0, 0, 1.0, 2, 4096, 1)
+    parts = {"stop": 1.0, "last-pages": 2.5, "state": 0.5, "commit": 3.0, "start": 1.0}
+    told = describe("a", "tcp:b:1", MigrationInfo("completed", downtime=8, ram=ram, x_sealift_downtime_parts=parts))
+    assert told.endswith("8 ms of downtime (stop 1.0, last-pages 2.5, state 0.5, commit 3.0, start 1.0)")

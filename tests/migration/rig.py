@@ -27,6 +27,7 @@ from sealift.vmm.launch import Launched, launch
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.clock import SystemClock
+from sealift.vmm.migration.examining import Examiner
 from sealift.vmm.migration.landing import TargetHost
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.source import Migration
@@ -38,6 +39,7 @@ from sealift.vmm.migration.transport import Address, TcpAddress
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 from sealift.wire import platform as wire
+from sealift.wire.inquiry import Answer, Question
 
 SECRET = b"a secret that the owner planted, 45 bytes long"
 MARKER = "SEALIFT-CONTROL-MARKER"
@@ -318,3 +320,17 @@ def world(
         yield found
     finally:
         found.close()
+
+
+class _Nobody(Examiner):
+    """For a target that nobody asks."""
+
+    def __init__(self) -> None:
+        pass
+
+    def judge(self, question: Question) -> Answer:
+        """Not due."""
+        raise AssertionError(question)
+
+
+NOBODY = _Nobody()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.runstate import RunState
 from sealift.wire.handover import Method, Transfer
@@ -88,7 +88,7 @@ def test_several_vcpus_and_channels_move_together(hosts: Path) -> None:
     with rig.world(hosts, rig.recipe(vcpus=3)) as world:
         guest = world.start()
         guest.work(8)
-        there, _ = moved(world, guest, Parameters(channels=3))
+        there, _ = moved(world, guest, Parameters(multifd_channels=3, capabilities=frozenset({Capability.MULTIFD})))
         there.wait_until(lambda: all(f"\nledger {vcpu} " in there.text for vcpu in (1, 2)))
         assert "FAULT" not in there.text
 
@@ -134,13 +134,13 @@ def test_what_query_migrate_says_adds_up(world: rig.World) -> None:
     info = attempt.migration.info()
     assert info.ram is not None
     assert info.pages is not None
-    assert info.downtime_parts is not None
+    assert info.x_sealift_downtime_parts is not None
     assert info.ram.total == 16 << 20
     assert info.ram.remaining == 0
     assert info.ram.normal == info.pages.private_pages + info.pages.shared_pages
     assert len(attempt.wire) >= info.ram.transferred > info.ram.normal_bytes
-    assert list(info.downtime_parts) == ["pause", "last-round", "state", "prepared", "start"]
-    assert info.downtime == pytest.approx(sum(info.downtime_parts.values()), abs=1)
+    assert list(info.x_sealift_downtime_parts) == ["stop", "last-pages", "state", "commit", "start"]
+    assert info.downtime == pytest.approx(sum(info.x_sealift_downtime_parts.values()), abs=1)
     assert info.migration_id is not None
     assert bytes.fromhex(info.migration_id) in attempt.wire
 

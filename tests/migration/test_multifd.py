@@ -96,7 +96,7 @@ def test_a_lost_connection_ends_the_migration_on_both_sides_and_the_guest_runs_o
 
 def test_a_stranger_takes_no_place_among_the_connections() -> None:
     listener = Listener(TcpAddress("127.0.0.1", 0))
-    with closing(Reception(listener, Patience(introduction_s=rig.PATIENCE_S))) as reception:
+    with closing(Reception(listener, Patience(introduction_s=rig.PATIENCE_S), rig.NOBODY)) as reception:
         assert "no migration here waits" in answer_to(listener, SideFront(1, TICKET))
         reception.expect(TICKET, 3)
         assert "no migration here waits" in answer_to(listener, SideFront(1, bytes(16)))
@@ -111,7 +111,7 @@ def test_a_stranger_takes_no_place_among_the_connections() -> None:
 
 def test_a_connection_that_does_not_come_is_missed_by_its_number() -> None:
     listener = Listener(TcpAddress("127.0.0.1", 0))
-    with closing(Reception(listener, Patience())) as reception:
+    with closing(Reception(listener, Patience(), rig.NOBODY)) as reception:
         reception.expect(TICKET, 3)
         with pytest.raises(LostError, match="connection for channel 1, 2 did not come"):
             reception.sides(0.01)

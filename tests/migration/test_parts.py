@@ -105,7 +105,7 @@ def test_downtime_is_the_sum_of_its_parts_and_ends_with_the_migration() -> None:
     clock.now += 100
     info = stats.info(MigrationStatus.COMPLETED)
     assert (info.setup_time, info.total_time, info.downtime) == (1000, 1025, 25)
-    assert info.downtime_parts == pytest.approx({"pause": 1, "last-round": 20, "start": 4})
+    assert info.x_sealift_downtime_parts == pytest.approx({"stop": 1, "last-pages": 20, "start": 4})
 
 
 # --- states ---------------------------------------------------------------------------------------------------------

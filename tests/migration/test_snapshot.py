@@ -152,7 +152,7 @@ def test_what_query_migrate_says_of_a_snapshot_adds_up(world: rig.World, file: P
     assert saving.statuses == [_S.SETUP, _S.ACTIVE, _S.DEVICE, _S.COMPLETED]
     assert info.ram is not None
     assert info.ram.transferred == file.stat().st_size
-    assert set(info.downtime_parts or {}) == {"pause", "last-round", "state"}
+    assert set(info.x_sealift_downtime_parts or {}) == {"stop", "last-pages", "state"}
     assert info.migration_id is not None
     assert len(info.migration_id) == 32
 

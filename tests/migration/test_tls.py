@@ -67,7 +67,8 @@ def test_a_guest_moves_through_tls_on_every_connection(hosts: Path, sides: Sides
         )
         attempt = rig.attempt(world, guest, parameters, tls=sides.target)
         attempt.begin()
-        assert attempt.end().status == "completed", attempt.info
+        info = attempt.end()
+        assert info.status == "completed", (info.error_desc, attempt.refused)
         assert len(attempt.tapes) == channels
         attempt.guest().work(8)
 

@@ -24,6 +24,7 @@ from sealift.vmm.events import Direction, MigrationChanged
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.outbox import OUTBOX_LIMIT
 from sealift.vmm.qmp.commands import COMMANDS
+from sealift.wire.obstacle import Code, Obstacle
 
 
 @asynccontextmanager
@@ -232,7 +233,8 @@ def test_what_blocks_every_migration_is_told_as_qemu_does_and_refuses_it(
     before = ask(served, "query-migrate")
     assert "blocked-reasons" not in before
     status = served.guest.machine.platform.status()
-    blocked = msgspec.structs.replace(status, blocked=reasons)
+    obstacles = (Obstacle(Code.NO_HANDLER, reasons[0]), Obstacle(Code.NOT_READY, reasons[1]))
+    blocked = msgspec.structs.replace(status, blocked=obstacles)
     monkeypatch.setattr(served.guest.machine.platform, "status", lambda: blocked)
     assert ask(served, "query-migrate") == before | {"blocked-reasons": list(reasons)}
     with pytest.raises(ExecuteError, match=f"^guest served cannot be migrated: {'; and '.join(reasons)}$"):

@@ -62,7 +62,8 @@ def test_noise_is_a_stream_error(noise: bytes) -> None:
     [
         (RecordKind.PAGES, 0, 0),
         (RecordKind.PAGES, MAX_PAGES + 1, (MAX_PAGES + 1) * PAGE_SIZE),
-        (RecordKind.PAGES, 2, PAGE_SIZE),
+        (RecordKind.PAGES, 2, PAGE_SIZE + 1),
+        (RecordKind.PAGES, 2, 3 * PAGE_SIZE),
         (RecordKind.EPOCH, 1, 0),
         (RecordKind.EPOCH, 0, 1),
         (RecordKind.STATE, 0, STATE_HEADER_SIZE),

@@ -141,6 +141,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     launch_secret: str | None = None
     no_owner: bool | None = None
     paused: bool | None = None
+    metrics: str | None = None
 
 
 def read_config(path: Path) -> dict[str, object]:

@@ -20,6 +20,8 @@ from sealift.wire.owner_link import (
     Begin,
     BeginReceiver,
     BeginRestore,
+    JudgeReceiver,
+    Opinion,
     OwnerReply,
     OwnerRequest,
     Prepare,
@@ -54,6 +56,8 @@ class OwnerDesk:
                 return Session(self._owner.begin_receiver(evidence, source_measure))
             case BeginRestore(evidence, header):
                 return Session(self._owner.begin_restore(evidence, header))
+            case JudgeReceiver(evidence, source_measure):
+                return Opinion(self._owner.judge_receiver(evidence, source_measure))
             case Release(launch_id, measure):
                 return Secret(self._owner.release(launch_id, measure))
             case _:

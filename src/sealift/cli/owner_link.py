@@ -6,8 +6,8 @@ machine runs in a process of its own, which ends with its connection::
     VMM process (wiring) ── argv: what the user wants to run ─────────► owner process
                          ── Prepare ──────────────────────────────────►  trusts the local root on first use
                          ◄─────────────────────────── Prepared(notes) ─
-                         ── Begin, BeginReceiver, Release ─────────────►  sealift.owner.Owner
-                         ◄───────────────── Session, Secret or Failed ─
+                         ── Begin…, JudgeReceiver, Release ────────────►  sealift.owner.Owner
+                         ◄──────── Session, Opinion, Secret or Failed ─
 
 An owner served elsewhere (``sealift owner serve``) is asked over a connection for every request, and knows by itself
 which guest it wants to run.
@@ -36,11 +36,14 @@ from sealift.vmm.migration.transport import NetworkAddress, TcpAddress, UnixAddr
 from sealift.vmm.platform import Platform
 from sealift.wire.channel import Channel, socket_pair
 from sealift.wire.failure import from_failed
+from sealift.wire.obstacle import Obstacle
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
 from sealift.wire.owner_link import (
     Begin,
     BeginReceiver,
     BeginRestore,
+    JudgeReceiver,
+    Opinion,
     OwnerReply,
     OwnerRequest,
     Prepare,
@@ -135,6 +138,10 @@ class OwnerClient(ABC):
     def begin_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> SessionGrant:
         """See `OwnerService.begin_receiver`."""
         return self._ask(BeginReceiver(evidence, source_measure), Session).grant
+
+    def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
+        """See `OwnerService.judge_receiver`."""
+        return self._ask(JudgeReceiver(evidence, source_measure), Opinion).obstacles
 
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
         """See `OwnerService.begin_restore`."""

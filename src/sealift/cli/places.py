@@ -6,6 +6,7 @@
     ├── hosts/default/              a host: what `--host` names
     │   ├── identity/               the platform's keys, which survive its guests
     │   ├── run/NAME/               one directory a running guest (`sealift.cli.rundir`)
+    │   ├── history.jsonl           migrations from here, as predicted and as they went
     │   └── tokens/NAME.token       what settles a migration to here whose source was lost
     ├── manufacturer/               who endorses chips in AMD's place
     └── owner/                      the local guest owner
@@ -57,6 +58,11 @@ class Host:
     def tokens(self) -> Path:
         """Tokens that targets here left for sources that they lost."""
         return self.path / "tokens"
+
+    @property
+    def history(self) -> Path:
+        """What migrations from here were expected to cost, and what they did."""
+        return self.path / "history.jsonl"
 
     @property
     def option(self) -> str:

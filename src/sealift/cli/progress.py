@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeAlias
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 
-Show: TypeAlias = Callable[[MigrationInfo], None]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class ProgressDisplay(Protocol):
+    """Shows a migration."""
+
+    def show(self, info: MigrationInfo) -> None:
+        """One state after the other."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Leave the terminal to somebody who asks something meanwhile."""
 
 
 @contextmanager
-def progress_display(name: str) -> Iterator[Show]:
-    """Shows the migration of guest `name` as it is called with one state after the other."""
+def progress_display(name: str) -> Iterator[ProgressDisplay]:
+    """Shows the migration of guest `name`."""
     if not sys.stderr.isatty():
-        yield Lines(name).show
+        yield Lines(name)
         return
-    with _bar(name) as show:
-        yield show
+    with Bar.shown(name) as bar:
+        yield bar
 
 
 class Advance:
     """How much is done, from 0 to 1.
 
-    A guest that writes makes what remains grow again. What is shown is work done of work known, and never less than
-    it was; all of it only when the guest runs on the other side.
+    A guest that writes makes what remains grow again. What is shown is work done of work known up to the cut-over,
+    where the guest is stopped, and never less than it was; all of it only when the guest runs on the other side.
     """
 
     _ALMOST = 0.99
@@ -41,9 +52,16 @@ class Advance:
         """The share to show now."""
         if info.status == MigrationStatus.COMPLETED.value:
             self._shown = 1.0
-        elif info.ram is not None and (known := info.ram.transferred + info.ram.remaining):
+        elif info.ram is not None and (known := info.ram.transferred + _ahead(info, info.ram.remaining)):
             self._shown = max(self._shown, min(info.ram.transferred / known, self._ALMOST))
         return self._shown
+
+
+def _ahead(info: MigrationInfo, remaining: int) -> int:
+    """Bytes to send before the guest is stopped; after that, all of the rest counts."""
+    if info.status != MigrationStatus.ACTIVE.value:
+        return remaining
+    return max(0, remaining - (info.x_sealift_cutover or 0))
 
 
 class Lines:
@@ -60,6 +78,10 @@ class Lines:
             self._last = news
             click.echo(f"sealift: {self._name}: {summary(info)}", err=True)
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Nothing is in anybody's way."""
+        return nullcontext()
+
 
 def summary(info: MigrationInfo) -> str:
     """Status, round, remaining and throughput."""
@@ -68,26 +90,44 @@ def summary(info: MigrationInfo) -> str:
     remaining = info.ram.remaining / (1 << 20)
     megabytes = info.ram.mbps / 8
     speed = f"{megabytes:.0f}" if megabytes >= 10 else f"{megabytes:.1f}"
-    return f"{info.status}, round {info.ram.dirty_sync_count}, {remaining:.1f} MiB remaining, {speed} MB/s"
+    cutover = "" if info.x_sealift_cutover is None else f" (cut-over at {info.x_sealift_cutover / (1 << 20):.1f})"
+    return f"{info.status}, round {info.ram.dirty_sync_count}, {remaining:.1f} MiB remaining{cutover}, {speed} MB/s"
 
 
-@contextmanager
-def _bar(name: str) -> Iterator[Show]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+class Bar:
+    """A bar that moves, for a terminal."""
 
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[summary]}"),
-        TimeElapsedColumn(),
-    )
-    advance = Advance()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=1.0, summary="")
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._advance = Advance()
+        self._task = progress.add_task(name, total=1.0, summary="")
 
-        def show(info: MigrationInfo) -> None:
-            progress.update(task, completed=advance.of(info), summary=summary(info))
+    @classmethod
+    @contextmanager
+    def shown(cls, name: str) -> Iterator[Bar]:
+        """On standard error, until the end."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        yield show
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[summary]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield cls(progress, name)
+
+    def show(self, info: MigrationInfo) -> None:
+        """One state after the other."""
+        self._progress.update(self._task, completed=self._advance.of(info), summary=summary(info))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The bar is gone meanwhile."""
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()

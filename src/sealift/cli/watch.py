@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import signal
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
@@ -11,46 +12,76 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import msgspec
+
 from sealift.cli.qmp_client import QmpClient
 from sealift.cli.recipes import read_file
-from sealift.errors import RefusedError, sentence
+from sealift.errors import RefusedError, UserError, sentence
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import ENDED, MigrationStatus
+from sealift.vmm.qmp.commands.foresight import PreflightInfo
 
 _LOOK_EVERY_S: Final = 0.2
 """What a person still sees as live; each look costs the VMM a fraction of a millisecond."""
 
 _ENDED: Final = {status.value for status in ENDED}
+_NEVER: Final = {MigrationStatus.NONE.value}
+
+
+class Choice(enum.Enum):
+    """What a user who pressed Ctrl-C wants."""
+
+    CANCEL = enum.auto()
+    """The migration is given up."""
+    DETACH = enum.auto()
+    """It goes on, and nobody watches."""
+    GO_ON = enum.auto()
+    """It goes on, and is watched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """What the user sees: `progress` as it comes, and sentences."""
+    """What the user sees: `progress` as it comes, and sentences; `ask` what an interruption means."""
 
     progress: Callable[[MigrationInfo], None]
     say: Callable[[str], None]
+    ask: Callable[[], Choice] = lambda: Choice.CANCEL
 
 
-def migrate(
-    qmp: QmpClient, uri: str, parameters: dict[str, object], display: Display, capabilities: Sequence[str] = ()
-) -> MigrationInfo:
-    """Move the guest, showing how it goes; Ctrl-C gives up, if it is not too late, and waits for the outcome.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A migration that is to begin.
 
-    Args:
-        qmp: the guest's VMM.
+    Attributes:
         uri: where to.
         parameters: what differs from the guest's own parameters, for this one migration, in QEMU's names.
-        display: shows it.
         capabilities: to be on for this one migration, in QEMU's names.
+        check: whether to ask first what is in the way.
+    """
+
+    uri: str
+    parameters: dict[str, object]
+    capabilities: tuple[str, ...] = ()
+    check: bool = True
+
+
+def migrate(qmp: QmpClient, order: Order, display: Display) -> MigrationInfo:
+    """Move the guest, showing how it goes; Ctrl-C gives up, if it is not too late, or detaches.
 
     Returns:
-        How it ended: completed, failed or cancelled.
+        How it ended: completed, failed or cancelled; or how it stands, when the user detached.
 
     Raises:
-        RefusedError: the VMM does not begin.
+        RefusedError: something is in the way, or the VMM does not begin.
         LostError: the VMM is gone.
     """
-    return _watched(qmp, parameters, lambda: qmp.execute("migrate", uri=uri, **_once(capabilities)), display)
+
+    def begin() -> None:
+        if order.check:
+            _require_free_way(qmp, order.uri, display)
+        qmp.execute("migrate", uri=order.uri, **_once(order.capabilities))
+
+    return _watched(qmp, order.parameters, begin, display)
 
 
 def snapshot(
@@ -72,19 +103,56 @@ def _watched(
     with _interruptions() as interrupted:
         with _parameters(qmp, parameters):
             begin()
-        cancelled = advised = False
-        while True:
-            info = qmp.query("query-migrate", MigrationInfo)
-            display.progress(info)
-            if info.x_sealift_advice and not advised:
-                display.say(info.x_sealift_advice)
-                advised = True
-            if info.status in _ENDED:
-                return info
-            if interrupted() and not cancelled:
-                _cancel(qmp, display)
-                cancelled = True
-            qmp.next_event(_LOOK_EVERY_S)
+        return _follow(qmp, display, interrupted)
+
+
+def attach(qmp: QmpClient, display: Display) -> MigrationInfo:
+    """Watch a migration that somebody else began, as `migrate` does.
+
+    Raises:
+        UserError: there is none.
+        LostError: the VMM is gone.
+    """
+    info = qmp.query("query-migrate", MigrationInfo)
+    if info.status in _ENDED | _NEVER:
+        raise UserError(f"no migration of guest {qmp.guest} is underway; give the URI of a target to begin one")
+    with _interruptions() as interrupted:  # without events: capabilities cannot be changed any more
+        return _follow(qmp, display, interrupted)
+
+
+def _follow(qmp: QmpClient, display: Display, interrupted: Interrupted) -> MigrationInfo:
+    """Show how it goes, to its end or until the user detaches."""
+    cancelled = advised = False
+    while True:
+        info = qmp.query("query-migrate", MigrationInfo)
+        display.progress(info)
+        if info.x_sealift_advice and not advised:
+            display.say(info.x_sealift_advice)
+            advised = True
+        if info.status in _ENDED:
+            return info
+        if not cancelled and interrupted():
+            match display.ask():
+                case Choice.CANCEL:
+                    _cancel(qmp, display)
+                    cancelled = True
+                case Choice.DETACH:
+                    return info
+                case Choice.GO_ON:
+                    continue
+        qmp.next_event(_LOOK_EVERY_S)
+
+
+def _require_free_way(qmp: QmpClient, uri: str, display: Display) -> None:
+    found = msgspec.convert(qmp.execute("x-sealift-preflight", uri=uri), PreflightInfo)
+    blockers = []
+    for obstacle in found.obstacles:
+        if obstacle.severity == "blocker":
+            blockers.append(f"{obstacle.reason} ({obstacle.code})")
+        else:
+            display.say(f"warning: {obstacle.reason} ({obstacle.code})")
+    if blockers:
+        raise RefusedError(f"guest {qmp.guest} cannot be moved to {uri}: {'; and '.join(blockers)}")
 
 
 def _once(capabilities: Sequence[str]) -> dict[str, object]:
@@ -132,13 +200,20 @@ def moved(info: MigrationInfo) -> bool:
     return info.status == MigrationStatus.COMPLETED.value
 
 
-def describe(name: str, uri: str, info: MigrationInfo) -> str:
-    """How a migration ended, in a sentence."""
+def goes_on(info: MigrationInfo) -> bool:
+    """Whether the migration has not ended: its watcher has detached."""
+    return info.status not in _ENDED
+
+
+def describe(name: str, uri: str | None, info: MigrationInfo) -> str:
+    """How a migration ended, in a sentence; `uri` None is that of a migration that somebody else began."""
     match MigrationStatus(info.status):
         case MigrationStatus.COMPLETED:
-            return f"guest {name} runs on {uri} now{_figures(info)}"
+            return f"guest {name} runs on {uri or 'the target'} now{_figures(info)}"
         case _ if info.x_sealift_fenced:
             return f"the migration of guest {name} broke off at the worst moment: {info.error_desc}"
+        case _ if goes_on(info):
+            return f"guest {name} goes on being moved; `sealift migrate {name}` attaches to it again"
         case _:
             return f"guest {name} was not moved: {info.error_desc or 'no reason is known'}"
 
@@ -155,12 +230,18 @@ def _figures(info: MigrationInfo) -> str:
         return ""
     mib = info.ram.transferred / (1 << 20)
     rounds = f"{info.ram.dirty_sync_count} round{'s' if info.ram.dirty_sync_count != 1 else ''}"
-    return f": {mib:.1f} MiB in {info.total_time / 1e3:.2f} s and {rounds}, {info.downtime or 0} ms of downtime"
+    parts = ", ".join(f"{part} {length:.1f}" for part, length in (info.x_sealift_downtime_parts or {}).items())
+    downtime = f"{info.downtime or 0} ms of downtime" + (f" ({parts})" if parts else "")
+    return f": {mib:.1f} MiB in {info.total_time / 1e3:.2f} s and {rounds}, {downtime}"
+
+
+Interrupted = Callable[[], bool]
+"""Whether Ctrl-C was pressed since it was asked last."""
 
 
 @contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed (or SIGTERM came); a second one ends the program as usual."""
+def _interruptions() -> Iterator[Interrupted]:
+    """Whether Ctrl-C was pressed (or SIGTERM came); a second one that nobody asks for ends the program as usual."""
     seen = False
 
     def note(_: int, __: FrameType | None) -> None:
@@ -168,9 +249,16 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
         seen = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def ask() -> bool:
+        nonlocal seen
+        pressed, seen = seen, False
+        if pressed:
+            signal.signal(signal.SIGINT, note)
+        return pressed
+
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: seen
+        yield ask
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

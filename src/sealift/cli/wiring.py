@@ -23,6 +23,7 @@ from typing import Final, Protocol, Self, TypeAlias
 
 from sealift.cli.absent_owner import AbsentOwner, SecretWatch, is_absent, starts_at_once
 from sealift.cli.guest_options import DiskPath, GuestOptions
+from sealift.cli.history import History, keep_history
 from sealift.cli.owner_link import Assignment, LocalOwner, OwnerClient, ServedOwner, assignment_of, owner_address
 from sealift.cli.places import Host, Places
 from sealift.cli.recipes import make_recipe
@@ -74,6 +75,10 @@ class HostedGuest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def end_with(self, ends: Callable[[], None]) -> None:
+        """Have something else end before the guest does."""
+        self._ending.callback(ends)
+
     def close(self) -> None:
         """End the guest and its platform; returns when both are gone. Again does nothing."""
         self._ending.close()
@@ -106,6 +111,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
     if version := recipe.kernel_version():
         notify(f"the kernel is Linux {version}")
     guest = Guest(options.name, _parameters(options))
+    keep_history(guest, History(places.host.history), notify)
     with ExitStack() as undo:
         disks = open_disks(options.disks)
         for disk in disks:
@@ -279,6 +285,7 @@ def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Noti
         UserError: `uri` is no address, or cannot be listened on.
     """
     guest = Guest(options.name, _parameters(options))
+    keep_history(guest, History(places.host.history), notify)
     states = _ArrivalStates(guest.events.run_state_changed)
     with ExitStack() as undo:
         owner = _receiving_owner(places)

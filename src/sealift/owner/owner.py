@@ -32,6 +32,7 @@ from sealift.sev.chain import PlatformChain
 from sealift.sev.measurement import FirmwareVersion
 from sealift.sev.policy import Policy
 from sealift.wire.handshake import Hello, decode_snapshot
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
 
 
@@ -159,6 +160,24 @@ class Owner:
             require_approved(trusted.receivers, platform.host, platform.root, source.instance_id)
             return self._open(platform, source.receiver, _following(source), case)
 
+    def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
+        """Say what `begin_receiver` would refuse; see `OwnerService.judge_receiver`."""
+        obstacles, trusted = [], self.settings
+        case = _Case("a question", Outcome.BEGAN)  # nothing begins, so nothing is written down
+        source = self._ledger.find_released(source_measure)
+        if source is None:
+            obstacles.append(Obstacle(Code.OWNER, _unreleased(source_measure)))
+        if evidence.handler_digest not in trusted.handlers:
+            obstacles.append(Obstacle(Code.HANDLER, _unaccepted(evidence.handler_digest)))
+            trusted = msgspec.structs.replace(trusted, handlers=(*trusted.handlers, evidence.handler_digest))
+        try:
+            platform = self._verify(evidence, trusted, case)
+            if source is not None:
+                require_approved(trusted.receivers, platform.host, platform.root, source.instance_id)
+        except PeerError as error:
+            obstacles.append(Obstacle(Code.OWNER, sentence(error)))
+        return tuple(obstacles)
+
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
         """Start a launch that is to restore a snapshot; see `OwnerService.begin_restore`."""
         with self._judging("a restore", Outcome.BEGAN) as case:
@@ -198,7 +217,7 @@ class Owner:
         """The launch that a guest is to leave, or that a snapshot is of."""
         found = self._ledger.find_released(measure)
         if found is None:
-            raise RefusedError(f"no released launch has the measurement {measure[:48].hex()}")
+            raise RefusedError(_unreleased(measure))
         case.guest = found.instance_id
         return found
 
@@ -211,7 +230,7 @@ class Owner:
         if version.api < measurement.OLDEST_API:
             raise RefusedError(f"firmware with API {version.api} does not bind its version to measurements")
         if evidence.handler_digest not in trusted.handlers:
-            raise RefusedError(f"the migration handler {evidence.handler_digest.hex()} is not an accepted one")
+            raise RefusedError(_unaccepted(evidence.handler_digest))
         return _Platform(chain, version, evidence.handler_digest)
 
     def _open(self, platform: _Platform, recipe: GuestRecipe, terms: _Terms, case: _Case) -> SessionGrant:
@@ -278,6 +297,14 @@ class Owner:
     def _record(self, case: _Case) -> None:
         stamp, guest, host = timestamp(self._clock()), case.guest.hex(), case.host.hex()
         self._log.add(Decision(stamp, case.outcome, case.what, case.note, guest, host, case.launch))
+
+
+def _unreleased(measure: bytes) -> str:
+    return f"no released launch has the measurement {measure[:48].hex()}"
+
+
+def _unaccepted(digest: bytes) -> str:
+    return f"the migration handler {digest.hex()} is not an accepted one"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,8 +28,11 @@ from sealift.vmm.events import (
 from sealift.vmm.launch import Launch, Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock, SystemClock
+from sealift.vmm.migration.dirtyrate import DirtyRateMeter
 from sealift.vmm.migration.methods import blocked
 from sealift.vmm.migration.parameters import Capability, Parameters
+from sealift.vmm.migration.plan import Plan, Wishes, make_plan
+from sealift.vmm.migration.preflight import Candidate, Findings, examine
 from sealift.vmm.migration.snapshot import Snapshot
 from sealift.vmm.migration.socket_address import socket_addresses
 from sealift.vmm.migration.source import Migration
@@ -37,6 +40,7 @@ from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.transport import Address, parse_uri
 from sealift.vmm.runstate import RunState
+from sealift.wire.obstacle import Code, Obstacle
 
 _MOVABLE: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
 _LOST: Final = frozenset({RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR, RunState.SHUTDOWN})
@@ -55,6 +59,8 @@ class Guest:
         name: what its user calls it.
         events: what happens to it.
         console: what it prints.
+        dirty_rate: measures what it writes.
+        destination: where the last migration goes or went.
     """
 
     def __init__(self, name: str, parameters: Parameters, clock: Clock | None = None) -> None:
@@ -69,6 +75,10 @@ class Guest:
         self._migration: Migration | Snapshot | None = None
         self._migrating: threading.Thread | None = None
         self._arrival: MigrationInfo | None = None
+        self.destination: str | None = None
+        self._plan: Plan | None = None
+        self._planned: Plan | None = None
+        self.dirty_rate = DirtyRateMeter(self._clock)
         self._listen: Callable[[str], None] | None = None
         self._lock = threading.Lock()
 
@@ -195,6 +205,7 @@ class Guest:
         with contextlib.suppress(UserError):  # it is being handed over: that takes no time any more
             if self._migration is not None:
                 self._migration.cancel(self._ending())
+        self.dirty_rate.close()
         if self._migrating is not None:
             self._migrating.join(_HANDOVER_LIMIT_S)
         if self._machine is not None:
@@ -254,6 +265,8 @@ class Guest:
                 raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
             if reasons := self.blocked_reasons():
                 raise UserError(f"guest {self.name} cannot be migrated: {'; and '.join(reasons)}")
+            self._planned = self._plan if self._plan is not None and self._plan.uri == place else None
+            self._plan, self.destination = None, place
             self._migration = kind(
                 self.machine,
                 self._launched,
@@ -265,6 +278,43 @@ class Guest:
             self._migration.pass_begun = lambda number: self.events.publish(PassBegun(number))
             self._migrating = threading.Thread(target=self._migration.run, args=(place,), name=kind.what, daemon=True)
             self._migrating.start()
+
+    def preflight(self, uri: str) -> Findings:
+        """Everything that is in the way of a migration there; the guest runs on, and the target can be asked again.
+
+        Raises:
+            UserError: `uri` is no address, or the guest is not here.
+        """
+        own = list(self._own_obstacles())
+        if self._launched is None or self.state in _LOST:
+            return Findings(tuple(own))
+        found = examine(self._candidate(), uri, self._clock)
+        return Findings((*own, *found.obstacles), found.path)
+
+    def plan(self, uri: str, wishes: Wishes) -> Plan:
+        """What a migration there would cost; remembered until one begins.
+
+        Raises:
+            UserError: `uri` is no address, or the guest is not here.
+            RefusedError: the target cannot be reached.
+        """
+        self._plan = make_plan(self._candidate(), uri, wishes, self.dirty_rate, self._clock)
+        return self._plan
+
+    def planned(self) -> Plan | None:
+        """The plan that the last migration began with: the last one that was made for where it goes."""
+        return self._planned
+
+    def _candidate(self) -> Candidate:
+        return Candidate(self.machine, self.launched, self.name, self._parameters)
+
+    def _own_obstacles(self) -> Iterator[Obstacle]:
+        if self._migrating is not None and self._migrating.is_alive():
+            yield Obstacle(Code.UNDERWAY, f"guest {self.name} is being migrated already")
+        if self._launched is None or self.state not in _MOVABLE:
+            yield Obstacle(Code.GUEST_STATE, f"guest {self.name} is {self.state.value}, neither running nor paused")
+        else:
+            yield from blocked(self._parameters.method, self.machine.platform.status())
 
     def _check_idle(self) -> None:
         if self._migrating is not None and self._migrating.is_alive():
@@ -304,7 +354,8 @@ class Guest:
         if self.state not in _MOVABLE:
             return ()
         with contextlib.suppress(LostError):  # that ends the guest, as somebody else is told
-            return blocked(self._parameters.method, self.machine.platform.status())
+            found = blocked(self._parameters.method, self.machine.platform.status())
+            return tuple(obstacle.sentence for obstacle in found)
         return ()
 
     def settle_migration(self, token: bytes) -> None:

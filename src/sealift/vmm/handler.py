@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import dataclass
 from typing import TypeVar
 
 from sealift.errors import InternalError, LostError
@@ -17,6 +18,32 @@ from sealift.wire.token import TokenKind
 R = TypeVar("R", bound=Message)
 
 
+@dataclass(slots=True)
+class HandlerCounts:
+    """What went in and out of a handler, for metrics; `unsent_pages` as it said last."""
+
+    sealed_records: int = 0
+    sealed_bytes: int = 0
+    opened_records: int = 0
+    opened_bytes: int = 0
+    unsent_pages: int = 0
+
+    def sent(self, request: Message) -> None:
+        """A request went to the handler."""
+        if isinstance(request, wire.Open):
+            self.opened_records += 1
+            self.opened_bytes += request.length
+
+    def came(self, reply: Message) -> None:
+        """A reply came from it."""
+        match reply:
+            case wire.Sealed():
+                self.sealed_records += 1
+                self.sealed_bytes += reply.length
+            case wire.Unsent() | wire.EpochBegun():
+                self.unsent_pages = reply.pages
+
+
 class HandlerClient:
     """Asks the handler; replies come in the order of requests, so several may be underway.
 
@@ -24,10 +51,12 @@ class HandlerClient:
         outgoing: ring slots that the handler fills (read-only here).
         incoming: ring slots that we fill.
         shape: number and size of slots, place of the mailbox.
+        counts: what went in and out.
     """
 
     def __init__(self, sock: socket.socket, shape: HandlerOpened, *, outgoing: Mapping, incoming: Mapping) -> None:
         self.shape = shape
+        self.counts = HandlerCounts()
         self.outgoing = outgoing
         self.incoming = incoming
         self._channel: Channel[wire.HandlerReply, Message] = Channel(sock, wire.HandlerReply)
@@ -45,6 +74,7 @@ class HandlerClient:
         """Ask without waiting; `receive` must follow once for each, in order and in the same thread."""
         self._channel.send(message)
         self._underway += 1
+        self.counts.sent(message)
 
     def receive(self, expect: type[R], timeout_s: float | None = None) -> R:
         """The reply to the oldest request underway.
@@ -82,6 +112,7 @@ class HandlerClient:
             finally:
                 self._channel.settimeout(None)
         self._underway -= 1
+        self.counts.came(reply)
         return reply
 
     def next_mailbox_request(self) -> int:

@@ -51,6 +51,7 @@ class SharedMemory:
         self.mapping = Mapping(fd, layout.size)
         self.layout = layout
         self._device_dirty = PageSet(layout.pages)
+        self._device_meter: PageSet | None = None
         self._dirty_lock = threading.Lock()
 
     def place(self, gpa: int, data: bytes) -> None:
@@ -72,11 +73,28 @@ class SharedMemory:
                 self._device_dirty.mark(first)
             else:
                 self._device_dirty.add_range(first, count)
+            if self._device_meter is not None:
+                self._device_meter.add_range(first, count)
 
     def take_device_dirty(self) -> PageSet:
         """Move the set of pages that devices wrote since the last call here; their content must be read after this."""
         with self._dirty_lock:
             return self._device_dirty.take()
+
+    def start_device_meter(self) -> None:
+        """Count from now on which pages devices write, beside the dirty set."""
+        with self._dirty_lock:
+            self._device_meter = PageSet(self.layout.pages)
+
+    def device_metered(self) -> int:
+        """Different pages that devices wrote since the meter was started."""
+        with self._dirty_lock:
+            return 0 if self._device_meter is None else len(self._device_meter)
+
+    def stop_device_meter(self) -> None:
+        """Count no more."""
+        with self._dirty_lock:
+            self._device_meter = None
 
     def pages_of(self, gpa: int, length: int) -> tuple[int, int]:
         """RAM pages that a range touches, as (first, count).

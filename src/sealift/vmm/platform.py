@@ -15,7 +15,7 @@ from typing import TypeVar
 from sealift.address import RamLayout
 from sealift.errors import InternalError, LostError
 from sealift.pageset import PageSet
-from sealift.vmm.handler import HandlerClient
+from sealift.vmm.handler import HandlerClient, HandlerCounts
 from sealift.vmm.memory import Mapping, SharedMemory
 from sealift.wire import platform as wire
 from sealift.wire.channel import Channel, socket_pair
@@ -210,6 +210,11 @@ class Platform:
             if self._handler is None:
                 self._handler = self._connect_handler()
             return self._handler
+
+    def handler_counts(self) -> HandlerCounts | None:
+        """What went in and out of the guest's migration handler; None if nobody has asked for it yet."""
+        with self._handler_lock:
+            return None if self._handler is None else self._handler.counts
 
     def _connect_handler(self) -> HandlerClient:
         opened, fds = self._exchange(wire.OpenHandler(), wire.HandlerOpened)

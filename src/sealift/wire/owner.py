@@ -10,7 +10,8 @@
      │◄─────────────────────────────── SecretGrant ────│
      │   LAUNCH_SECRET, LAUNCH_FINISH                  │
 
-`begin_receiver` stands for `begin` on a migration's target, `begin_restore` where a snapshot is restored. Nothing in
+`begin_receiver` stands for `begin` on a migration's target, `begin_restore` where a snapshot is restored, and
+`judge_receiver` only asks what the former would say. Nothing in
 these messages is secret and none of it is believed: session and secret are readable by the verified platform alone. A
 refusal is a `RefusedError` with the owner's reason.
 """
@@ -23,6 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from sealift.sev import certificate, chain, packet, secret, session
+from sealift.wire.obstacle import Obstacle
 
 CA_CHAIN_LIMIT: Final = 3200
 """ASK||ARK with 4096-bit keys, the largest there are."""
@@ -91,6 +93,9 @@ class OwnerService(Protocol):
         Raises:
             RefusedError: there is no such guest, or it may not go there.
         """
+
+    def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
+        """Say everything for which `begin_receiver` would refuse; nothing is begun, and nothing written down."""
 
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
         """Start a launch that is to restore the one snapshot with that header (`sealift.wire.handshake`, SNAPSHOT).

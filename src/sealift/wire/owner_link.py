@@ -30,6 +30,7 @@ import msgspec
 
 from sealift.errors import LostError, StreamError
 from sealift.wire.channel import MESSAGE_LIMIT
+from sealift.wire.obstacle import Obstacle
 from sealift.wire.owner import PlatformEvidence, SecretGrant, SessionGrant
 from sealift.wire.packed import unpack
 from sealift.wire.platform import Failed, Message
@@ -77,6 +78,19 @@ class Release(Message, frozen=True):
     measure: bytes
 
 
+class JudgeReceiver(Message, frozen=True):
+    """`OwnerService.judge_receiver`. Reply: Opinion."""
+
+    evidence: PlatformEvidence
+    source_measure: bytes
+
+
+class Opinion(Message, frozen=True):
+    """What the owner has against it."""
+
+    obstacles: tuple[Obstacle, ...]
+
+
 class Session(Message, frozen=True):
     """A session was granted."""
 
@@ -89,8 +103,8 @@ class Secret(Message, frozen=True):
     grant: SecretGrant
 
 
-OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | BeginRestore | Release
-OwnerReply: TypeAlias = Prepared | Session | Secret | Failed
+OwnerRequest: TypeAlias = Prepare | Begin | BeginReceiver | BeginRestore | JudgeReceiver | Release
+OwnerReply: TypeAlias = Prepared | Opinion | Session | Secret | Failed
 
 
 def send_frame(sock: socket.socket, message: msgspec.Struct, limit_s: float) -> None:

@@ -21,6 +21,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from sealift.address import PAGE_SIZE
+from sealift.wire.obstacle import Obstacle
 
 CPU_LIMIT = 16 * 1024
 """Bytes of a CPU's description: 256 entries of CPUID, at most 40 bytes each, with room."""
@@ -179,6 +180,50 @@ class GetSharedDirtyLog(Message, frozen=True):
     """Move the set of shared-plane pages written since the last call to the bitmap area. Reply: Count."""
 
 
+class StartWriteMeter(Message, frozen=True):
+    """Count from now on which pages the guest writes, beside the dirty logs and without touching them."""
+
+
+class ReadWriteMeter(Message, frozen=True):
+    """Reply: WritesMetered. The VMM learns how many pages, which a migration would tell it anyway, and not which."""
+
+
+class WritesMetered(Message, frozen=True):
+    """Pages written on each plane since the meter was started, each counted once."""
+
+    private_pages: int
+    shared_pages: int
+
+
+class StopWriteMeter(Message, frozen=True):
+    """Count no more."""
+
+
+class CountPopulated(Message, frozen=True):
+    """Private pages that are no holes: what a migration's first round has. Reply: Count."""
+
+
+class JudgeGuest(Message, frozen=True):
+    """Could a guest of this shape, off an engine of this name, run here? Makes nothing. Reply: Judged.
+
+    `cbit` and `cpu` are as in CreateVm.
+    """
+
+    engine: str
+    ram: int
+    vcpus: int
+    irqchip: bool
+    es: bool
+    cbit: Annotated[int, msgspec.Meta(ge=0, lt=64)]
+    cpu: Annotated[bytes, msgspec.Meta(max_length=CPU_LIMIT)]
+
+
+class Judged(Message, frozen=True):
+    """Everything that is in the way; empty if it could."""
+
+    obstacles: tuple[Obstacle, ...]
+
+
 class GetPageStates(Message, frozen=True):
     """Copy the set of pages in shared state to the bitmap area. Reply: Count."""
 
@@ -295,7 +340,7 @@ class GuestStatus(Message, frozen=True):
     """State by the SEV API's number, policy, handle; where the VM is in its life, and what the guest lets be known.
 
     An `aware` guest has asked whether its memory is encrypted; a `ready` one says that it can be migrated. `blocked`
-    are the reasons, in sentences, for which the platform makes no offer to migrate it.
+    is everything for which the platform makes no offer to migrate it.
     """
 
     phase: Phase
@@ -304,7 +349,7 @@ class GuestStatus(Message, frozen=True):
     handle: int
     aware: bool
     ready: bool
-    blocked: tuple[str, ...] = ()
+    blocked: tuple[Obstacle, ...] = ()
 
 
 class GetAttestation(Message, frozen=True):
@@ -565,6 +610,11 @@ Request: TypeAlias = (
     | GetChips
     | SetChips
     | GetSharedDirtyLog
+    | StartWriteMeter
+    | ReadWriteMeter
+    | StopWriteMeter
+    | CountPopulated
+    | JudgeGuest
     | GetPageStates
     | ReadHostView
     | WriteHostView
@@ -609,6 +659,8 @@ Reply: TypeAlias = (
     | VcpuRegisters
     | Chips
     | Count
+    | WritesMetered
+    | Judged
     | PlatformInfo
     | PdhCertificates
     | Measurement
@@ -739,6 +791,11 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetChips: _ALIVE,
     SetChips: _RECEIVING | {Phase.INCOMING},
     GetSharedDirtyLog: _MADE,
+    StartWriteMeter: _RUNNING,
+    ReadWriteMeter: _MADE,
+    StopWriteMeter: _MADE,
+    CountPopulated: _MADE,
+    JudgeGuest: _ANY,
     GetPageStates: _MADE,
     ReadHostView: _MADE,
     WriteHostView: _RUNNING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,8 @@ from sealift.cli.options import examples, host_option, parse_size
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
+    from sealift.cli.progress import ProgressDisplay
+    from sealift.cli.watch import Choice, Order
     from sealift.vmm.migration.stats import MigrationInfo
 
 _PARAMETERS: Final = {
@@ -37,6 +40,7 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
         "sealift migrate demo tcp:192.0.2.7:4444 --method psp",
         "sealift migrate demo tcp:192.0.2.7:4444 --receipt moved.json",
+        "sealift migrate demo",
         "sealift migrate demo tcp:b.example:4444 --multifd 4 --tls-creds ~/pki --auto-converge",
         "sealift migrate demo --settle demo.token",
     ),
@@ -69,6 +73,11 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
     metavar="MS",
     show_default="what `sealift run` was given",
     help="How long the guest may stand still.",
+)
+@click.option(
+    "--check/--no-check",
+    default=True,
+    help="First ask the target and everybody else what is in the way (see `sealift check`), or just begin.",
 )
 @click.option(
     "--max-bandwidth",
@@ -142,40 +151,57 @@ def command(
 ) -> int:
     """Move the guest NAME to URI, where `sealift run --incoming` waits for it.
 
-    Ctrl-C gives the migration up and leaves the guest running here, until the guest is being handed over. The exit
-    status is 0 only when the guest runs on the other host.
+    Without URI, attach to a migration of NAME that has been begun, by whomever.
+
+    Ctrl-C asks on a terminal whether to give the migration up, to detach from it, or to go on watching. Elsewhere it
+    gives the migration up and leaves the guest running here, until the guest is being handed over. The exit status is 0
+    only when the guest runs on the other host, or may yet, because you detached.
 
     If the target is lost while the guest is handed over, nobody can know whether it runs there, and it stays stopped
     here. --settle brings the token that the target keeps of such a guest.
     """
     from sealift.cli.receipt_file import write_receipt
-    from sealift.cli.watch import describe, moved
+    from sealift.cli.watch import Order, describe, goes_on, moved
 
-    if go_on and uri is None and token is None:
-        _continue(host, name)
-        return 0
-    if token is not None and uri is None and not go_on:
-        click.echo(_settle(host, name, token))
-        return 0
-    if token is not None or go_on or uri is None:
-        raise click.UsageError("give the URI of a target, --continue or --settle", click.get_current_context())
+    check = bool(options.pop("check"))
     receipt = _receipt_place(options)
     capabilities = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option)]
     if options["multifd"] is not None:
         capabilities.append("multifd")
     parameters = {_PARAMETERS[option]: _value(value) for option, value in options.items() if value is not None}
     parameters |= dict(_named(each) for each in others)
-    info = _migrate(host, name, uri, parameters, capabilities)
+    if token is not None or go_on:
+        if uri is not None or parameters or capabilities or (go_on and token is not None):
+            raise click.UsageError(
+                "give either the URI of a target, --continue or --settle", click.get_current_context()
+            )
+        _end_otherwise(host, name, token)
+        return 0
+    if uri is None and (parameters or capabilities or receipt is not None):
+        raise click.UsageError(
+            "a migration that has begun keeps its parameters, and its receipt is for who began it",
+            click.get_current_context(),
+        )
+    order = None if uri is None else Order(uri, parameters, tuple(capabilities), check)
+    info = _migrate(host, name, order)
     if as_json:
         click.echo(_json(info))
-    if not moved(info):
+    if not moved(info) and not goes_on(info):
         _say(describe(name, uri, info))
         return 1
     if not as_json:
         click.echo(describe(name, uri, info))
-    if receipt is not None:
-        write_receipt(receipt, name, uri, info)
+    if receipt is not None and order is not None:
+        write_receipt(receipt, name, order.uri, info)
     return 0
+
+
+def _end_otherwise(host: Host, name: str, token: Path | None) -> None:
+    """Settle a migration that broke off, or let one go on that waits."""
+    if token is None:
+        _continue(host, name)
+    else:
+        click.echo(_settle(host, name, token))
 
 
 def _receipt_place(options: dict[str, object]) -> Path | None:
@@ -228,13 +254,32 @@ def _settle(host: Host, name: str, token: Path) -> str:
         return settle(qmp, token)
 
 
-def _migrate(host: Host, name: str, uri: str, parameters: dict[str, object], capabilities: list[str]) -> MigrationInfo:
+def _migrate(host: Host, name: str, order: Order | None) -> MigrationInfo:
+    """Begin one, or watch the one that is underway."""
     from sealift.cli.progress import progress_display
     from sealift.cli.qmp_client import QmpClient
-    from sealift.cli.watch import Display, migrate
+    from sealift.cli.watch import Display, attach, migrate
 
-    with QmpClient(host.run, name) as qmp, progress_display(name) as show:
-        return migrate(qmp, uri, parameters, Display(show, _say), capabilities)
+    with QmpClient(host.run, name, 60.0) as qmp, progress_display(name) as progress:
+        display = Display(progress.show, _say, lambda: _ask(progress))
+        return attach(qmp, display) if order is None else migrate(qmp, order, display)
+
+
+def _ask(progress: ProgressDisplay) -> Choice:
+    """What Ctrl-C means: without a terminal to ask on, that the migration is to be given up."""
+    from sealift.cli.watch import Choice
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return Choice.CANCEL
+    with progress.aside():
+        click.echo(
+            "sealift: press c to cancel the migration, d to detach from it, another key to go on watching", err=True
+        )
+        try:
+            key = click.getchar()
+        except KeyboardInterrupt:  # pressed again: as without being asked
+            return Choice.CANCEL
+    return {"c": Choice.CANCEL, "d": Choice.DETACH}.get(key, Choice.GO_ON)
 
 
 def _json(info: MigrationInfo) -> str:

@@ -104,6 +104,11 @@ _LAUNCH_ONLY: Final = (
 @click.option(
     "--prealloc", is_flag=True, help="With --incoming or --restore: touch all guest memory first, which is faster."
 )
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Serve metrics for Prometheus there, or at unix:PATH; whoever can connect can read them.",
+)
 @click.option("--quiet", is_flag=True, help="Do not show the guest's console.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine runs the guest, and why.")
 @click.option(
@@ -135,8 +140,9 @@ def command(
     from sealift.cli.foreground import run_in_foreground
     from sealift.cli.rundir import check_name
     from sealift.cli.wiring import HostedGuest, start_guest, start_incoming, start_restored
+    from sealift.vmm.metrics import MetricsEndpoint
 
-    qmp = settings.pop("qmp")
+    qmp, metrics = settings.pop("qmp"), settings.pop("metrics")
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
         disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
@@ -149,6 +155,20 @@ def command(
     places = Places(host, owner_place(owner), default_manufacturer())
 
     def start() -> HostedGuest:
+        if metrics is None:
+            return begin()
+        endpoint = MetricsEndpoint(metrics)
+        try:
+            hosted = begin()
+        except BaseException:
+            endpoint.close()
+            raise
+        endpoint.serve(hosted.guest)
+        hosted.end_with(endpoint.close)
+        _say(f"metrics are at {endpoint.shown}")
+        return hosted
+
+    def begin() -> HostedGuest:
         if restore is not None:
             _check_unused(click.get_current_context(), "--restore")
             return start_restored(restore, options, places, _say)

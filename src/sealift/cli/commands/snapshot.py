@@ -63,8 +63,8 @@ def command(host: Host, name: str, path: Path, *, without_disks: bool, as_json: 
     from sealift.cli.watch import Display, describe_snapshot, moved, snapshot
 
     parameters = {_PARAMETERS[option]: value for option, value in options.items() if value is not None}
-    with QmpClient(host.run, name) as qmp, progress_display(name) as show:
-        display = Display(show, _say)
+    with QmpClient(host.run, name) as qmp, progress_display(name) as progress:
+        display = Display(progress.show, _say)
         info = snapshot(qmp, path.absolute(), without_disks=without_disks, parameters=parameters, display=display)
     if as_json:
         click.echo(msgspec.json.encode(info).decode())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from sealift.silicon.memory.guest_memory import GuestMemory, Windows
+from sealift.wire.obstacle import Obstacle
 from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
 
 MAP_GPA_RANGE: Final = 12
@@ -166,6 +167,9 @@ class EngineFactory(Protocol):
     name: str
     cbit: int
     hides_registers: bool
+
+    def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
+        """What keeps this host from giving such a guest what it needs; everything, and nothing is made."""
 
     def make(self, memory: GuestMemory, shape: VmShape) -> Engine:
         """An engine for one guest.

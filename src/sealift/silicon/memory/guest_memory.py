@@ -46,6 +46,14 @@ class WriteLogs:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteMeter:
+    """Pages written on each plane since it was started; the dirty sets know nothing of it."""
+
+    private: PageSet
+    shared: PageSet
+
+
+@dataclass(frozen=True, slots=True)
 class PageStates:
     """What travels of pages beside their content.
 
@@ -99,6 +107,7 @@ class GuestMemory:
         self._opened = PageSet(pages)  # private pages written without C-bit since launch or the last flip
         self._unsent = PageSet(pages)
         self._shared_dirty = PageSet(pages)
+        self._meter: WriteMeter | None = None
         self._cipher = PageCipher(memory_key)
         self._addresses = PageAddresses(layout)
         self._lock = threading.Lock()
@@ -135,9 +144,8 @@ class GuestMemory:
                 else:
                     populated |= self.shared.populated(span)
                     self._to_private(span, changed, populated)
-                self._shared_dirty.add_part(span, changed)
                 populated &= changed
-                self._unsent.add_part(span, populated)
+                self._mark(span, private=populated, shared=changed)
                 if self._windows is not None:
                     self._windows.remap(span, changed, self.states.part(span))
 
@@ -202,17 +210,24 @@ class GuestMemory:
         with self._quiesced():
             logs = self._windows.take_logs(part)
             with self._lock:
-                states, unsent = self.states.part(part), self._unsent.part(part)
-                sealed, shared_dirty = self._sealed.part(part), self._shared_dirty.part(part)
+                states, sealed = self.states.part(part), self._sealed.part(part)
                 sealed |= logs.encrypted
-                unsent |= logs.encrypted
                 hidden = logs.plain.copy()
                 hidden -= states
-                unsent |= hidden
                 self._opened.add_part(part, hidden)
                 visible = logs.plain.copy()
                 visible &= states
-                shared_dirty |= visible
+                written = logs.encrypted.copy()
+                written |= hidden
+                self._mark(part, private=written, shared=visible)
+
+    def _mark(self, span: Span, *, private: PageSet, shared: PageSet) -> None:
+        """Pages of a part were written; the caller holds the lock."""
+        self._unsent.add_part(span, private)
+        self._shared_dirty.add_part(span, shared)
+        if self._meter is not None:
+            self._meter.private.add_part(span, private)
+            self._meter.shared.add_part(span, shared)
 
     def take_unsent(self) -> PageSet:
         """Collect, then move the set of private-plane pages written since out."""
@@ -236,6 +251,23 @@ class GuestMemory:
         self.collect()
         with self._lock:
             return self._shared_dirty.take()
+
+    def start_meter(self) -> None:
+        """Count writes from now on, for who wants to know their rate; a meter that runs begins anew."""
+        self.collect()  # what was written before is in the dirty sets and counts for nothing here
+        with self._lock:
+            self._meter = WriteMeter(PageSet(self.layout.pages), PageSet(self.layout.pages))
+
+    def read_meter(self) -> tuple[int, int]:
+        """Pages written on the private and the shared plane since the meter was started; it goes on."""
+        self.collect()
+        with self._lock:
+            return (0, 0) if self._meter is None else (len(self._meter.private), len(self._meter.shared))
+
+    def stop_meter(self) -> None:
+        """Count no more."""
+        with self._lock:
+            self._meter = None
 
     # --- save areas of SEV-ES vCPUs ------------------------------------------------------------------------------
 
@@ -348,11 +380,10 @@ class GuestMemory:
             for pages in _chunks(private, span.base):
                 self.private.words[pages] = self._cipher.decrypt(self.shared.words[pages], self._addresses.of(pages))
             with self._lock:
-                self._unsent.add_part(span, private)
                 self._sealed.add_part(span, private)
                 visible = span.of_range(first, count)
                 visible -= private
-                self._shared_dirty.add_part(span, visible)
+                self._mark(span, private=private, shared=visible)
                 if self._windows is not None:
                     # Not their state but what lies behind them changed: code that was cached must go.
                     self._windows.remap(span, private, self.states.part(span))
@@ -362,6 +393,8 @@ class GuestMemory:
         with self._lock:
             self._unsent.add_range(first, count)
             self._sealed.add_range(first, count)
+            if self._meter is not None:
+                self._meter.private.add_range(first, count)
 
     def _private_among(self, span: Span, first: int, count: int) -> PageSet:
         wanted = span.of_range(first, count)

@@ -24,6 +24,7 @@ from sealift.wire import platform as wire
 from sealift.wire.channel import Channel, socket_pair
 from sealift.wire.exits import LinkParts, exit_link
 from sealift.wire.failure import to_failed
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.platform import ALLOWED, Phase
 
 _BLOCKS_LIMIT = 16
@@ -60,6 +61,11 @@ class Server:
             wire.GetChips: self._get_chips,
             wire.SetChips: self._set_chips,
             wire.GetSharedDirtyLog: self._shared_dirty,
+            wire.StartWriteMeter: self._start_meter,
+            wire.ReadWriteMeter: self._read_meter,
+            wire.StopWriteMeter: self._stop_meter,
+            wire.CountPopulated: self._count_populated,
+            wire.JudgeGuest: self._judge,
             wire.GetPageStates: self._page_states,
             wire.ReadHostView: self._read_host_view,
             wire.WriteHostView: self._write_host_view,
@@ -202,6 +208,33 @@ class Server:
 
     def _shared_dirty(self, _: wire.GetSharedDirtyLog) -> _Answer:
         return self._area.leave(self._machine.memory.take_shared_dirty()), ()
+
+    def _start_meter(self, _: wire.StartWriteMeter) -> _Answer:
+        self._machine.memory.start_meter()
+        return wire.Done(), ()
+
+    def _read_meter(self, _: wire.ReadWriteMeter) -> _Answer:
+        return wire.WritesMetered(*self._machine.memory.read_meter()), ()
+
+    def _stop_meter(self, _: wire.StopWriteMeter) -> _Answer:
+        self._machine.memory.stop_meter()
+        return wire.Done(), ()
+
+    def _count_populated(self, _: wire.CountPopulated) -> _Answer:
+        return wire.Count(len(self._machine.memory.private.populated())), ()
+
+    def _judge(self, request: wire.JudgeGuest) -> _Answer:
+        engine = self._engine.for_guest(es=request.es)
+        obstacles = []
+        if request.ram > _RAM_LIMIT or request.vcpus > _VCPUS_LIMIT:
+            obstacles.append(
+                Obstacle(Code.SHAPE, f"guests here have at most {_RAM_LIMIT >> 30} GiB of RAM and {_VCPUS_LIMIT} vCPUs")
+            )
+        if request.engine != engine.factory.name:
+            reason = f"the guest runs on the engine {request.engine}, and would on {engine.factory.name} here"
+            return wire.Judged((*obstacles, Obstacle(Code.ENGINE, f"{reason} ({engine.reason})"))), ()
+        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es)
+        return wire.Judged((*obstacles, *engine.factory.judge(shape))), ()
 
     def _page_states(self, _: wire.GetPageStates) -> _Answer:
         return self._area.leave(self._machine.memory.shared_pages()), ()

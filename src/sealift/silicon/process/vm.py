@@ -9,7 +9,8 @@ from collections.abc import Callable
 from sealift.address import PAGE_SHIFT, Gpa, RamLayout, pages_spanned
 from sealift.errors import RefusedError, SealiftError, sentence
 from sealift.guest.handler.commit import Role, State
-from sealift.guest.handler.handler import MigrationHandler
+from sealift.guest.handler.exchange import NO_KEY
+from sealift.guest.handler.handler import NOT_READY, MigrationHandler
 from sealift.guest.handler.interfaces import LaunchFacts
 from sealift.guest.handler.mailbox import Mailbox
 from sealift.launch.areas import Area, StartupAreas, areas_in_memory
@@ -25,6 +26,7 @@ from sealift.silicon.process.handler_service import HandlerService
 from sealift.silicon.process.ring import Ring, incoming_ring, outgoing_ring
 from sealift.silicon.process.vcpu_service import VcpuService
 from sealift.wire.exits import PlatformEnd
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.platform import Phase
 
 _PHASES = {
@@ -52,6 +54,10 @@ _PHASES = {
     State.STARTED: Phase.RUNNING,
     State.ABORTED: Phase.GONE,
 }
+
+
+_CODES = {NO_KEY: Code.NO_KEY, NOT_READY: Code.NOT_READY}
+"""What a handler says is in the way, for those who look at codes."""
 
 
 class VirtualMachine:
@@ -95,9 +101,11 @@ class VirtualMachine:
             return launched
         return _PHASES[self._handler.state]
 
-    def blocked(self) -> tuple[str, ...]:
-        """What stands in the way of every migration from here; sentences."""
-        return (self._no_handler,) if self._handler is None else self._handler.blocked()
+    def blocked(self) -> tuple[Obstacle, ...]:
+        """What stands in the way of every migration from here."""
+        if self._handler is None:
+            return (Obstacle(Code.NO_HANDLER, self._no_handler),)
+        return tuple(Obstacle(_CODES[reason], reason) for reason in self._handler.blocked())
 
     def require_kind(self, policy: Policy) -> None:
         """Demand that the VM was created for guests of this policy.

@@ -12,11 +12,11 @@ from sealift.launch.machine import MachineType
 from sealift.vmm.console import Console
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.machine import Machine, MachineSpec
+from sealift.vmm.migration.examining import compare_disks, memory_available
 from sealift.vmm.migration.machine_state import Restorer
 from sealift.vmm.migration.receiving import Introduction
 from sealift.vmm.platform import CpuShape, Platform
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Disk
 from sealift.wire.owner import OwnerService
 
 
@@ -33,6 +33,7 @@ class TargetHost:
         run_state: is called with every new run state of the guest.
         token_path: where to keep a token that the source did not take; None: nowhere.
         notify: takes sentences for the user.
+        memory_available: bytes that this machine could give a guest.
     """
 
     platform: Callable[[], Platform]
@@ -43,6 +44,7 @@ class TargetHost:
     disks: Callable[[], tuple[DiskImage, ...]] = tuple
     token_path: Path | None = None
     notify: Callable[[str], None] = lambda _: None
+    memory_available: Callable[[], int] = memory_available
 
 
 def make_machine(host: TargetHost, platform: Platform, introduction: Introduction, *, es: bool) -> Machine:
@@ -57,7 +59,8 @@ def make_machine(host: TargetHost, platform: Platform, introduction: Introductio
         disks = host.disks()
         for disk in disks:
             undo.callback(disk.close)
-        _check_same_disks(disks, hardware.disks)
+        for obstacle in compare_disks(disks, hardware.disks):
+            raise UserError(obstacle.sentence)
         cpu = CpuShape(hardware.cbit, hardware.cpu)
         kind = _machine_type(hardware.machine)
         spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, es)
@@ -79,22 +82,3 @@ def _machine_type(name: str) -> MachineType:
         return MachineType(name)
     except ValueError:
         raise StreamError(f"the source's guest needs a machine {name!r:.40}, which is not known here") from None
-
-
-def _check_same_disks(here: tuple[DiskImage, ...], there: tuple[Disk, ...]) -> None:
-    """Every disk of the guest needs an image here that looks the same to it."""
-    if len(here) != len(there):
-        raise UserError(
-            f"the guest has {len(there)} disk(s), and this target was given {len(here)}; give it the same images "
-            "with --disk"
-        )
-    for image, disk in zip(here, there, strict=True):
-        if (image.sectors, image.read_only) != (disk.sectors, disk.read_only):
-            raise UserError(
-                f"the disk image {image.path} has {image.sectors} sectors and is {_access(image.read_only)}; the "
-                f"guest's disk has {disk.sectors} and is {_access(disk.read_only)}"
-            )
-
-
-def _access(read_only: bool) -> str:  # noqa: FBT001  # what is said of it
-    return "read-only" if read_only else "writable"

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sealift.address import PAGE_SIZE
 from sealift.pageset import PageSet
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration import machine_state
@@ -17,12 +16,9 @@ from sealift.vmm.migration.lanes import Lanes
 from sealift.vmm.migration.method import RoundsMethod
 from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.shared_ram import RamEncoder, SharedLog
-from sealift.vmm.migration.stats import DowntimePart, Statistics
+from sealift.vmm.migration.stats import PAGE_COST, DowntimePart, Statistics
 from sealift.vmm.runstate import RunState
 from sealift.wire.handover import Disk, Hardware, Hello, SealedKind, blocks_of
-
-_PAGE_COST = PAGE_SIZE + 8
-"""Bytes of the stream for one page, of whatever kind: content and number (or header)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +91,8 @@ class LiveCopy:
         while True:
             before = self._lanes.sent
             self._round()
-            self._stats.remaining = (self._method.unsent() + self._log.count()) * _PAGE_COST
+            self._stats.remaining = (self._method.unsent() + self._log.count()) * PAGE_COST
+            self._stats.cutover = self._stats.bandwidth.bytes_in(self._parameters.downtime_limit_ms / 1e3)
             expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)
             if expected_s * 1e3 <= self._parameters.downtime_limit_ms:
                 return
@@ -113,7 +110,7 @@ class LiveCopy:
         shared = self._log.take()
         if not self._stats.rounds:
             self._stats.hole_pages = self._machine.layout.pages - private
-        self._stats.remaining = (private + len(shared)) * _PAGE_COST
+        self._stats.remaining = (private + len(shared)) * PAGE_COST
         with self._stats.round():
             self._watch.pass_begun(self._stats.rounds)
             self._send_private()
@@ -137,7 +134,7 @@ class LiveCopy:
             self._progressed(batch.content_pages + batch.zero_pages)
 
     def _progressed(self, pages: int) -> None:
-        self._stats.remaining = max(0, self._stats.remaining - pages * _PAGE_COST)
+        self._stats.remaining = max(0, self._stats.remaining - pages * PAGE_COST)
         self._count()
 
     def _count(self) -> None:

@@ -12,12 +12,13 @@ from sealift.vmm.migration.psp import PspEntrance, PspSource
 from sealift.vmm.migration.psp_snapshot import PspRestoreEntrance, PspSnapshot
 from sealift.vmm.platform import Platform
 from sealift.wire.handover import Method
+from sealift.wire.obstacle import Obstacle
 from sealift.wire.owner import OwnerService
 from sealift.wire.platform import GuestStatus
 
 
-def blocked(method: Method, status: GuestStatus) -> tuple[str, ...]:
-    """What stands in the way of every migration of a guest by this method, whatever the target; sentences."""
+def blocked(method: Method, status: GuestStatus) -> tuple[Obstacle, ...]:
+    """What stands in the way of every migration of a guest by this method, whatever the target."""
     match method:
         case Method.MH:
             return status.blocked

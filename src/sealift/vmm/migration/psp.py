@@ -32,6 +32,7 @@ from sealift.vmm.machine import Machine
 from sealift.vmm.migration.method import Entered, Record
 from sealift.wire import platform as wire
 from sealift.wire import psp
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.platform import GuestStatus, Phase
 from sealift.wire.psp import PACKET_FRONT, RECORD_FRONT, RecordFront, RecordKind, Word
 
@@ -44,14 +45,15 @@ _NOT_READY: Final = (
 )
 
 
-def blocked(status: GuestStatus) -> tuple[str, ...]:
-    """What stands in the way of every migration by this method, whatever the target; sentences."""
-    policy, reasons = Policy(status.policy), []
+def blocked(status: GuestStatus) -> tuple[Obstacle, ...]:
+    """What stands in the way of every migration by this method, whatever the target."""
+    policy, obstacles = Policy(status.policy), []
     if policy & Policy.NOSEND:
-        reasons.append("its policy has NOSEND, which forbids its secure processor to send it; launch it without nosend")
+        forbidden = "its policy has NOSEND, which forbids its secure processor to send it; launch it without nosend"
+        obstacles.append(Obstacle(Code.NOSEND, forbidden))
     if not status.ready:
-        reasons.append(_NOT_READY)
-    return tuple(reasons)
+        obstacles.append(Obstacle(Code.NOT_READY, _NOT_READY))
+    return tuple(obstacles)
 
 
 def runs_in_packets(layout: RamLayout, pages: PageSet, limit: int) -> Iterator[tuple[int, int]]:
@@ -78,8 +80,9 @@ class PspRounds:
         self._packet_pages = packet_pages
         status = self._platform.status()
         self._policy = status.policy
-        if reasons := blocked(status):
-            raise RefusedError(f"the guest cannot be migrated by its secure processor: {'; and '.join(reasons)}")
+        if obstacles := blocked(status):
+            reasons = "; and ".join(obstacle.sentence for obstacle in obstacles)
+            raise RefusedError(f"the guest cannot be migrated by its secure processor: {reasons}")
         self._packets = self._platform.open_packets()
         self._nonce = b""
         self._pending = PageSet(machine.layout.pages)

@@ -17,6 +17,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from sealift.errors import LostError, RefusedError, SealiftError, sentence
+from sealift.vmm.migration import examining
+from sealift.vmm.migration.examining import Examiner
 from sealift.vmm.migration.joining import Side
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.receiving import Introduction, StreamIn
@@ -25,6 +27,7 @@ from sealift.vmm.migration.streamio import EndedError, StreamReader, shut_down
 from sealift.vmm.migration.tls import TLS_UNWANTED, TLS_WANTED, Credentials, begins_tls, handshake
 from sealift.wire import side_connection
 from sealift.wire.handover import TAKEN, Refusal
+from sealift.wire.inquiry import MAGIC
 from sealift.wire.side_connection import SideFront
 
 _STRANGERS = 16
@@ -48,17 +51,22 @@ class Caller:
 
 
 class Reception:
-    """Meets everybody who connects to `listener`, from now to `close`, which closes that as well."""
+    """Meets everybody who connects to `listener`, from now to `close`, which closes that as well.
+
+    Who only asks (`sealift.wire.inquiry`) is answered by `examiner`, and goes.
+    """
 
     def __init__(
         self,
         listener: Listening,
         patience: Patience,
+        examiner: Examiner,
         credentials: Credentials | None = None,
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         """With `credentials` everybody must speak TLS; `notify` gets sentences about who could not."""
         self._listener = listener
+        self._examiner = examiner
         self._notify = notify
         self._credentials = credentials
         self._limit_s = patience.introduction_s
@@ -211,19 +219,38 @@ class Reception:
         reader = StreamReader(sock)
         try:
             with reader.within(self._limit_s):
-                if bytes(reader.peek(len(side_connection.MAGIC), side_connection.FRONT_SIZE)).startswith(
-                    side_connection.MAGIC
-                ):
-                    self._join(SideFront.decode(reader.take(side_connection.FRONT_SIZE)), sock, reader)
-                    return
-                stream = StreamIn(reader)
-                introduction = stream.introduction()
+                met = self._met(sock, reader)
+            match met:
+                case SideFront():
+                    self._join(met, sock, reader)
+                case Caller():
+                    self._callers.put(met)
+                case None:
+                    self._answer(sock, reader)
         except EndedError:
             raise
         except SealiftError as error:
             _dismiss(sock, error)
-        else:
-            self._callers.put(Caller(sock, reader, stream, introduction))
+
+    def _met(self, sock: socket.socket, reader: StreamReader) -> Caller | SideFront | None:
+        """Who it is: a source, a connection beside one, or None: somebody who only asks."""
+        begins = bytes(reader.peek(len(MAGIC), side_connection.FRONT_SIZE))
+        if begins.startswith(MAGIC):
+            return None
+        if begins.startswith(side_connection.MAGIC):
+            return SideFront.decode(reader.take(side_connection.FRONT_SIZE))
+        stream = StreamIn(reader)
+        return Caller(sock, reader, stream, stream.introduction())
+
+    def _answer(self, sock: socket.socket, reader: StreamReader) -> None:
+        def send(data: bytes) -> None:
+            try:
+                sock.sendall(data)
+            except OSError as error:
+                raise EndedError("the source has left") from error
+
+        examining.serve(reader, send, self._examiner, self._limit_s)
+        sock.close()
 
     def _join(self, front: SideFront, sock: socket.socket, reader: StreamReader) -> None:
         """Keep a connection that is expected.

@@ -70,6 +70,9 @@ class Returns:
             self._read(self.patience.last_word_s)
         except TargetRefusedError as refused:
             return refused
+        except LostError as lost:
+            if isinstance(lost.__cause__, EndedError):
+                broken = lost.__cause__  # TLS has told the reason to who reads
         except SealiftError:
             pass  # it left none that makes sense: then all we know is that it is gone
         gone = LostError("the target is gone")

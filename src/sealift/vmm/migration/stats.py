@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,9 @@ from sealift.vmm.migration.socket_address import SocketAddress
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.wire.receipt import Receipt
 
+PAGE_COST: Final = PAGE_SIZE + 8
+"""Bytes of the stream for one page, of whatever kind: content and number (or header)."""
+
 _LEAST_MEASURED = 1 << 20
 """Bytes below which a round's bandwidth says more about wake-ups than about the link."""
 
@@ -25,15 +29,15 @@ _LEAST_MEASURED = 1 << 20
 class DowntimePart(enum.Enum):
     """What the guest waits for, in this order."""
 
-    PAUSE = "pause"
+    PAUSE = "stop"
     """Its vCPUs to leave guest mode."""
     SWITCHOVER = "switchover"
     """Its user to say that it may go on, if that was asked for."""
-    LAST_ROUND = "last-round"
+    LAST_ROUND = "last-pages"
     """What it wrote since the last round."""
     STATE = "state"
     """Machine state, devices, the end of the stream."""
-    PREPARED = "prepared"
+    PREPARED = "commit"
     """The target to verify everything."""
     START = "start"
     """FINAL there, STARTED back."""
@@ -83,10 +87,13 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     """Where a guest is awaited."""
     ram: RamInfo | None = None
     pages: PageInfo | None = None
-    downtime_parts: dict[str, float] | None = None
     migration_id: str | None = None
     x_sealift_receipt: Receipt | None = None
     """What both handlers state of the migration that completed; for the guest's owner, who alone can check it."""
+    x_sealift_downtime_parts: dict[str, float] | None = None
+    """`downtime` by what the guest waited for, in order; ms."""
+    x_sealift_cutover: int | None = None
+    """What may remain, in bytes, for the guest to be stopped: what the way takes within the downtime limit."""
     x_sealift_fenced: bool = False
     """The guest is stopped here, and may run at the target: only the target's token lets it go on."""
     x_sealift_snapshot: str | None = None
@@ -111,6 +118,10 @@ class Bandwidth:
             self._measured = self._bytes / self._seconds
         if self._bytes >= _LEAST_MEASURED:
             self._bytes, self._seconds = 0, 0.0
+
+    def bytes_in(self, seconds: float) -> int | None:
+        """How much should go out in so much time; None while nothing was measured."""
+        return int(self._measured * seconds) if self._measured else None
 
     def seconds_for(self, length: int) -> float:
         """How long `length` bytes should take; endless while nothing was measured."""
@@ -138,6 +149,7 @@ class Statistics:
         fenced: whether it ended without anybody knowing who may run the guest.
         cpu_throttle_percentage: share of the time in which auto-converge keeps the guest from running.
         advice: what the user could do so that it ends.
+        cutover: bytes that may remain for the guest to be stopped, once a round has shown what the way takes.
     """
 
     def __init__(self, total: int, clock: Clock) -> None:
@@ -157,6 +169,7 @@ class Statistics:
         self.fenced = False
         self.cpu_throttle_percentage = 0
         self.advice: str | None = None
+        self.cutover: int | None = None
 
     def begin(self) -> None:
         """The migration begins."""
@@ -210,9 +223,10 @@ class Statistics:
             error_desc=self.error,
             ram=self._ram(),
             pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
-            downtime_parts={part.value: seconds * 1e3 for part, seconds in self._parts.items()} or None,
+            x_sealift_downtime_parts={part.value: seconds * 1e3 for part, seconds in self._parts.items()} or None,
             migration_id=self.migration.hex() or None,
             x_sealift_receipt=self.receipt,
+            x_sealift_cutover=self.cutover,
             x_sealift_fenced=self.fenced,
             x_sealift_advice=self.advice,
         )

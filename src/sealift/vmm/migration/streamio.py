@@ -247,14 +247,13 @@ def readable_now(sock: socket.socket) -> bool:
 
 
 def stirred(sock: socket.socket) -> bool:
-    """Whether anything has come over the connection below TLS, be it its end; from any thread, does not wait."""
-    try:
-        socket.socket.recv(sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+    """Whether anything has come over the connection below TLS, be it its end; from any thread, does not wait.
+
+    Another thread may just be sending: the socket's own timeout, which that sets, must not count here.
+    """
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def shut_down(sock: socket.socket) -> None:

@@ -28,6 +28,7 @@ from sealift.errors import (
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.alarm import Alarm
+from sealift.vmm.migration.examining import Examiner, Premises
 from sealift.vmm.migration.joining import JoinedChannels, Side
 from sealift.vmm.migration.landing import TargetHost, make_machine, set_going
 from sealift.vmm.migration.machine_state import Restorer
@@ -98,6 +99,7 @@ class Incoming:
         self._cancelled = False
         self._sock: socket.socket | None = None
         self._platform: Platform | None = None
+        self._platform_lock = threading.Lock()
         self._machine: Machine | None = None
         self._prepared = False
         self._method: TargetMethod | None = None
@@ -108,7 +110,8 @@ class Incoming:
         Raises:
             SealiftError: why no guest came; the source was told, and nothing is left of it here.
         """
-        reception = Reception(self._listener, self.patience, self._credentials, self._host.notify)
+        premises = Premises(self._platform_here, self._host.owner, self._host.disks, self._host.memory_available)
+        reception = Reception(self._listener, self.patience, Examiner(premises), self._credentials, self._host.notify)
         try:
             caller, entrance = self._first_wanted(reception)
         except BaseException:
@@ -156,11 +159,17 @@ class Incoming:
 
     def _admitted(self, hello: Hello) -> Entrance:
         """Let it in, or not; a platform that was not used for one guest is kept for the next."""
-        if self._platform is None:
-            self._platform = self._host.platform()
-        entrance = entrance_for(Method(hello.method), self._platform, self._host.owner, self._host.startup)
+        platform = self._platform_here()
+        entrance = entrance_for(Method(hello.method), platform, self._host.owner, self._host.startup)
         entrance.admit(hello.offer)
         return entrance
+
+    def _platform_here(self) -> Platform:
+        """The one platform of this target, for who asks and for who comes."""
+        with self._platform_lock:
+            if self._platform is None:
+                self._platform = self._host.platform()
+            return self._platform
 
     # --- the guest's way in ----------------------------------------------------------------------------------------
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Final
 
 import msgspec
 
-from sealift.errors import RefusedError, StreamError, UserError
+from sealift.errors import RefusedError, StreamError, UserError, sentence
 from sealift.pageset import PageSet, Span
 from sealift.silicon.engines.interface import GuestSays, VmShape
 from sealift.silicon.engines.kvm import abi
@@ -20,6 +22,7 @@ from sealift.silicon.engines.kvm.slots import RUNS_LIMIT, Slots
 from sealift.silicon.engines.kvm.state import VcpuState
 from sealift.silicon.engines.kvm.vcpu import KvmVcpu
 from sealift.silicon.memory.guest_memory import GuestMemory, WriteLogs
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.packed import unpack
 
 _MAP_GPA_RANGE = 12
@@ -153,6 +156,9 @@ def _cpu_of(kvm: Kvm, shape: VmShape) -> Cpu:
     return brought(Cpu.decode(shape.cpu), host)
 
 
+_NO_ES: Final = "the engine kvm runs no SEV-ES guests: this host's KVM would see their registers"
+
+
 class KvmFactory:
     """Makes engines on this host's KVM (see `sealift.silicon.engines.interface.EngineFactory`).
 
@@ -167,8 +173,22 @@ class KvmFactory:
         self._kvm = Kvm()
         self.cbit = host_cpu(self._kvm.cpuid, irqchip=True).cbit
 
+    def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
+        """SEV-ES, the place of the C-bit, and features of the CPU; the latter at the host's own C-bit if need be."""
+        obstacles = [Obstacle(Code.ES, _NO_ES)] if shape.es else []
+        try:
+            host_cpu(self._kvm.cpuid, irqchip=shape.irqchip, cbit=shape.cbit)
+        except UserError as error:
+            obstacles.append(Obstacle(Code.CBIT, sentence(error)))
+            shape = replace(shape, cbit=None)
+        try:
+            _cpu_of(self._kvm, shape)
+        except (StreamError, UserError) as error:
+            obstacles.append(Obstacle(Code.CPU, sentence(error)))
+        return tuple(obstacles)
+
     def make(self, memory: GuestMemory, shape: VmShape) -> KvmEngine:
         """An engine for one guest."""
         if shape.es:
-            raise UserError("the engine kvm runs no SEV-ES guests: this host's KVM would see their registers")
+            raise UserError(_NO_ES)
         return KvmEngine(self._kvm, memory, shape)

@@ -13,6 +13,7 @@ from sealift.silicon.engines.unicorn.turn import Turn
 from sealift.silicon.engines.unicorn.vcpu import UnicornVcpu
 from sealift.silicon.engines.unicorn.walker import Walker
 from sealift.silicon.memory.guest_memory import GuestMemory, WriteLogs
+from sealift.wire.obstacle import Code, Obstacle
 
 CBIT = 47
 """Position of the C-bit, as on EPYC 7001 and 7002; addresses above it do not exist for guests."""
@@ -101,6 +102,17 @@ class UnicornFactory:
     name = UnicornEngine.name
     cbit = CBIT
     hides_registers = True
+
+    def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
+        """This engine has one CPU, the same on every host."""
+        obstacles = []
+        if shape.cbit not in {None, CBIT}:
+            obstacles.append(Obstacle(Code.CBIT, f"the guest's C-bit is bit {shape.cbit}; here it is bit {CBIT}"))
+        if shape.cpu:
+            obstacles.append(
+                Obstacle(Code.CPU, "the guest brings a CPU of its own, and the portable engine has but one")
+            )
+        return tuple(obstacles)
 
     def make(self, memory: GuestMemory, shape: VmShape) -> UnicornEngine:
         """An engine for one guest."""

@@ -1,0 +1,130 @@
+"""A plan: what a migration of this guest to that target would cost, from what is measured now.
+
+How fast memory can be sealed is measured as well, by sealing some: a way may be faster than the cipher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from sealift.errors import RefusedError
+from sealift.vmm.migration.clock import Clock
+from sealift.vmm.migration.dirtyrate import DirtyRateMeter, MachineWrites, Measurement
+from sealift.vmm.migration.forecast import Conditions, Forecast, Remedy, WorkingSet, predict, remedies
+from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.preflight import Candidate, Findings, Path, content_pages, examine
+from sealift.vmm.migration.stats import PAGE_COST
+from sealift.wire.handover import Method, Transfer
+from sealift.wire.obstacle import Code
+
+SAMPLE_S: Final = 1.0
+"""How long a plan looks at what the guest writes, unless it is told."""
+
+_RECORD_SIZE: Final = 1 << 20
+_RECORDS: Final = 32
+"""Enough for no cache to hold them all."""
+
+_MAILBOX_PAGES: Final = 4_000
+"""Pages a second through the mailbox (SPECIFICATION, speed): a wake-up of another process for each."""
+
+_SETUP_S: Final = 0.2
+"""A receiver's launch and the exchange of keys, on a platform that the preflight had started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asks of a migration: its longest downtime (None: as the parameters have it) and time in all."""
+
+    downtime_limit_ms: int | None = None
+    within_s: float = math.inf
+    sample_s: float = SAMPLE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was measured, and what follows from it.
+
+    Attributes:
+        uri: where to.
+        measured: what the guest writes.
+        path: the way there.
+        content: pages that the first round sends.
+        bytes_per_s: what the migration will get of the way.
+        forecast: what it costs.
+        remedies: what would make it converge, if it does not.
+    """
+
+    uri: str
+    measured: Measurement
+    path: Path
+    content: int
+    bytes_per_s: float
+    forecast: Forecast
+    remedies: tuple[Remedy, ...]
+
+
+def make_plan(candidate: Candidate, uri: str, wishes: Wishes, meter: DirtyRateMeter, clock: Clock) -> Plan:
+    """Measure guest, way and cipher, and predict.
+
+    Raises:
+        UserError: `uri` is no address, or the guest is being measured already.
+        RefusedError: the target cannot be reached.
+    """
+    path = _reached(examine(candidate, uri, clock))
+    measured = meter.measure(MachineWrites(candidate.machine), wishes.sample_s)
+    if measured.error is not None:
+        raise RefusedError(f"what the guest writes cannot be measured: {measured.error}")
+    parameters = candidate.parameters
+    limit_ms = parameters.downtime_limit_ms if wishes.downtime_limit_ms is None else wishes.downtime_limit_ms
+    rate = _rate(parameters, path, clock)
+    conditions = Conditions(rate, path.round_trip_s, limit_ms / 1e3, wishes.within_s, setup_s=_SETUP_S)
+    content = content_pages(candidate.machine)
+    writes = WorkingSet(measured.samples, candidate.machine.layout.pages)
+    forecast = predict(content, writes, conditions)
+    ways_out = () if forecast.converges else remedies(content, writes, conditions)
+    return Plan(uri, measured, path, content, rate, forecast, ways_out)
+
+
+def _reached(findings: Findings) -> Path:
+    if findings.path is None:
+        reasons = [found.sentence for found in findings.obstacles if found.code in {Code.UNREACHABLE, Code.NOT_ASKED}]
+        raise RefusedError("; and ".join(reasons))
+    return findings.path
+
+
+def _rate(parameters: Parameters, path: Path, clock: Clock) -> float:
+    """Bytes a second, with what the user allows."""
+    match parameters.method, parameters.transfer:
+        case Method.MH, Transfer.MAILBOX:
+            rate = min(path.bytes_per_s, _MAILBOX_PAGES * PAGE_COST)
+        case method, _:
+            rate = min(path.bytes_per_s, sealing_rate(method, clock))
+    return min(rate, float(parameters.max_bandwidth)) if parameters.max_bandwidth else rate
+
+
+def sealing_rate(method: Method, clock: Clock) -> float:
+    """Bytes a second that memory takes on its way from page to page, but for the wire: copied, sealed, opened, copied.
+
+    Both ends do so at once, each its half; but they may share a machine, and one core must do with the whole then. Of
+    method psp it is SHA-256 in AMD's HMAC that takes longest.
+    """
+    memory, there = memoryview(bytearray(_RECORDS * _RECORD_SIZE)), bytearray(_RECORDS * _RECORD_SIZE)
+    cipher = AESGCM(AESGCM.generate_key(256))
+    began = clock.monotonic()
+    for number in range(_RECORDS):
+        place = slice(number * _RECORD_SIZE, (number + 1) * _RECORD_SIZE)
+        record = bytes(memory[place])
+        match method:
+            case Method.MH:
+                nonce = number.to_bytes(12, "big")
+                record = cipher.decrypt(nonce, cipher.encrypt(nonce, record, None), None)
+            case Method.PSP:
+                hashlib.sha256(record).digest()
+                hashlib.sha256(record).digest()
+        there[place] = record
+    return _RECORDS * _RECORD_SIZE / max(clock.monotonic() - began, 1e-9)
