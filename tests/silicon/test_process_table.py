@@ -42,6 +42,11 @@ ConnectInterrupt     -      x        -        -       -       -         -       
 GetChips             -      -        -        x       x       -         -        x      -     -
 SetChips             -      -        -        -       -       x         x        -      -     -
 GetSharedDirtyLog    -      x        x        x       x       x         x        x      x     x
+StartWriteMeter      -      -        -        x       x       -         -        -      -     -
+ReadWriteMeter       -      x        x        x       x       x         x        x      x     x
+StopWriteMeter       -      x        x        x       x       x         x        x      x     x
+CountPopulated       -      x        x        x       x       x         x        x      x     x
+JudgeGuest           x      x        x        x       x       x         x        x      x     x
 GetPageStates        -      x        x        x       x       x         x        x      x     x
 ReadHostView         -      x        x        x       x       x         x        x      x     x
 WriteHostView        -      -        -        x       x       -         -        -      -     -
@@ -113,6 +118,11 @@ SAMPLES: dict[str, wire.Message] = {
         wire.GetChips(),
         wire.SetChips(b""),
         wire.GetSharedDirtyLog(),
+        wire.StartWriteMeter(),
+        wire.ReadWriteMeter(),
+        wire.StopWriteMeter(),
+        wire.CountPopulated(),
+        wire.JudgeGuest("unicorn", 1 << 20, 1, irqchip=False, es=False, cbit=0, cpu=b""),
         wire.GetPageStates(),
         wire.ReadHostView(0, 0),
         wire.WriteHostView(0, 0),
