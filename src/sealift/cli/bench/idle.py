@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from sealift.cli.bench.migrate import Say
-from sealift.cli.bench.moves import HoppingGuest
+from sealift.cli.bench.moves import Burden, HoppingGuest
 from sealift.cli.scratch import Scratch
 from sealift.cli.way import RING
 from sealift.errors import InternalError
@@ -56,7 +56,7 @@ def measure_idle(scratch: Scratch, say: Say) -> IdleResult:
 
 def _measure(scratch: Scratch, number: int, memory: int, say: Say) -> IdleGuest:
     say(f"launching and moving a guest of {memory >> 20:,} MiB")
-    guest = HoppingGuest(scratch, f"idle-{number}", RING, _PAYLOAD, memory)
+    guest = HoppingGuest(scratch, f"idle-{number}", RING, Burden(_PAYLOAD, memory=memory))
     source = guest.vmm
     peaks: list[int] = []
     guest.hop(lambda: peaks.append(peak_bytes(source.pid)))

@@ -17,18 +17,45 @@ def show_migration(result: MigrateResult) -> str:
         ("", *(f"run {run}" for run in range(1, runs + 1)), "median"),
         ("raw pipe", *map(_rate, result.raw_pipe_runs), _rate(result.raw_pipe_bytes_per_s)),
         ("sealed, by ring", *map(_rate, result.sealed_runs), _rate(result.sealed_bytes_per_s)),
+        *_rows_of_qemu(result),
         ("sealed, by packets", *map(_rate, result.packets_runs), _rate(result.packets_bytes_per_s)),
         ("sealed, by mailbox", *map(_pages, result.mailbox_runs), _pages(result.mailbox_pages_per_s)),
     ]
     return "\n".join(
         (
-            f"{result.size >> 20:,} MiB of random private memory over loopback TCP",
+            f"{result.size >> 20:,} MiB of random private memory over loopback TCP{_circumstances(result)}",
             "",
             *_aligned(rows),
             "",
             f"The ring reaches {result.ratio:.2f} of the raw pipe.",
+            *_ratios_to_qemu(result),
         )
     )
+
+
+def _circumstances(result: MigrateResult) -> str:
+    channels = f", {result.channels} channels" if result.channels > 1 else ""
+    rate = result.dirty_rate / (1 << 20)
+    return channels + (f", while the guest writes up to {rate:,.1f} MiB/s by ring" if rate else "")
+
+
+def _rows_of_qemu(result: MigrateResult) -> list[tuple[str, ...]]:
+    measured = (
+        ("QEMU, plaintext", result.qemu_plain_runs, result.qemu_plain_bytes_per_s),
+        ("QEMU, TLS", result.qemu_tls_runs, result.qemu_tls_bytes_per_s),
+        ("QEMU, TLS, multifd", result.qemu_multifd_tls_runs, result.qemu_multifd_tls_bytes_per_s),
+    )
+    return [(name, *map(_rate, runs), _rate(median)) for name, runs, median in measured if median is not None]
+
+
+def _ratios_to_qemu(result: MigrateResult) -> list[str]:
+    if result.qemu_plain_ratio is None:
+        return []
+    return [
+        f"It is {result.qemu_plain_ratio:.2f} times as fast as QEMU in plaintext,",
+        f"{result.qemu_tls_ratio:.2f} times as fast as QEMU with TLS,",
+        f"{result.qemu_multifd_tls_ratio:.2f} times as fast as QEMU with TLS on two multifd channels.",
+    ]
 
 
 def show_exits(result: ExitsResult) -> str:
