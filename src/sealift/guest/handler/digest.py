@@ -45,6 +45,7 @@ MODULES = (
     "sealift.pageset",
     "sealift.wire",
     "sealift.wire.handshake",
+    "sealift.wire.lookout",
     "sealift.wire.mailbox",
     "sealift.wire.record",
     "sealift.wire.token",
