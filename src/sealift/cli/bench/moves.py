@@ -36,7 +36,7 @@ class Burden:
     Attributes:
         size: bytes that are random, and private.
         dirty_rate: bytes of other pages that it writes to in a second, at most.
-        memory: bytes of RAM; by default no more than that needs.
+        memory: bytes of RAM, which the target then does not touch beforehand; by default no more than that needs.
     """
 
     size: int
@@ -65,10 +65,22 @@ class Hop:
         seconds: of the transfer phase: from the end of the set-up (connecting, launching the receiver, exchanging
             keys) to the target's word that the guest runs there. So it includes rounds, the last one, machine state,
             verification and handover, in milliseconds' precision as query-migrate has it.
+        downtime: seconds of its parts, by their names in query-migrate.
     """
 
     pages: int
     seconds: float
+    downtime: dict[str, float]
+
+    @property
+    def downtime_s(self) -> float:
+        """Seconds that the guest stood still."""
+        return sum(self.downtime.values())
+
+    @property
+    def last_round_s(self) -> float:
+        """Seconds of the last round, in which a guest that does nothing has nothing to send."""
+        return self.downtime["last-round"]
 
     @property
     def bytes_per_s(self) -> float:
@@ -94,6 +106,7 @@ class HoppingGuest:
     def __init__(self, scratch: Scratch, name: str, way: Way, burden: Burden) -> None:
         self._scratch = scratch
         self._way = way
+        self._arrival = ["--incoming", "tcp:127.0.0.1:0", *(["--prealloc"] if burden.memory is None else [])]
         self._name = name
         self._launches = 0
         payload = scratch.path / f"{name}.payload"
@@ -115,7 +128,7 @@ class HoppingGuest:
         Raises:
             PeerError: the migration failed; the message says why.
         """
-        source, target = self._vmm, self._start(["--incoming", "tcp:127.0.0.1:0", "--prealloc"])
+        source, target = self._vmm, self._start(self._arrival)
         uri = target.arrival_uri()
         source.qmp.execute("migrate-set-parameters", **self._way.parameters)
         source.qmp.execute("migrate", uri=uri)
@@ -142,7 +155,8 @@ class HoppingGuest:
 
 
 def _hop(state: MigrationState) -> Hop:
-    return Hop(state.pages.private_pages, (state.total_time - state.setup_time) / 1e3)
+    downtime = {part: milliseconds / 1e3 for part, milliseconds in state.downtime_parts.items()}
+    return Hop(state.pages.private_pages, (state.total_time - state.setup_time) / 1e3, downtime)
 
 
 def _write_random(path: Path, size: int) -> None:

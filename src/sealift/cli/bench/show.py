@@ -117,7 +117,7 @@ def _bound(result: BootResult) -> list[str]:
 def show_idle(result: IdleResult) -> str:
     """A line a guest."""
     span = result.guests[0].span_s
-    rows = [("guest RAM", "VMM", "platform", "VMM's peak, sending", "VMM's peak, receiving")]
+    rows = [("guest RAM", "VMM", "platform", "VMM's peak, sending", "receiving", "a round", "downtime")]
     rows += [
         (
             f"{guest.memory >> 20:,} MiB",
@@ -125,10 +125,13 @@ def show_idle(result: IdleResult) -> str:
             f"{guest.platform_cpu_s * 1e3:.1f} ms",
             f"{guest.source_vmm_peak_bytes / (1 << 20):.1f} MiB",
             f"{guest.target_vmm_peak_bytes / (1 << 20):.1f} MiB",
+            f"{guest.round_s * 1e3:.2f} ms",
+            f"{guest.downtime_s * 1e3:.1f} ms",
         )
         for guest in result.guests
     ]
-    return "\n".join((f"Processor time of idle guests in {span:.0f} s, and peak memory", "", *_aligned(rows)))
+    title = f"Processor time of idle guests in {span:.0f} s, peak memory, and what their moves take beside pages"
+    return "\n".join((title, "", *_aligned(rows)))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

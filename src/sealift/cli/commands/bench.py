@@ -127,7 +127,7 @@ def boot(runs: int, against: str | None, until: str, *, as_json: bool, **shape: 
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
 def idle(*, as_json: bool) -> None:
-    """Watch idle guests of two sizes: processor time of VMM and platform, and the VMM's peak memory."""
+    """Watch idle guests of two sizes: processor time, the VMM's peak memory, a round without pages, the downtime."""
     import msgspec
 
     from sealift.cli.bench.idle import measure_idle
