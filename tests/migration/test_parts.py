@@ -105,6 +105,19 @@ def test_downtime_is_the_sum_of_its_parts_and_ends_with_the_migration() -> None:
     assert info.downtime_parts == pytest.approx({"pause": 1, "last-round": 20, "start": 4})
 
 
+def test_what_a_source_still_does_once_the_guest_has_arrived_is_no_time_of_the_guests() -> None:
+    clock = FakeClock()
+    stats = Statistics(1 << 20, clock)
+    stats.begin()
+    stats.downtime_part(DowntimePart.START)
+    clock.now = 0.004
+    stats.arrived()
+    clock.now = 0.5
+    stats.end()
+    info = stats.info(MigrationStatus.COMPLETED)
+    assert (info.total_time, info.downtime) == (4, 4)
+
+
 # --- states ---------------------------------------------------------------------------------------------------------
 
 
