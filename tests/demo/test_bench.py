@@ -14,11 +14,11 @@ import pytest
 from harness import Sealift
 from sealift.cli.bench.boot import Boot, BootResult, seconds_until
 from sealift.cli.bench.exits import ExitsResult, port_guest
-from sealift.cli.bench.idle import cpu_s, peak_bytes
+from sealift.cli.bench.idle import IdleGuest, IdleResult, cpu_s, peak_bytes
 from sealift.cli.bench.migrate import MigrateResult, Wanted, measure_migration
 from sealift.cli.bench.pipe import RECORD_PAGES, raw_pipe, whole_records
 from sealift.cli.bench.qemu import PROGRAM
-from sealift.cli.bench.show import show_boot, show_exits, show_migration
+from sealift.cli.bench.show import show_boot, show_exits, show_idle, show_migration
 from sealift.cli.scratch import scratch
 from sealift.errors import UserError
 from sealift.wire import platform as wire
@@ -84,6 +84,16 @@ def test_where_the_time_of_an_exit_goes_is_shown() -> None:
     assert len({len(line) for line in lines[2:6]}) == 1
     assert "0.50 of the bare ping-pong" in shown
     assert "20.0 us are the engine's" in lines[-1]
+
+
+def test_idle_guests_are_shown_a_line_each() -> None:
+    small = IdleGuest(64 << 20, 5.0, 0.0001, 0.0002, 50 << 20, 51 << 20, 0.0004, 0.0125, {"pause": 0.0125})
+    shown = show_idle(IdleResult([small, msgspec.structs.replace(small, memory=8 << 30, round_s=0.0008)]))
+    lines = shown.splitlines()
+    assert lines[3].split()[:6] == ["64", "MiB", "0.1", "ms", "0.2", "ms"]
+    assert lines[3].split()[-4:] == ["0.40", "ms", "12.5", "ms"]
+    assert lines[4].split()[-4:-2] == ["0.80", "ms"]
+    assert len({len(line) for line in lines[2:]}) == 1
 
 
 def booted(**compared: object) -> BootResult:
