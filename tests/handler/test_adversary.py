@@ -418,7 +418,10 @@ def test_a_guest_that_writes_a_page_while_it_is_sealed_does_not_break_its_record
 def test_a_mailbox_that_changes_while_a_page_is_sealed_never_holds_a_forged_tag() -> None:
     """Test that what ENCRYPT leaves is refused, or opens to the page as it was."""
     outcomes: set[str] = set()
-    for place in (IO_HEADER + 4 + HEADER_SIZE + 2, 0x1000 + 100, 0x1000 + 4000):
+    places = (IO_HEADER + 4 + HEADER_SIZE + 2, 0x1000 + 100, 0x1000 + 4000)
+    for race, place in enumerate(places * RACES):
+        if race >= len(places) and "refused" in outcomes:
+            break  # on a busy machine the other process may sleep through a whole race
         hosts = big_hosts()
         hosts.connect()
         hosts.source.begin_epoch()
