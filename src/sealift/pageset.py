@@ -216,21 +216,21 @@ class PageSet:
 
     def count_runs(self) -> int:
         """How many `runs` there are, without listing them."""
-        before = np.empty_like(self.words)
-        np.left_shift(self.words, np.uint64(1), out=before)
-        before[1:] |= self.words[:-1] >> np.uint64(63)
-        return int(np.bitwise_count(self.words & ~before).sum())
+        return len(self._firsts())
 
     def runs(self) -> list[tuple[int, int]]:
-        """Maximal runs of consecutive pages as (first, count)."""
-        return runs_of(self.numbers())
+        """Maximal runs of consecutive pages as (first, count); time goes by words and runs, not by pages."""
+        firsts, lasts = self._firsts().numbers(), self._lasts().numbers()
+        return list(zip(firsts.tolist(), (lasts - firsts + np.uint64(1)).tolist(), strict=True))
 
+    def _firsts(self) -> PageSet:
+        """Pages whose predecessor is not in the set."""
+        before = self.words << np.uint64(1)
+        before[1:] |= self.words[:-1] >> np.uint64(63)
+        return PageSet(self.pages, self.words & ~before)
 
-def runs_of(numbers: PageNumbers) -> list[tuple[int, int]]:
-    """Maximal runs of consecutive numbers in a sorted array, as (first, count)."""
-    if not numbers.size:
-        return []
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    starts = np.concatenate(([0], breaks))
-    counts = np.diff(np.concatenate((starts, [numbers.size])))
-    return [(int(numbers[start]), int(count)) for start, count in zip(starts, counts, strict=True)]
+    def _lasts(self) -> PageSet:
+        """Pages whose successor is not in the set."""
+        behind = self.words >> np.uint64(1)
+        behind[:-1] |= self.words[1:] << np.uint64(63)
+        return PageSet(self.pages, self.words & ~behind)

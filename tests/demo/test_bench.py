@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -13,10 +14,11 @@ import pytest
 from harness import Sealift
 from sealift.cli.bench.boot import Boot, BootResult, seconds_until
 from sealift.cli.bench.exits import ExitsResult, port_guest
-from sealift.cli.bench.idle import cpu_s, peak_bytes
-from sealift.cli.bench.migrate import MigrateResult
+from sealift.cli.bench.idle import IdleGuest, IdleResult, cpu_s, peak_bytes
+from sealift.cli.bench.migrate import MigrateResult, Wanted, measure_migration
 from sealift.cli.bench.pipe import RECORD_PAGES, raw_pipe, whole_records
-from sealift.cli.bench.show import show_boot, show_exits, show_migration
+from sealift.cli.bench.qemu import PROGRAM
+from sealift.cli.bench.show import show_boot, show_exits, show_idle, show_migration
 from sealift.cli.scratch import scratch
 from sealift.errors import UserError
 from sealift.wire import platform as wire
@@ -35,20 +37,41 @@ def test_a_process_has_used_time_and_memory() -> None:
     assert peak_bytes(os.getpid()) > 1 << 20
 
 
-def test_runs_and_medians_are_shown_in_columns() -> None:
-    shown = show_migration(
-        MigrateResult(
-            *(1 << 30, 2e9, 4e9, 0.5, 12345.0),
-            *([1e9, 2e9, 3e9], [4e9, 4e9, 5e9], [1.0, 12345.0, 99999.0]),
-            *(3e8, [2e8, 3e8, 4e8]),
-        )
+def moved(**compared: object) -> MigrateResult:
+    result = MigrateResult(
+        size=1 << 30,
+        sealed_bytes_per_s=2e9,
+        raw_pipe_bytes_per_s=4e9,
+        ratio=0.5,
+        mailbox_pages_per_s=12345.0,
+        packets_bytes_per_s=3e8,
+        sealed_runs=[1e9, 2e9, 3e9],
+        raw_pipe_runs=[4e9, 4e9, 5e9],
+        mailbox_runs=[1.0, 12345.0, 99999.0],
+        packets_runs=[2e8, 3e8, 4e8],
     )
-    lines = shown.splitlines()
-    assert lines[0].startswith("1,024 MiB")
+    return msgspec.structs.replace(result, **compared)
+
+
+def test_runs_and_medians_are_shown_in_columns() -> None:
+    lines = show_migration(moved()).splitlines()
+    assert lines[0] == "1,024 MiB of random private memory over loopback TCP"
     assert lines[3].split() == ["raw", "pipe", "4.00", "GB/s", "4.00", "GB/s", "5.00", "GB/s", "4.00", "GB/s"]
     assert lines[5].split()[2:] == ["packets", "0.20", "GB/s", "0.30", "GB/s", "0.40", "GB/s", "0.30", "GB/s"]
     assert len({len(line) for line in lines[2:7]}) == 1
     assert "0.50 of the raw pipe" in lines[-1]
+
+
+def test_a_comparison_with_qemu_is_shown_in_rows_of_its_own() -> None:
+    rates = {"qemu_plain": 1e9, "qemu_tls": 0.25e9, "qemu_multifd_tls": 0.2e9}
+    compared: dict[str, object] = {"channels": 2, "dirty_rate": 3 << 20}
+    for name, rate in rates.items():
+        compared |= {f"{name}_bytes_per_s": rate, f"{name}_ratio": 2e9 / rate, f"{name}_runs": [rate] * 3}
+    lines = show_migration(moved(**compared)).splitlines()
+    assert lines[0].endswith("over loopback TCP, 2 channels, while the guest writes up to 3.0 MiB/s by ring")
+    assert lines[6].split() == ["QEMU,", "TLS", *["0.25", "GB/s"] * 4]
+    assert [line.split()[0] for line in lines[-2:]] == ["8.00", "10.00"]
+    assert lines[-3] == "It is 2.00 times as fast as QEMU in plaintext,"
 
 
 def test_where_the_time_of_an_exit_goes_is_shown() -> None:
@@ -61,6 +84,16 @@ def test_where_the_time_of_an_exit_goes_is_shown() -> None:
     assert len({len(line) for line in lines[2:6]}) == 1
     assert "0.50 of the bare ping-pong" in shown
     assert "20.0 us are the engine's" in lines[-1]
+
+
+def test_idle_guests_are_shown_a_line_each() -> None:
+    small = IdleGuest(64 << 20, 5.0, 0.0001, 0.0002, 50 << 20, 51 << 20, 0.0004, 0.0125, {"pause": 0.0125})
+    shown = show_idle(IdleResult([small, msgspec.structs.replace(small, memory=8 << 30, round_s=0.0008)]))
+    lines = shown.splitlines()
+    assert lines[3].split()[:6] == ["64", "MiB", "0.1", "ms", "0.2", "ms"]
+    assert lines[3].split()[-4:] == ["0.40", "ms", "12.5", "ms"]
+    assert lines[4].split()[-4:-2] == ["0.80", "ms"]
+    assert len({len(line) for line in lines[2:]}) == 1
 
 
 def booted(**compared: object) -> BootResult:
@@ -117,3 +150,24 @@ def test_a_small_migration_is_measured_both_ways(sealift: Callable[..., Sealift]
     assert result["ratio"] == pytest.approx(result["sealed_bytes_per_s"] / result["raw_pipe_bytes_per_s"])
     assert len(result["sealed_runs"]) == len(result["raw_pipe_runs"]) == len(result["mailbox_runs"]) == 2
     assert result["mailbox_pages_per_s"] > 0
+
+
+@pytest.mark.timeout(300)
+def test_qemu_moves_the_same_memory_in_the_same_run(sealift: Callable[..., Sealift]) -> None:
+    if shutil.which(PROGRAM) is None:
+        pytest.skip(f"NOT COMPARED: {PROGRAM} is not installed")
+    options = ["--size", "4M", "--runs", "1", "--channels", "2", "--dirty-rate", "1M"]
+    bench = sealift("bench", "migrate", *options, "--against", "qemu", "--json")
+    assert bench.process.wait(280) == 0, bench.report()
+    result = json.loads(bench.stdout.finish())
+    for way in ("qemu_plain", "qemu_tls", "qemu_multifd_tls"):
+        rate = result[f"{way}_bytes_per_s"]
+        assert rate > 0
+        assert result[f"{way}_ratio"] == pytest.approx(result["sealed_bytes_per_s"] / rate)
+    assert (result["channels"], result["dirty_rate"]) == (2, 1 << 20)
+
+
+def test_a_comparison_with_a_qemu_that_is_not_there_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    with scratch("test") as place, pytest.raises(UserError, match=f"{PROGRAM} is not installed"):
+        measure_migration(place, Wanted(4 << 20, 1, against_qemu=True), say=lambda _: None)

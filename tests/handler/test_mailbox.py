@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -10,6 +11,7 @@ from sealift.address import PAGE_SIZE, Gpa
 from sealift.guest.handler.commit import State
 from sealift.guest.handler.mailbox import Mailbox
 from sealift.guest.handler.sealer import Pull
+from sealift.wire.lookout import Lookout
 from sealift.wire.mailbox import (
     AREA_SIZE,
     IO_HEADER,
@@ -21,6 +23,7 @@ from sealift.wire.mailbox import (
     copy_record,
     post,
     put_record,
+    watched,
 )
 from sealift.wire.record import RecordHeader
 
@@ -205,3 +208,33 @@ def test_a_mailbox_is_two_pages() -> None:
     with pytest.raises(ValueError, match="8192 bytes"):
         Mailbox(hosts.source, memoryview(bytearray(PAGE_SIZE)))
     assert SOURCE_FACTS.mailbox_gpa == MAILBOX[0] * PAGE_SIZE
+
+
+class LooksAway(Lookout):
+    """A lookout that sees nothing; meanwhile something happens."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__(0)
+        self.meanwhile = meanwhile
+
+    def sees(self, there: Callable[[], bool]) -> bool:
+        """It is always the moment before."""
+        found = there()
+        self.meanwhile()
+        return found
+
+
+def test_whoever_looks_at_the_mailbox_says_so_and_takes_it_back_before_it_sleeps() -> None:
+    asking = Asking()
+    said: list[bool] = []
+    assert not asking.mailbox.comes(LooksAway(lambda: said.append(watched(asking.area))))
+    assert said == [True]
+    assert not watched(asking.area)
+
+
+def test_a_request_that_is_posted_while_the_handler_looks_away_is_not_lost() -> None:
+    """Its sender saw that somebody looks, and rang for nobody."""
+    asking = Asking()
+    assert asking.mailbox.comes(LooksAway(lambda: post(asking.area, Command.INIT, Gpa(0), 1)))
+    assert asking.mailbox.serve()
+    assert answered(asking.area, 1) is Result.OK

@@ -35,7 +35,7 @@ from sealift.vmm.migration.transport import (
 )
 from sealift.wire import handler as wire
 from sealift.wire.handover import Transfer
-from sealift.wire.mailbox import AREA_SIZE, Params, Result, answer, put_record
+from sealift.wire.mailbox import AREA_SIZE, Params, Result, answer, end_watch, put_record, watch
 from sealift.wire.record import page_record_size, pages_fitting
 
 
@@ -106,6 +106,19 @@ def test_downtime_is_the_sum_of_its_parts_and_ends_with_the_migration() -> None:
     info = stats.info(MigrationStatus.COMPLETED)
     assert (info.setup_time, info.total_time, info.downtime) == (1000, 1025, 25)
     assert info.x_sealift_downtime_parts == pytest.approx({"stop": 1, "last-pages": 20, "start": 4})
+
+
+def test_what_a_source_still_does_once_the_guest_has_arrived_is_no_time_of_the_guests() -> None:
+    clock = FakeClock()
+    stats = Statistics(1 << 20, clock)
+    stats.begin()
+    stats.downtime_part(DowntimePart.START)
+    clock.now = 0.004
+    stats.arrived()
+    clock.now = 0.5
+    stats.end()
+    info = stats.info(MigrationStatus.COMPLETED)
+    assert (info.total_time, info.downtime) == (4, 4)
 
 
 # --- states ---------------------------------------------------------------------------------------------------------
@@ -339,7 +352,10 @@ class Doorbell:
         self.requests: list[int] = []
         self.waits: list[float] = []
 
-    def ring(self, timeout_s: float) -> bool:
+    def ring(self) -> None:
+        """It is noticed by `wait`."""
+
+    def wait(self, timeout_s: float) -> bool:
         """Answer; without a result, hang."""
         self.waits.append(timeout_s)
         params = Params.copy(self.area)
@@ -376,15 +392,17 @@ def test_the_mailbox_asks_for_each_page_under_a_number_of_its_own() -> None:
 
 def test_a_handler_that_is_late_is_asked_the_same_again_and_the_migration_goes_on() -> None:
     box, bell = mailbox(None, None, None)
-    assert box.encrypt(Gpa(0))
+    box.encrypt(Gpa(0))
+    assert box.record()
     assert bell.requests == [1] * 4
     assert bell.waits == [0.1] * 4
 
 
 def test_a_handler_that_does_not_answer_for_5_s_ends_the_migration() -> None:
     box, bell = mailbox(*[None] * 50)
+    box.encrypt(Gpa(0))
     with pytest.raises(LostError, match="did not answer ENCRYPT within 5 s"):
-        box.encrypt(Gpa(0))
+        box.settle()
     assert sum(bell.waits) == pytest.approx(LIVENESS_S)
 
 
@@ -398,19 +416,25 @@ def test_a_doorbell_that_still_rings_is_not_rung_again() -> None:
             raise TimeoutError
 
     bell = HandlerDoorbell(SimpleNamespace(send=sent.append, receive=receive))  # type: ignore[arg-type]  # a double
-    assert [bell.ring(0.1) for _ in range(3)] == [False, False, True]
+
+    def ring_and_wait() -> bool:
+        bell.ring()
+        return bell.wait(0.1)
+
+    assert [ring_and_wait() for _ in range(3)] == [False, False, True]
     assert len(sent) == 1
-    assert bell.ring(0.1)
+    assert ring_and_wait()
     assert len(sent) == 2
 
 
 def test_a_late_answer_is_never_taken_for_the_one_that_is_due() -> None:
     box, bell = mailbox()
-    first = box.encrypt(Gpa(0))
-    bell.ring = lambda _: True  # type: ignore[method-assign, assignment]  # done, but what lies there answers request 1
+    box.encrypt(Gpa(0))
+    assert box.record()
+    bell.wait = lambda _: True  # type: ignore[method-assign, assignment]  # done, but what lies there answers request 1
+    box.encrypt(Gpa(4096))
     with pytest.raises(LostError, match="unanswered"):
-        box.encrypt(Gpa(4096))
-    assert first
+        box.settle()
 
 
 @pytest.mark.parametrize(
@@ -419,5 +443,31 @@ def test_a_late_answer_is_never_taken_for_the_one_that_is_due() -> None:
 )
 def test_a_refusal_in_the_mailbox_is_an_error_with_the_page(result: Result, error: type[Exception]) -> None:
     box, _ = mailbox(result)
+    box.encrypt(Gpa(0x5000))
     with pytest.raises(error, match="GPA 0x5000"):
-        box.encrypt(Gpa(0x5000))
+        box.record()
+
+
+def test_a_handler_that_looks_at_the_mailbox_is_not_rung_for() -> None:
+    area = memoryview(bytearray(AREA_SIZE))
+    bell = Doorbell(area)
+    rings: list[None] = []
+    bell.ring = lambda: rings.append(None)  # type: ignore[method-assign]  # counts
+    box = Mailbox(area, bell, iter(range(1, 1000)).__next__)
+    watch(area)
+    box.encrypt(Gpa(0))
+    assert not rings
+    put_record(area, b"\1" * page_record_size(1))
+    answer(area, Result.OK, 1)
+    assert box.record()
+    end_watch(area)
+    box.encrypt(Gpa(0))
+    assert len(rings) == 1
+
+
+def test_a_handler_that_looked_away_before_it_saw_the_request_is_rung_for_after_all() -> None:
+    box, bell = mailbox()
+    watch(bell.area)
+    box.encrypt(Gpa(0))
+    assert box.record(), "only the doorbell answers in here"
+    assert bell.requests == [1]

@@ -16,7 +16,7 @@ from sealift.guest.programs import linux_program, program, program_names, startu
 from sealift.launch.secrets import GUEST_GUID
 
 SOURCES = Path(str(files("sealift.guest.programs")))
-OUTPUTS = ("startup.bin", "ledger.elf", "idle.elf", "linuxload")
+OUTPUTS = ("startup.bin", "ledger.elf", "idle.elf", "writer.elf", "linuxload")
 
 
 def tools(provenance: Path) -> list[str]:
@@ -65,10 +65,10 @@ def test_the_bytes_depend_neither_on_the_folder_nor_on_the_build(tmp_path: Path)
 
 
 def test_programs_are_found_by_name() -> None:
-    assert program_names() == ("idle", "ledger")
+    assert program_names() == ("idle", "ledger", "writer")
     assert program("idle").startswith(b"\x7fELF")
     assert startup_blob() == (SOURCES / "startup.bin").read_bytes()
-    with pytest.raises(UserError, match="idle, ledger"):
+    with pytest.raises(UserError, match="idle, ledger, writer"):
         program("nothing")
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from sealift.errors import InternalError, LostError
 from sealift.wire import platform as wire
-from sealift.wire.exits import PATIENCE_NS, PlatformEnd, VmmEnd, exit_link, vmm_end
+from sealift.wire.exits import PlatformEnd, VmmEnd, exit_link, vmm_end
+from sealift.wire.lookout import PATIENCE_NS
 
 Link = tuple[VmmEnd, PlatformEnd]
 

@@ -60,6 +60,7 @@ class MigrationState(msgspec.Struct, frozen=True, rename="kebab"):
     total_time: int = 0
     setup_time: int = 0
     downtime: int = 0
+    downtime_parts: dict[str, float] = {}
     error_desc: str | None = None
     ram: MigrationRam = MigrationRam(0, 0)
     pages: MigrationPages = MigrationPages(0, 0, 0)

@@ -14,10 +14,11 @@ _SENDABLE: Final = "nodbg,sev"
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A migration method; `transfer` is how pages leave the handler, if it is method mh."""
+    """A migration method; `transfer` is how pages leave the handler, if it is method mh, and in how many channels."""
 
     method: Method = Method.MH
     transfer: Transfer = Transfer.RING
+    channels: int = 1
 
     @property
     def name(self) -> str:
@@ -31,7 +32,16 @@ class Way:
     @property
     def parameters(self) -> dict[str, object]:
         """Arguments of migrate-set-parameters."""
-        return {"x_sealift_method": self.method.value, "x_sealift_transfer": self.transfer.value}
+        return {
+            "x_sealift_method": self.method.value,
+            "x_sealift_transfer": self.transfer.value,
+            "multifd_channels": self.channels,
+        }
+
+    @property
+    def capabilities(self) -> list[dict[str, object]]:
+        """What of migrate-set-capabilities it needs beside."""
+        return [{"capability": "multifd", "state": self.channels > 1}]
 
     @property
     def policy(self) -> str:

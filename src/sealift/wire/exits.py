@@ -26,7 +26,6 @@ import contextlib
 import fcntl
 import mmap
 import os
-import platform as host
 import socket
 import struct
 import threading
@@ -41,22 +40,8 @@ from msgspec.structs import astuple
 from sealift.address import PAGE_SIZE
 from sealift.errors import InternalError, LostError, StreamError
 from sealift.wire import platform as wire
+from sealift.wire.lookout import CREDIT_NS, PAID_BACK_NS, PATIENCE_NS, SAVED_NS
 from sealift.wire.packed import UNDECODABLE
-
-PATIENCE_NS: Final = 100_000 if host.machine() in ("x86_64", "AMD64") else 0
-"""How long an end looks before it sleeps: what a round trip with two wake-ups takes on a virtual machine whose other
-processor was idle (50 to 90 us measured), so that an end that looks sees its message even when the other one sleeps."""
-
-_SAVED_NS: Final = 5_000
-"""What a message costs less that was found by looking, at least: two system calls and a change of processes."""
-
-_PAID_BACK_NS: Final = 500
-"""What each message that an end sleeps for pays back of what looking in vain has cost: so much it costs a message in
-the long run. Where more wants to run than there are processors, milliseconds are lost at a time, to whoever else runs;
-there an end hardly looks any more."""
-
-_CREDIT_NS: Final = 1_000_000
-"""What may be lost before an end stops looking: a guest that computes for a while between its accesses loses little."""
 
 _AREA_SIZE: Final = 2 * PAGE_SIZE
 _NUMBER: Final = 0
@@ -151,7 +136,7 @@ class ExitLink(Generic[Incoming, Outgoing]):
         self._our_words, self._their_words = self._ours.cast("Q"), self._theirs.cast("Q")
         self._our_words[_ASLEEP] = self._asleep = not patience_ns
         self._sent = self._received = 0
-        self._balance_ns = _CREDIT_NS  # of what looking has saved and cost
+        self._balance_ns = CREDIT_NS  # of what looking has saved and cost
         barrier = threading.Lock()  # see the module: taken and given back for what that does to memory alone
         self._take, self._give = barrier.acquire, barrier.release
 
@@ -202,7 +187,7 @@ class ExitLink(Generic[Incoming, Outgoing]):
     # --- waiting -------------------------------------------------------------------------------------------------
 
     def _look(self, number: int) -> None:
-        """Look for the message for a while, and keep account of whether that is worth it."""
+        """Look for the message for a while, and keep account as a `Lookout` does; here a call for each look shows."""
         words, clock = self._their_words, time.monotonic_ns
         begun, took = clock(), 0
         while words[_NUMBER] != number and took <= self._patience_ns:
@@ -211,8 +196,8 @@ class ExitLink(Generic[Incoming, Outgoing]):
             took = clock() - begun
         if took > self._patience_ns:
             self._balance_ns -= took
-        elif self._balance_ns < _CREDIT_NS:
-            self._balance_ns += _SAVED_NS
+        elif self._balance_ns < CREDIT_NS:
+            self._balance_ns += SAVED_NS
 
     def _sleep(self, number: int) -> None:
         """Wait for the bell; who is not going to look at the next message either stays marked as asleep."""
@@ -223,7 +208,7 @@ class ExitLink(Generic[Incoming, Outgoing]):
         while self._their_words[_NUMBER] != number:
             self._hear()
         if self._balance_ns < 0:
-            self._balance_ns += _PAID_BACK_NS
+            self._balance_ns += PAID_BACK_NS
         if self._balance_ns >= 0 and self._patience_ns:
             self._our_words[_ASLEEP] = self._asleep = False
 

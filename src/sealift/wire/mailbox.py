@@ -12,13 +12,17 @@ that timed out is asked again, and a stale `done` is told from a fresh one. A pa
 the ring. The functions below are the hypervisor's end; the handler's is in ``sealift.guest.handler.mailbox``.
 
 Command params, little-endian: cmd_type u64, gpa u64, prefetch i32, ret i32, go i32, done i32, then
-request u64 (hypervisor's number), answered u64 (handler's echo).
+request u64 (hypervisor's number), answered u64 (handler's echo), watched u32 (the handler looks for `go` by itself).
+
+The doorbell is rung unless `watched` is set. The handler clears that before it looks for `go` a last time and sleeps;
+the hypervisor sets `go` before it looks at `watched`; each with a full barrier between the two: one sees the other's.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
+import threading
 from dataclasses import dataclass
 
 from sealift.address import PAGE_SIZE, Gpa
@@ -26,19 +30,23 @@ from sealift.errors import StreamError
 from sealift.wire.record import HEADER_SIZE, TAG_SIZE, page_record_size
 
 AREA_SIZE = 2 * PAGE_SIZE
-PARAMS_SIZE = 48
+PARAMS_SIZE = 52
 IO_HEADER = 0x800
 IO_PAGE = 0x1000
 
 MAX_IO_HEADER = 1024
 """RFC, patches 04 and 05: longer headers are refused on save and on load."""
 
-_PARAMS = struct.Struct("<QQiiiiQQ")
+_PARAMS = struct.Struct("<QQiiiiQQ4x")
+_POSTED = struct.Struct("<QQiiiiQQ")
 _RET = struct.Struct("<i")
 _FLAG = struct.Struct("<i")
 _SEQUENCE = struct.Struct("<Q")
 _LENGTH = struct.Struct("<I")
-_RET_AT, _GO_AT, _DONE_AT, _ANSWERED_AT = 20, 24, 28, 40
+_RET_AT, _GO_AT, _DONE_AT, _ANSWERED_AT, _WATCHED_AT = 20, 24, 28, 40, 48
+
+_BARRIER = threading.Lock()
+"""Taken and given back for what that does to memory alone."""
 
 _HEAD_SIZE = HEADER_SIZE + 8
 _RECORD_SIZE = page_record_size(1)
@@ -97,8 +105,37 @@ class Params:
 def post(area: memoryview, command: Command, gpa: Gpa, request: int) -> None:
     """Hypervisor: put a request numbered `request` (more than the last one, or the same again) and raise `go`."""
     _FLAG.pack_into(area, _GO_AT, 0)
-    _PARAMS.pack_into(area, 0, command, gpa, 0, Result.INVALID_FUNCTION, 0, 0, request, 0)
+    _POSTED.pack_into(area, 0, command, gpa, 0, Result.INVALID_FUNCTION, 0, 0, request, 0)
     _FLAG.pack_into(area, _GO_AT, 1)
+
+
+def watched(area: memoryview) -> bool:
+    """Hypervisor: whether the handler sees what was posted without being rung for."""
+    with _BARRIER:
+        pass
+    return area[_WATCHED_AT] == 1
+
+
+def is_done(area: memoryview) -> bool:
+    """Hypervisor: whether `done` is set, of whichever request."""
+    return area[_DONE_AT] == 1
+
+
+def is_posted(area: memoryview) -> bool:
+    """Handler: whether `go` is set."""
+    return area[_GO_AT] == 1
+
+
+def watch(area: memoryview) -> None:
+    """Handler: no need to ring from now on."""
+    area[_WATCHED_AT] = 1
+
+
+def end_watch(area: memoryview) -> None:
+    """Handler: ring again; what was posted before this is seen by looking once more."""
+    area[_WATCHED_AT] = 0
+    with _BARRIER:
+        pass
 
 
 def answer(area: memoryview, result: Result, request: int) -> None:

@@ -1,13 +1,15 @@
-"""What a guest costs that does nothing: processor time of its two processes, and the VMM's peak memory.
+"""What a guest costs that does nothing: processor time of its two processes, the VMM's peak memory, rounds, downtime.
 
-The guest has moved once, so its migration handler is connected and idle too. Peak memory is the kernel's VmHWM of
+The guest has moved some times, so its migration handler is connected and idle too. Peak memory is the kernel's VmHWM of
 a VMM process over its whole life: for the source, launching and sending a guest; for the target, receiving it. The
-design has it independent of the guest's size; that is what two sizes show.
+design has it independent of the guest's size; that is what two sizes show. The last round of each move has nothing to
+send: what it takes is what any round costs beside its pages.
 """
 
 from __future__ import annotations
 
 import re
+import statistics
 import time
 from pathlib import Path
 from typing import Final
@@ -15,21 +17,26 @@ from typing import Final
 import msgspec
 
 from sealift.cli.bench.migrate import Say
-from sealift.cli.bench.moves import HoppingGuest
+from sealift.cli.bench.moves import Burden, HoppingGuest
 from sealift.cli.scratch import Scratch
 from sealift.cli.way import RING
 from sealift.errors import InternalError
 
-SIZES: Final = (64 << 20, 4 << 30)
+SIZES: Final = (64 << 20, 8 << 30)
 """Guest RAM, small and large; nearly all of it is never touched."""
 
 _PAYLOAD: Final = 1 << 20
 _SPAN_S: Final = 5.0
+_HOPS: Final = 5
+"""Moves of each guest; medians count."""
 _PEAK: Final = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 
 class IdleGuest(msgspec.Struct, frozen=True):
-    """One guest of `memory` bytes: processor time in seconds over `span_s`, peaks in bytes."""
+    """One guest of `memory` bytes: processor time in seconds over `span_s`, peaks in bytes.
+
+    `round_s` is a round without pages, `downtime` the parts of the whole standstill in seconds; medians of some moves.
+    """
 
     memory: int
     span_s: float
@@ -37,6 +44,9 @@ class IdleGuest(msgspec.Struct, frozen=True):
     platform_cpu_s: float
     source_vmm_peak_bytes: int
     target_vmm_peak_bytes: int
+    round_s: float
+    downtime_s: float
+    downtime: dict[str, float]
 
 
 class IdleResult(msgspec.Struct, frozen=True):
@@ -56,18 +66,29 @@ def measure_idle(scratch: Scratch, say: Say) -> IdleResult:
 
 def _measure(scratch: Scratch, number: int, memory: int, say: Say) -> IdleGuest:
     say(f"launching and moving a guest of {memory >> 20:,} MiB")
-    guest = HoppingGuest(scratch, f"idle-{number}", RING, _PAYLOAD, memory)
+    guest = HoppingGuest(scratch, f"idle-{number}", RING, Burden(_PAYLOAD, memory=memory))
     source = guest.vmm
     peaks: list[int] = []
-    guest.hop(lambda: peaks.append(peak_bytes(source.pid)))
+    hops = [guest.hop(lambda: peaks.append(peak_bytes(source.pid)))]
+    target_peak = peak_bytes(guest.vmm.pid)
+    hops += [guest.hop() for _ in range(_HOPS - 1)]
     vmm, platform = guest.vmm.pid, guest.vmm.platform_pid()
     say(f"watching it do nothing for {_SPAN_S:.0f} s")
     before, begun = (cpu_s(vmm), cpu_s(platform)), time.monotonic()
     time.sleep(_SPAN_S)
     after, span = (cpu_s(vmm), cpu_s(platform)), time.monotonic() - begun
-    target_peak = peak_bytes(vmm)
     guest.close()
-    return IdleGuest(memory, span, after[0] - before[0], after[1] - before[1], peaks[0], target_peak)
+    return IdleGuest(
+        memory,
+        span,
+        after[0] - before[0],
+        after[1] - before[1],
+        peaks[0],
+        target_peak,
+        round_s=statistics.median(hop.last_round_s for hop in hops),
+        downtime_s=statistics.median(hop.downtime_s for hop in hops),
+        downtime={part: statistics.median(hop.downtime[part] for hop in hops) for part in hops[0].downtime},
+    )
 
 
 def cpu_s(pid: int) -> float:

@@ -1,7 +1,7 @@
 """A guest that hops from VMM to VMM, each a fresh pair of processes, over loopback TCP.
 
-The guest halts at once, so its memory stands still: what is measured is moving, not chasing. It is launched and
-measured once; each hop has a receiver that the owner approves, and ends the VMM it left.
+Unless it is to write, the guest halts at once, so its memory stands still: what is measured is moving, not chasing. It
+is launched and measured once; each hop has a receiver that the owner approves, and ends the VMM it left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from sealift.cli.vmm_process import MigrationState, VmmProcess
 from sealift.cli.way import Way
 from sealift.errors import PeerError
 
-KERNEL: Final = "idle"
+IDLE: Final = "idle"
+WRITER: Final = "writer"
 
 _ROOM: Final = 32 << 20
 """Bytes a guest needs beside its payload: start-up area, kernel, page tables, stacks."""
@@ -29,18 +30,57 @@ _PATIENCE_S: Final = 900.0
 
 
 @dataclass(frozen=True, slots=True)
+class Burden:
+    """What a guest's memory is.
+
+    Attributes:
+        size: bytes that are random, and private.
+        dirty_rate: bytes of other pages that it writes to in a second, at most.
+        memory: bytes of RAM, which the target then does not touch beforehand; by default no more than that needs.
+    """
+
+    size: int
+    dirty_rate: int = 0
+    memory: int | None = None
+
+    @property
+    def ram(self) -> int:
+        """Bytes of RAM; what is written to in a second is what the guest walks over."""
+        return self.memory or -(-(self.size + self.dirty_rate + _ROOM) // PAGE_SIZE) * PAGE_SIZE
+
+    @property
+    def kernel(self) -> list[str]:
+        """Options of `sealift run`."""
+        if not self.dirty_rate:
+            return ["--kernel", IDLE]
+        return ["--kernel", WRITER, "--append", f"rate={-(-self.dirty_rate // PAGE_SIZE)}"]
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
     """One migration.
 
     Attributes:
-        pages: private pages that were moved.
+        pages: private pages that were moved, each as often as it was.
         seconds: of the transfer phase: from the end of the set-up (connecting, launching the receiver, exchanging
             keys) to the target's word that the guest runs there. So it includes rounds, the last one, machine state,
             verification and handover, in milliseconds' precision as query-migrate has it.
+        downtime: seconds of its parts, by their names in query-migrate.
     """
 
     pages: int
     seconds: float
+    downtime: dict[str, float]
+
+    @property
+    def downtime_s(self) -> float:
+        """Seconds that the guest stood still."""
+        return sum(self.downtime.values())
+
+    @property
+    def last_round_s(self) -> float:
+        """Seconds of the last round, in which a guest that does nothing has nothing to send."""
+        return self.downtime["last-round"]
 
     @property
     def bytes_per_s(self) -> float:
@@ -60,19 +100,18 @@ class HoppingGuest:
         scratch: where everything goes.
         name: of the guest, to tell it from others.
         way: how it moves.
-        size: bytes of its memory that are random, and private.
-        memory: bytes of RAM; by default no more than that needs.
+        burden: its memory.
     """
 
-    def __init__(self, scratch: Scratch, name: str, way: Way, size: int, memory: int | None = None) -> None:
+    def __init__(self, scratch: Scratch, name: str, way: Way, burden: Burden) -> None:
         self._scratch = scratch
         self._way = way
+        self._arrival = ["--incoming", "tcp:127.0.0.1:0", *(["--prealloc"] if burden.memory is None else [])]
         self._name = name
         self._launches = 0
         payload = scratch.path / f"{name}.payload"
-        _write_random(payload, size)
-        memory = memory or -(-(size + _ROOM) // PAGE_SIZE) * PAGE_SIZE
-        options = ["--kernel", KERNEL, "--payload", str(payload), "--memory", str(memory), "--vcpus", "1"]
+        _write_random(payload, burden.size)
+        options = [*burden.kernel, "--payload", str(payload), "--memory", str(burden.ram), "--vcpus", "1"]
         options += ["--policy", way.policy]
         self._vmm = self._start(options)
         _ = self._vmm.qmp  # answers once the guest is launched
@@ -89,10 +128,11 @@ class HoppingGuest:
         Raises:
             PeerError: the migration failed; the message says why.
         """
-        source, target = self._vmm, self._start(["--incoming", "tcp:127.0.0.1:0", "--prealloc"])
+        source, target = self._vmm, self._start(self._arrival)
         uri = target.arrival_uri()
         source.qmp.ask_for_migration_events()
         source.qmp.execute("migrate-set-parameters", **self._way.parameters)
+        source.qmp.execute("migrate-set-capabilities", capabilities=self._way.capabilities)
         source.qmp.execute("migrate", uri=uri)
         state = source.wait_for_migration(_PATIENCE_S)
         if state.status != "completed":
@@ -117,7 +157,8 @@ class HoppingGuest:
 
 
 def _hop(state: MigrationState) -> Hop:
-    return Hop(state.pages.private_pages, (state.total_time - state.setup_time) / 1e3)
+    downtime = {part: milliseconds / 1e3 for part, milliseconds in state.downtime_parts.items()}
+    return Hop(state.pages.private_pages, (state.total_time - state.setup_time) / 1e3, downtime)
 
 
 def _write_random(path: Path, size: int) -> None:

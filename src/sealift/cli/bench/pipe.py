@@ -111,13 +111,13 @@ def _memory(records: int) -> Plane:
     return plane
 
 
-def _fill(plane: Plane) -> None:
+def fill(plane: Plane) -> None:
     """Random content; it does not matter where it is from."""
     import numpy as np
 
     generator = np.random.default_rng()
     for first in range(0, plane.pages, RECORD_PAGES):
-        window = plane.window(first, RECORD_PAGES)
+        window = plane.window(first, min(RECORD_PAGES, plane.pages - first))
         window[:] = generator.bytes(len(window))
 
 
@@ -132,7 +132,7 @@ def _say(line: str) -> None:
 
 def _send(records: int, port: int) -> None:
     plane, slots, cipher = _memory(records), _Slots(), AESGCM(_KEY)
-    _fill(plane)
+    fill(plane)
     associated = _TEMPLATE.encode() + bytes(_TEMPLATE.body - len(_TEMPLATE.encode()))
     with socket.create_connection((_LOCALHOST, port)) as sock, bulk_work():
         tune(sock)

@@ -17,18 +17,45 @@ def show_migration(result: MigrateResult) -> str:
         ("", *(f"run {run}" for run in range(1, runs + 1)), "median"),
         ("raw pipe", *map(_rate, result.raw_pipe_runs), _rate(result.raw_pipe_bytes_per_s)),
         ("sealed, by ring", *map(_rate, result.sealed_runs), _rate(result.sealed_bytes_per_s)),
+        *_rows_of_qemu(result),
         ("sealed, by packets", *map(_rate, result.packets_runs), _rate(result.packets_bytes_per_s)),
         ("sealed, by mailbox", *map(_pages, result.mailbox_runs), _pages(result.mailbox_pages_per_s)),
     ]
     return "\n".join(
         (
-            f"{result.size >> 20:,} MiB of random private memory over loopback TCP",
+            f"{result.size >> 20:,} MiB of random private memory over loopback TCP{_circumstances(result)}",
             "",
             *_aligned(rows),
             "",
             f"The ring reaches {result.ratio:.2f} of the raw pipe.",
+            *_ratios_to_qemu(result),
         )
     )
+
+
+def _circumstances(result: MigrateResult) -> str:
+    channels = f", {result.channels} channels" if result.channels > 1 else ""
+    rate = result.dirty_rate / (1 << 20)
+    return channels + (f", while the guest writes up to {rate:,.1f} MiB/s by ring" if rate else "")
+
+
+def _rows_of_qemu(result: MigrateResult) -> list[tuple[str, ...]]:
+    measured = (
+        ("QEMU, plaintext", result.qemu_plain_runs, result.qemu_plain_bytes_per_s),
+        ("QEMU, TLS", result.qemu_tls_runs, result.qemu_tls_bytes_per_s),
+        ("QEMU, TLS, multifd", result.qemu_multifd_tls_runs, result.qemu_multifd_tls_bytes_per_s),
+    )
+    return [(name, *map(_rate, runs), _rate(median)) for name, runs, median in measured if median is not None]
+
+
+def _ratios_to_qemu(result: MigrateResult) -> list[str]:
+    if result.qemu_plain_ratio is None:
+        return []
+    return [
+        f"It is {result.qemu_plain_ratio:.2f} times as fast as QEMU in plaintext,",
+        f"{result.qemu_tls_ratio:.2f} times as fast as QEMU with TLS,",
+        f"{result.qemu_multifd_tls_ratio:.2f} times as fast as QEMU with TLS on two multifd channels.",
+    ]
 
 
 def show_exits(result: ExitsResult) -> str:
@@ -90,7 +117,7 @@ def _bound(result: BootResult) -> list[str]:
 def show_idle(result: IdleResult) -> str:
     """A line a guest."""
     span = result.guests[0].span_s
-    rows = [("guest RAM", "VMM", "platform", "VMM's peak, sending", "VMM's peak, receiving")]
+    rows = [("guest RAM", "VMM", "platform", "VMM's peak, sending", "receiving", "a round", "downtime")]
     rows += [
         (
             f"{guest.memory >> 20:,} MiB",
@@ -98,10 +125,13 @@ def show_idle(result: IdleResult) -> str:
             f"{guest.platform_cpu_s * 1e3:.1f} ms",
             f"{guest.source_vmm_peak_bytes / (1 << 20):.1f} MiB",
             f"{guest.target_vmm_peak_bytes / (1 << 20):.1f} MiB",
+            f"{guest.round_s * 1e3:.2f} ms",
+            f"{guest.downtime_s * 1e3:.1f} ms",
         )
         for guest in result.guests
     ]
-    return "\n".join((f"Processor time of idle guests in {span:.0f} s, and peak memory", "", *_aligned(rows)))
+    title = f"Processor time of idle guests in {span:.0f} s, peak memory, and what their moves take beside pages"
+    return "\n".join((title, "", *_aligned(rows)))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

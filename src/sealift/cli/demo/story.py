@@ -85,6 +85,7 @@ class Story:
     def _migrate(self, source: VmmProcess, relay: RecordingRelay) -> MigrationReport:
         with self._screen.step("Migrated", "Moving the running guest to host-b …") as step:
             source.qmp.execute("migrate-set-parameters", **self._part.way.parameters)
+            source.qmp.execute("migrate-set-capabilities", capabilities=self._part.way.capabilities)
             source.qmp.execute("migrate", uri=relay.uri)
             state = MigrationState()
             for state in source.migrations_end(_MIGRATION_PATIENCE_S):

@@ -47,6 +47,7 @@ MODULES = (
     "sealift.pageset",
     "sealift.wire",
     "sealift.wire.handshake",
+    "sealift.wire.lookout",
     "sealift.wire.mailbox",
     "sealift.wire.receipt",
     "sealift.wire.record",

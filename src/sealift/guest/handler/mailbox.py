@@ -14,7 +14,19 @@ from sealift.address import PAGE_SHIFT, page_aligned
 from sealift.errors import SealError, StreamError, UserError
 from sealift.guest.handler.commit import Event
 from sealift.guest.handler.handler import MigrationHandler
-from sealift.wire.mailbox import AREA_SIZE, Command, Params, Result, answer, copy_record, put_record
+from sealift.wire.lookout import Lookout
+from sealift.wire.mailbox import (
+    AREA_SIZE,
+    Command,
+    Params,
+    Result,
+    answer,
+    copy_record,
+    end_watch,
+    is_posted,
+    put_record,
+    watch,
+)
 from sealift.wire.record import HEADER_SIZE, RecordHeader, RecordKind
 
 
@@ -54,6 +66,17 @@ class Mailbox:
             put_record(self._area, done.record)
         answer(self._area, done.result, params.request)
         return True
+
+    def comes(self, lookout: Lookout) -> bool:
+        """Whether another request comes within a moment, in which the hypervisor need not ring."""
+        watch(self._area)
+        if lookout.sees(self._posted):
+            return True
+        end_watch(self._area)
+        return self._posted()
+
+    def _posted(self) -> bool:
+        return is_posted(self._area)
 
     def _dispatch(self, params: Params) -> tuple[Result, bytes | None]:
         match params.command:

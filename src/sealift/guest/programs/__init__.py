@@ -3,7 +3,8 @@
 ``startup.bin`` is the start-up code of every launch image; the others are kernels:
 
 - ``ledger`` verifies its memory as it goes and prints a hash chain; it notices what a migration loses;
-- ``idle`` says that it runs and halts.
+- ``idle`` says that it runs and halts;
+- ``writer`` writes to so many pages a second, for measurements.
 
 ``linuxload`` is none of them: a program under Linux, which watches its memory, its disk and its clocks.
 """

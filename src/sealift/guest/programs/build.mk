@@ -16,7 +16,7 @@ LDFLAGS := -nostdlib -static -no-pie \
 
 RUNTIME := runtime.c sha256.c
 HEADERS := machine.h runtime.h sha256.h pages.h
-PROGRAMS := $(OUT)/startup.bin $(OUT)/ledger.elf $(OUT)/idle.elf $(OUT)/linuxload
+PROGRAMS := $(OUT)/startup.bin $(OUT)/ledger.elf $(OUT)/idle.elf $(OUT)/writer.elf $(OUT)/linuxload
 
 all: $(PROGRAMS) $(OUT)/PROVENANCE.md
 
@@ -30,6 +30,10 @@ $(OUT)/ledger.elf: ledger.c pages.c flips.c content.c $(RUNTIME) $(HEADERS) flip
 
 $(OUT)/idle.elf: idle.c $(RUNTIME) $(HEADERS) kernel.ld build.mk
 	$(CC) $(CFLAGS) $(LDFLAGS) -T kernel.ld -o $@ idle.c $(RUNTIME)
+	chmod 644 $@
+
+$(OUT)/writer.elf: writer.c pages.c $(RUNTIME) $(HEADERS) kernel.ld build.mk
+	$(CC) $(CFLAGS) $(LDFLAGS) -T kernel.ld -o $@ writer.c pages.c $(RUNTIME)
 	chmod 644 $@
 
 # Runs under Linux, so Linux chooses where it lies. Of the runtime it takes what needs no ports.

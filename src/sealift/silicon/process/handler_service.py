@@ -1,10 +1,12 @@
 """The thread the migration handler lives on: sleeps on its socket, answers one request after the other.
 
-It depends on no vCPU, so it answers while the guest is stopped or hangs, and costs nothing while nobody asks.
+It depends on no vCPU, so it answers while the guest is stopped or hangs, and costs nothing while nobody asks. After a
+request in the mailbox it looks there for a moment before it sleeps again: the next one mostly follows at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from sealift.silicon.process.ring import Ring
 from sealift.wire import handler as wire
 from sealift.wire.channel import Channel
 from sealift.wire.failure import to_failed
+from sealift.wire.lookout import Lookout
 from sealift.wire.platform import Done
 
 _Request: TypeAlias = wire.HandlerRequest
@@ -51,6 +54,7 @@ class HandlerService:
         self._incoming = incoming
         self._forget = forget
         self._over = False
+        self._lookout = Lookout()
         self._channel: Channel[_Request, wire.HandlerReply] = Channel(sock, wire.HandlerRequest)
 
     def start(self) -> None:
@@ -60,16 +64,27 @@ class HandlerService:
     def _serve(self) -> None:
         try:
             while True:
+                request: _Request | None = None
                 try:
-                    reply = self._answer(self._channel.receive_alone())
+                    request = self._channel.receive_alone()
+                    reply = self._answer(request)
                 except LostError:
                     raise
                 except SealiftError as error:
                     reply = to_failed(error)
                 self._forget_if_over()
                 self._channel.send(reply)
+                if isinstance(request, wire.ServeMailbox):
+                    self._serve_followers()
         except LostError:
             self._channel.close()
+
+    def _serve_followers(self) -> None:
+        """Serve requests that come to the mailbox before it is worth to sleep, as if they had been rung for."""
+        with contextlib.suppress(SealiftError):  # the request stays, and is rung for: then the reply says why
+            while self._mailbox.comes(self._lookout):
+                self._answer(wire.ServeMailbox())
+                self._forget_if_over()
 
     def _forget_if_over(self) -> None:
         """The guest runs elsewhere, or never ran here: nothing of it stays in this process."""

@@ -73,14 +73,17 @@ class HandlerDoorbell:
         self._handler = handler
         self._rung = False
 
-    def ring(self, timeout_s: float) -> bool:
-        """Wake the handler, if it is not awake since the last ring, and wait until it is done; False: not in time."""
+    def ring(self) -> None:
+        """Wake the handler, if it was not woken since it was last done."""
         if not self._rung:
             self._handler.send(wire.ServeMailbox())
+            self._rung = True
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the handler that was rung for is done; False: not in time."""
         try:
             self._handler.receive(Done, timeout_s)
         except TimeoutError:
-            self._rung = True
             return False
         self._rung = False
         return True

@@ -176,6 +176,7 @@ class Sender:
         self._machine.devices.leave_disks()
         self._out.frame(Frame(FrameKind.FINAL, self._method.fence(prepared)))
         started = self._returns.expect(FrameKind.STARTED, self._returns.patience.reply_s)
+        self._stats.arrived()
         if not self._method.release(started):
             raise StreamError("the target's word that it runs the guest says something else")
         self._stats.downtime_part(None)

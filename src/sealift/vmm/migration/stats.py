@@ -158,6 +158,7 @@ class Statistics:
         self._begun: float | None = None
         self._active: float | None = None
         self._ended: float | None = None
+        self._arrived: float | None = None
         self._part: tuple[DowntimePart, float] | None = None
         self._parts: dict[DowntimePart, float] = {}
         self.private_pages = self.shared_pages = self.zero_pages = self.hole_pages = 0
@@ -179,10 +180,15 @@ class Statistics:
         """Setup is over."""
         self._active = self._clock.monotonic()
 
-    def end(self) -> None:
-        """The migration is over; running times stand still."""
+    def arrived(self) -> None:
+        """The target's word that it runs the guest is here; what is still done for it here takes no time of it."""
         self.downtime_part(None)
-        self._ended = self._clock.monotonic()
+        self._arrived = self._clock.monotonic()
+
+    def end(self) -> None:
+        """The migration is over; running times stand still, at the guest's arrival if it arrived."""
+        self.downtime_part(None)
+        self._ended = self._clock.monotonic() if self._arrived is None else self._arrived
 
     @contextmanager
     def round(self) -> Iterator[None]:

@@ -264,14 +264,19 @@ def shut_down(sock: socket.socket) -> None:
 
 @contextmanager
 def bulk_work() -> Iterator[None]:
-    """Run this thread as a batch job: longer turns on the processor, fewer switches (measured)."""
+    """Run this thread as a batch job: longer turns on the processor, fewer switches (measured).
+
+    A thread that was given another policy than the usual one (`chrt`) keeps it.
+    """
     thread = threading.get_native_id()
-    before = os.sched_getscheduler(thread)
-    _schedule(thread, os.SCHED_BATCH)
+    usual = os.sched_getscheduler(thread) == os.SCHED_OTHER
+    if usual:
+        _schedule(thread, os.SCHED_BATCH)
     try:
         yield
     finally:
-        _schedule(thread, before)
+        if usual:
+            _schedule(thread, os.SCHED_OTHER)
 
 
 def _schedule(thread: int, policy: int) -> None:
