@@ -131,7 +131,10 @@ class Owner:
             trusted = self.settings
             hello = decode_snapshot(header)
             if trusted.restores is RestoreRule.REFUSED:
-                raise RefusedError(f"the owner lets no snapshot be restored, and so not {hello.migration.hex()}")
+                raise RefusedError(
+                    f"the owner lets no snapshot be restored, and so not {hello.migration.hex()}; it can change its "
+                    "mind: sealift owner restores allowed"
+                )
             source = self._released(hello.party.measure)
             _check_snapshot(hello, source)
             platform = self._verify_receiver(evidence, trusted)

@@ -35,7 +35,7 @@ class RestoreRule(enum.Enum):
     ALLOWED = "allowed"
     """Wherever guests may go."""
     REFUSED = "refused"
-    """Nowhere."""
+    """Nowhere; until an owner says otherwise, for any VMM can save its guest, and fork it by that."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +53,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     handlers: tuple[bytes, ...] = ()
     receivers: ReceiverRule = ReceiverRule.VERIFIED
     hosts: tuple[bytes, ...] = ()
-    restores: RestoreRule = RestoreRule.ALLOWED
+    restores: RestoreRule = RestoreRule.REFUSED
 
 
 def load(directory: PrivateDirectory) -> Settings:
