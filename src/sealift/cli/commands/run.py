@@ -35,7 +35,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         "sealift run --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
         "sealift run --name again --restore demo.snap",
-        "sealift run --policy 1 --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
+        "sealift run --policy nodbg,nosend --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
 @click.argument(
