@@ -60,6 +60,7 @@ def test_a_guest_is_saved_runs_on_and_is_run_twice_more(
     progress(guest, len(guest.stdout.text))
     at = max(updates(guest.stdout.text))
 
+    assert printed(sealift("owner", "restores", "allowed")) == "allowed\n"
     here = running(sealift, "again", "--restore", file)
     there = running(sealift, "again", "--restore", file, "--host", other_host.path)
     for copy in (here, there):
@@ -83,8 +84,7 @@ def test_the_owner_says_no_and_the_reason_is_told(sealift: Start, state_dir: Pat
     file = tmp_path / "a.snap"
     running(sealift, "a", *LEDGER)
     assert sealift("snapshot", "a", file).wait() == 0
-    assert printed(sealift("owner", "restores")) == "allowed\n"
-    assert printed(sealift("owner", "restores", "refused")) == "refused\n"
+    assert printed(sealift("owner", "restores")) == "refused\n", "as long as nobody said otherwise"
     refused = sealift("run", "--name", "b", "--restore", file)
     assert refused.wait() == 1
     last = refused.stderr.text.splitlines()[-1]

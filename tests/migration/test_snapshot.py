@@ -92,6 +92,11 @@ def _directory(file: Path) -> None:
     file.parent.mkdir()
 
 
+@pytest.fixture(autouse=True)
+def _allowed(world: rig.World) -> None:
+    world.owner.set_restores(RestoreRule.ALLOWED)
+
+
 def owner_log(world: rig.World) -> str:
     return "\n".join(decision.sentence for decision in world.owner.log.read())
 
@@ -133,6 +138,7 @@ def test_a_snapshot_is_taken_while_the_guest_runs_and_writes(hosts: Path, file: 
     """Its pause is a part of the whole, and the guest does what it does meanwhile."""
     heavy = rig.COMMAND_LINE.replace("ws=16", "ws=512").replace("pause=10000", "pause=1000")
     with rig.world(hosts, rig.recipe(vcpus=2, command_line=heavy)) as world:
+        world.owner.set_restores(RestoreRule.ALLOWED)
         guest = world.start()
         guest.work(8)
         info = saved(guest, file, Parameters(max_bandwidth=8_000_000, downtime_limit_ms=50))
@@ -244,6 +250,7 @@ def test_another_owner_cannot_restore_it(world: rig.World, hosts: Path, file: Pa
     guest.work(4)
     saved(guest, file)
     with rig.world(hosts, rig.recipe()) as other:
+        other.owner.set_restores(RestoreRule.ALLOWED)
         refused(world, file, "no released launch has the measurement", other.owner)
 
 
@@ -464,6 +471,7 @@ def test_a_guest_with_sev_es_is_saved_and_restored(hosts: Path, file: Path, meth
     """Its registers are in private memory, and come back with it."""
     policy = Policy.NODBG | Policy.ES | Policy.SEV
     with rig.world(hosts, rig.recipe(vcpus=2), policy) as world:
+        world.owner.set_restores(RestoreRule.ALLOWED)
         guest = world.start()
         guest.work(8)
         saved(guest, file, Parameters(method=method))

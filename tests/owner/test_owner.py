@@ -509,15 +509,33 @@ def _restore(owner: OwnerService, host: Host, recipe: GuestRecipe, header: bytes
     return taken
 
 
-def test_every_restore_is_released_anew_with_the_snapshots_key_and_a_fresh_one(
+@pytest.fixture
+def releasing(owner: Owner) -> Owner:
+    """An owner that was told that it may release snapshots."""
+    owner.set_restores(RestoreRule.ALLOWED)
+    return owner
+
+
+def test_nothing_is_restored_before_the_owner_was_told_to_allow_it(
     owner: Owner, make_host: MakeHost, recipe: GuestRecipe, log: Log
 ) -> None:
+    """Any VMM can save its guest, and would have two of it."""
     source, handler = _launch(owner, make_host("a"), recipe)
     header = _header(recipe, source, handler)
+    with pytest.raises(RefusedError, match=r"lets no snapshot be restored.*sealift owner restores allowed"):
+        owner.begin_restore(make_host("b").evidence(), header)
+    assert "refused a restore" in log()[-1]
+
+
+def test_every_restore_is_released_anew_with_the_snapshots_key_and_a_fresh_one(
+    releasing: Owner, make_host: MakeHost, recipe: GuestRecipe, log: Log
+) -> None:
+    source, handler = _launch(releasing, make_host("a"), recipe)
+    header = _header(recipe, source, handler)
     target = make_host("b")
-    first = _restore(owner, target, recipe, header)
+    first = _restore(releasing, target, recipe, header)
     target.restart()
-    second = _restore(owner, target, recipe, header)
+    second = _restore(releasing, target, recipe, header)
     assert first.snapshot_key == second.snapshot_key == snapshot_key(handler.key, header)
     assert first.pair_key is None
     assert len({handler.key, first.key, second.key}) == 3
@@ -525,42 +543,42 @@ def test_every_restore_is_released_anew_with_the_snapshots_key_and_a_fresh_one(
     assert sum("a restore of snapshot" in line for line in log()) == 2
 
 
-def test_the_key_is_of_one_header_alone(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
-    source, handler = _launch(owner, make_host("a"), recipe)
+def test_the_key_is_of_one_header_alone(releasing: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
+    source, handler = _launch(releasing, make_host("a"), recipe)
     one, other = (_header(recipe, source, handler) for _ in range(2))
-    assert _restore(owner, make_host("b"), recipe, one).snapshot_key != snapshot_key(handler.key, other)
+    assert _restore(releasing, make_host("b"), recipe, one).snapshot_key != snapshot_key(handler.key, other)
 
 
 def test_a_snapshot_of_a_restored_guest_is_restored_like_any_other(
-    owner: Owner, make_host: MakeHost, recipe: GuestRecipe
+    releasing: Owner, make_host: MakeHost, recipe: GuestRecipe
 ) -> None:
-    source, handler = _launch(owner, make_host("a"), recipe)
+    source, handler = _launch(releasing, make_host("a"), recipe)
     target = make_host("b")
-    grant = owner.begin_restore(target.evidence(), _header(recipe, source, handler))
+    grant = releasing.begin_restore(target.evidence(), _header(recipe, source, handler))
     measure = target.load(grant, recipe.receiver())
-    _, restored = target.finish(owner.release(grant.launch_id, measure), recipe)
+    _, restored = target.finish(releasing.release(grant.launch_id, measure), recipe)
     assert restored is not None
     later = _header(recipe, measure, restored)
-    assert _restore(owner, make_host("c"), recipe, later).snapshot_key == snapshot_key(restored.key, later)
+    assert _restore(releasing, make_host("c"), recipe, later).snapshot_key == snapshot_key(restored.key, later)
 
 
 def test_an_owner_that_refuses_restores_does_so_until_the_secret_is_out(
-    owner: Owner, make_host: MakeHost, recipe: GuestRecipe, log: Log
+    releasing: Owner, make_host: MakeHost, recipe: GuestRecipe, log: Log
 ) -> None:
-    source, handler = _launch(owner, make_host("a"), recipe)
+    source, handler = _launch(releasing, make_host("a"), recipe)
     header = _header(recipe, source, handler)
     target = make_host("b")
-    grant = owner.begin_restore(target.evidence(), header)
+    grant = releasing.begin_restore(target.evidence(), header)
     measure = target.load(grant, recipe.receiver())
-    owner.set_restores(RestoreRule.REFUSED)
+    releasing.set_restores(RestoreRule.REFUSED)
     with pytest.raises(RefusedError, match="has come to let no snapshot be restored"):
-        owner.release(grant.launch_id, measure)
+        releasing.release(grant.launch_id, measure)
     with pytest.raises(RefusedError, match="lets no snapshot be restored"):
-        owner.begin_restore(target.evidence(), header)
+        releasing.begin_restore(target.evidence(), header)
     assert "refused a restore" in log()[-1]
-    owner.set_restores(RestoreRule.ALLOWED)
+    releasing.set_restores(RestoreRule.ALLOWED)
     target.restart()
-    _restore(owner, target, recipe, header)
+    _restore(releasing, target, recipe, header)
 
 
 @pytest.mark.parametrize(
@@ -575,35 +593,37 @@ def test_an_owner_that_refuses_restores_does_so_until_the_secret_is_out(
     ids=["policy", "instance", "vcpus", "memory", "measurement"],
 )
 def test_a_header_that_says_something_else_than_the_record_is_refused(
-    owner: Owner, make_host: MakeHost, recipe: GuestRecipe, changes: dict[str, Any], reason: str
+    releasing: Owner, make_host: MakeHost, recipe: GuestRecipe, changes: dict[str, Any], reason: str
 ) -> None:
-    source, handler = _launch(owner, make_host("a"), recipe)
+    source, handler = _launch(releasing, make_host("a"), recipe)
     with pytest.raises(RefusedError, match=reason):
-        owner.begin_restore(make_host("b").evidence(), _header(recipe, source, handler, **changes))
+        releasing.begin_restore(make_host("b").evidence(), _header(recipe, source, handler, **changes))
 
 
 @pytest.mark.parametrize("header", [b"", bytes(300), b"SLKX" + bytes(200)])
-def test_what_is_no_header_is_refused(owner: Owner, host: Host, header: bytes) -> None:
+def test_what_is_no_header_is_refused(releasing: Owner, host: Host, header: bytes) -> None:
     with pytest.raises(RefusedError, match="the owner refuses a restore"):
-        owner.begin_restore(host.evidence(), header)
+        releasing.begin_restore(host.evidence(), header)
 
 
-def test_only_listed_and_genuine_hosts_restore(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
-    source, handler = _launch(owner, make_host("a"), recipe)
+def test_only_listed_and_genuine_hosts_restore(releasing: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
+    source, handler = _launch(releasing, make_host("a"), recipe)
     header = _header(recipe, source, handler)
-    owner.set_receivers(ReceiverRule(Scope.ANY, approved=False))
+    releasing.set_receivers(ReceiverRule(Scope.ANY, approved=False))
     target = make_host("b")
     with pytest.raises(RefusedError, match="has revoked any host that is not approved by name"):
-        owner.begin_restore(target.evidence(), header)
-    owner.set_receivers(ReceiverRule(Scope.HOST, approved=True, fingerprint=target.fingerprint))
+        releasing.begin_restore(target.evidence(), header)
+    releasing.set_receivers(ReceiverRule(Scope.HOST, approved=True, fingerprint=target.fingerprint))
     with pytest.raises(RefusedError):
-        owner.begin_restore(msgspec.structs.replace(target.evidence(), ca_chain=bytes(3200)), header)
-    _restore(owner, target, recipe, header)
+        releasing.begin_restore(msgspec.structs.replace(target.evidence(), ca_chain=bytes(3200)), header)
+    _restore(releasing, target, recipe, header)
 
 
-def test_the_guest_itself_cannot_be_launched_to_restore(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
-    source, handler = _launch(owner, make_host("a"), recipe)
+def test_the_guest_itself_cannot_be_launched_to_restore(
+    releasing: Owner, make_host: MakeHost, recipe: GuestRecipe
+) -> None:
+    source, handler = _launch(releasing, make_host("a"), recipe)
     target = make_host("b")
-    grant = owner.begin_restore(target.evidence(), _header(recipe, source, handler))
+    grant = releasing.begin_restore(target.evidence(), _header(recipe, source, handler))
     with pytest.raises(RefusedError, match="its measurement differs"):
-        owner.release(grant.launch_id, target.load(grant, recipe))
+        releasing.release(grant.launch_id, target.load(grant, recipe))

@@ -10,6 +10,7 @@ import pytest
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import RefusedError
 from sealift.guest.programs import program, startup_blob
+from sealift.launch.areas import ANCHOR
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID, MigrationSecret
 from sealift.sev.secret import SecretEntry, build_table
@@ -80,6 +81,28 @@ def test_a_secret_put_elsewhere_or_twice_leaves_neither_a_handler_nor_a_copy_of_
         launch.inject(launch.block.gpa + place)
     assert "is wiped" in (launch.finish() or "")
     assert not launch.key_is_in_memory()
+
+
+def tables_of(launch: Launch) -> tuple[Gpa, ...]:
+    """Where what the platform looks for in memory lies: the GUIDed table below the anchor, and the start-up table."""
+    return Gpa(ANCHOR - 64), launch.recipe.areas().table.gpa
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["anchor", "start-up table"])
+def test_a_secret_put_over_what_the_handler_is_found_by_leaves_no_copy_of_the_key(which: int) -> None:
+    launch = Launch()
+    launch.inject(tables_of(launch)[which])
+    assert "has no migration handler" in (launch.finish() or "")
+    assert not launch.key_is_in_memory()
+
+
+def test_a_guest_without_start_up_code_keeps_its_own_secret() -> None:
+    launch = Launch()
+    launch.table = build_table((SecretEntry(GUEST_GUID, b"for the guest"),))
+    launch.vm.memory.write_private(Gpa(ANCHOR - 64), bytes(64))
+    launch.inject(launch.block.gpa)
+    assert "has no migration handler" in (launch.finish() or "")
+    assert b"for the guest" in launch.vm.memory.read_private(launch.block.gpa, launch.block.size)
 
 
 def test_a_guest_without_a_secret_has_a_handler_without_a_key() -> None:

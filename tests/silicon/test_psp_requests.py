@@ -7,9 +7,11 @@ import os
 import pytest
 
 from sealift.address import PAGE_SIZE
-from sealift.errors import RefusedError, SealiftError, StreamError, UserError
+from sealift.errors import FirmwareError, RefusedError, SealiftError, StreamError, UserError
 from sealift.launch.secrets import MigrationSecret
 from sealift.sev.policy import Policy
+from sealift.sev.status import Status
+from sealift.sev.vmsa import CPU_SIGNATURES, RESET_EIP, FpuProfile, reset_vmsa
 from sealift.silicon.process.ring import SLOT_SIZE
 from sealift.silicon.processor.send import PACKET_LIMIT
 from sealift.wire import handler
@@ -19,7 +21,7 @@ from sealift.wire.psp import MAX_PACKET_PAGES, PACKET_FRONT, RECORD_FRONT
 from sealift.wire.record import MAX_RECORD
 
 from . import board
-from .hosts import RECIPE, Host, Hosts, migrating, receive_start, send_start, sendable
+from .hosts import RECIPE, SMALL, Host, Hosts, migrating, receive_start, send_start, sendable
 
 CODE_PAGE = board.CODE // PAGE_SIZE
 
@@ -163,6 +165,29 @@ def test_a_packet_that_lies_in_no_slot_is_refused(hosts: Hosts, length: int, slo
     _, target = receiving(hosts)
     with pytest.raises(RefusedError, match="slot"):
         target.platform.do(wire.ReceiveUpdateData(0, length, slot, offset))
+
+
+def test_memory_is_not_received_as_registers_nor_registers_as_memory(hosts: Hosts) -> None:
+    """A VMM could have the guest's own devices fill a page with registers of its choice."""
+    source, target = hosts.start("a"), hosts.start("b")
+    for host in (source, target):
+        host.memory = host.platform.create_vm(SMALL, 1, es=True)
+        host.vcpu = host.platform.create_vcpu(0)
+    source.start_launch(Policy.ES)
+    vmsa = reset_vmsa(RESET_EIP, CPU_SIGNATURES["EPYC"], FpuProfile.INIT2)
+    source.platform.do(wire.LaunchUpdateVmsa(0, vmsa))
+    source.load(board.CODE, vmsa)
+    source.finish_launch()
+    receive_start(source, target, send_start(source, target))
+    memory, registers = wire.SendUpdateData(board.CODE, PAGE_SIZE, 0), wire.SendUpdateVmsa(0, 0)
+    as_memory, as_registers = wire.ReceiveUpdateData(0, PAGE_SIZE, 0, 0), wire.ReceiveUpdateVmsa(0, PAGE_SIZE, 0, 0)
+    for sent, taken in ((memory, as_registers), (registers, as_memory)):
+        length = source.platform.request(sent, wire.PacketSent).length
+        target.platform.open_packets().slot_in(0)[:length] = source.platform.open_packets().slot_out(0, length)
+        with pytest.raises(FirmwareError) as refused:
+            target.platform.do(taken)
+        assert refused.value.status == Status.BAD_MEASUREMENT
+    target.platform.do(as_registers)
 
 
 def test_a_packet_of_no_session_of_this_guest_is_refused(hosts: Hosts) -> None:

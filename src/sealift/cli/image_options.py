@@ -26,7 +26,8 @@ _OPTIONS: Final = (
         "--policy",
         default=defaults.DEFAULT_POLICY,
         show_default=True,
-        help="What the platform must enforce: names joined by commas, or a number.",
+        help="What the platform must enforce: names joined by commas, or a number. Without nosend ask for sev "
+        "or domain: else the host can send the guest to a key of its own, and read it.",
     ),
 )
 

@@ -185,7 +185,10 @@ class Owner:
             hello = decode_snapshot(header)
             case.what = f"a restore of snapshot {hello.migration.hex()}"
             if trusted.restores is RestoreRule.REFUSED:
-                raise RefusedError(f"the owner lets no snapshot be restored, and so not {hello.migration.hex()}")
+                raise RefusedError(
+                    f"the owner lets no snapshot be restored, and so not {hello.migration.hex()}; it can change its "
+                    "mind: sealift owner restores allowed"
+                )
             source = self._released(hello.party.measure, case)
             _check_snapshot(hello, source)
             platform = self._verify(evidence, trusted, case)

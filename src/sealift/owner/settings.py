@@ -27,7 +27,7 @@ class RestoreRule(enum.Enum):
     ALLOWED = "allowed"
     """Wherever guests may go."""
     REFUSED = "refused"
-    """Nowhere."""
+    """Nowhere; until an owner says otherwise, for any VMM can save its guest, and fork it by that."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roots: tuple[bytes, ...] = ()
     handlers: tuple[bytes, ...] = ()
     receivers: tuple[ReceiverRule, ...] = (ANYWHERE,)
-    restores: RestoreRule = RestoreRule.ALLOWED
+    restores: RestoreRule = RestoreRule.REFUSED
 
 
 def load(directory: PrivateDirectory) -> Settings:

@@ -28,7 +28,8 @@ FORMATS = ("sevctl", "sev-tool")
     "--policy",
     default=DEFAULT_POLICY,
     show_default=True,
-    help="The policy the session is for: names joined by commas, or a number. The launch must be given the same.",
+    help="The policy the session is for: names joined by commas, or a number. The launch must be given the same. "
+    "Without nosend ask for sev or domain: else the host can send the guest to a key of its own, and read it.",
 )
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True, help="Whose files to write."

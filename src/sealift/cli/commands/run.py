@@ -30,7 +30,7 @@ _LAUNCH_ONLY: Final = (
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
         "sealift run --name again --restore demo.snap",
         "sealift run --name demo --owner tcp:192.0.2.7:4450",
-        "sealift run --policy 1 --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
+        "sealift run --policy nodbg,nosend --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
 @config_argument

@@ -21,6 +21,7 @@ _PARAMETERS: Final = {"method": "x-sealift-method", "downtime_limit": "downtime-
         "sealift snapshot demo demo.snap",
         "sealift snapshot demo /srv/snapshots/monday.snap --downtime-limit 50",
         "sealift snapshot demo demo.snap --method psp",
+        "sealift owner restores allowed",
         "sealift run --name again --restore demo.snap",
     ),
 )
@@ -52,7 +53,7 @@ def command(host: Host, name: str, path: Path, *, without_disks: bool, as_json: 
 
     FILE is sealed by the guest's migration handler. Whoever has it learns what the guest shares with its host, and no
     more; to run it (`sealift run --restore FILE`) takes the owner's release, every time anew. Every restore takes the
-    guest back to what it was: if that must not happen, `sealift owner restores refused`.
+    guest back to what it was, so an owner releases none before it was told `sealift owner restores allowed`.
 
     Ctrl-C gives it up and leaves no file. The exit status is 0 only when the file is there and whole.
     """

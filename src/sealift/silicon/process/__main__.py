@@ -23,6 +23,7 @@ from sealift.silicon.engines.kvm.vcpu import catch_kicks
 from sealift.silicon.process.server import Server
 from sealift.silicon.processor.firmware import INIT_ES, SecureProcessor
 from sealift.silicon.processor.identity import PlatformIdentity
+from sealift.silicon.processor.profile import NUMBERED_CONTEXTS
 from sealift.wire.channel import Channel
 from sealift.wire.failure import to_failed
 
@@ -51,7 +52,7 @@ def main() -> None:
     fd, identity, manufacturer, engine = sys.argv[1:]
     sock = socket.socket(fileno=int(fd))
     try:
-        processor = SecureProcessor(PlatformIdentity(Path(identity), Path(manufacturer)))
+        processor = SecureProcessor(PlatformIdentity(Path(identity), Path(manufacturer)), NUMBERED_CONTEXTS)
         processor.init(INIT_ES)
         chosen = choose(engine)
     except SealiftError as error:

@@ -58,6 +58,19 @@ class RunGate:
         with self._lock:
             self._barred = False
 
+    @contextmanager
+    def barring(self) -> Iterator[None]:
+        """Keep every vCPU out for a while.
+
+        Raises:
+            RefusedError: as `bar`.
+        """
+        self.bar()
+        try:
+            yield
+        finally:
+            self.lift()
+
     @property
     def barred(self) -> bool:
         """Whether every vCPU is out and stays out."""

@@ -93,11 +93,13 @@ class HandlerService:
             self._forget()
 
     def _answer(self, request: _Request) -> wire.HandlerReply:
+        stood_still = not self._handler.may_run
         try:
             return self._carry_out(request)
         finally:
-            # Whatever led back to a state that runs (a cancel, an ABORTED, a new offer), vCPUs may enter again.
-            if self._handler.may_run:
+            # Whatever led back to a state that runs (a cancel, an ABORTED, a new offer), vCPUs may enter again. Where
+            # the guest ran before, a bar is somebody else's: SEND_FINISH's, say.
+            if stood_still and self._handler.may_run:
                 self._gate.lift()
 
     def _carry_out(self, request: _Request) -> wire.HandlerReply:

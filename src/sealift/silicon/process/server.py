@@ -309,11 +309,12 @@ class Server:
         return wire.Done(), ()
 
     def _launch_finish(self, _: wire.LaunchFinish) -> _Answer:
-        self._processor.launch_finish(self._handle)
-        facts = self._processor.facts(self._handle)
-        if facts.measure is None:
-            raise InternalError("a launch finished without having been measured")
-        self._machine.start_handler(facts.measure, facts.policy)
+        with self._machine.gate.barring():  # nobody looks at the owner's secret before the handler has taken its key
+            self._processor.launch_finish(self._handle)
+            facts = self._processor.facts(self._handle)
+            if facts.measure is None:
+                raise InternalError("a launch finished without having been measured")
+            self._machine.start_handler(facts.measure, facts.policy)
         return wire.Done(), ()
 
     def _activate(self) -> None:

@@ -89,13 +89,9 @@ class TransferService:
         return wire.PacketSent(self.packets.lay_out(packet, request.slot))
 
     def _send_finish(self, _: wire.SendFinish) -> wire.Done:
-        self._vm.gate.bar()
-        try:
+        with self._vm.gate.barring():
             self._processor.send_finish(self._handle())
-        except SealiftError:
-            self._vm.gate.lift()
-            raise
-        self._vm.memory.forget()
+            self._vm.memory.forget()
         return wire.Done()
 
     def _send_cancel(self, _: wire.SendCancel) -> wire.Done:
@@ -117,8 +113,9 @@ class TransferService:
         return wire.Done()
 
     def _receive_finish(self, _: wire.ReceiveFinish) -> wire.Done:
-        self._processor.receive_finish(self._handle())
-        self._vm.received()
+        with self._vm.gate.barring():  # nobody writes to what is being made a hole
+            self._processor.receive_finish(self._handle())
+            self._vm.received()
         return wire.Done()
 
     def _set_page_states(self, _: wire.SetPageStates) -> wire.Done:

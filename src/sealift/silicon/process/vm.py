@@ -14,7 +14,7 @@ from sealift.guest.handler.handler import NOT_READY, MigrationHandler
 from sealift.guest.handler.interfaces import LaunchFacts
 from sealift.guest.handler.mailbox import Mailbox
 from sealift.launch.areas import Area, StartupAreas, areas_in_memory
-from sealift.launch.secrets import MigrationSecret, take_migration_secret
+from sealift.launch.secrets import MIGRATION_GUID, MigrationSecret, take_migration_secret
 from sealift.launch.startup import StartupTable, read_startup_table
 from sealift.sev.policy import Policy
 from sealift.silicon.engines.interface import Engine, EngineFactory, VmShape
@@ -155,14 +155,15 @@ class VirtualMachine:
     def start_handler(self, measure: bytes, policy: int) -> None:
         """LAUNCH_FINISH happened: take the migration key out of guest memory and start the handler.
 
-        A guest without start-up code of ours, or whose measured table names another handler, runs without one.
+        A guest without start-up code of ours, or whose measured table names another handler, runs without one, and
+        without a key: a VMM may have had the secret put over the start-up code's tables.
         """
         try:
-            self._areas = areas_in_memory(self.memory.read_private)
-            table = read_startup_table(self.memory.read_private)
-            secret = self._take_secret(self._areas.secret)
+            areas, table = self._find_tables()
+            secret = self._take_secret(areas.secret)
             self._check_table(table)
-            self._handler = self._make_handler(self._areas, table, secret, measure, policy)
+            self._handler = self._make_handler(areas, table, secret, measure, policy)
+            self._areas = areas
         except SealiftError as error:
             self._no_handler = f"this guest has no migration handler: {sentence(error)}"
 
@@ -184,6 +185,20 @@ class VirtualMachine:
         if secret is not None:
             self.memory.write_private(area.gpa, bytes(content))
         return secret
+
+    def _find_tables(self) -> tuple[StartupAreas, StartupTable]:
+        """What the start-up code says in guest memory; where that is damaged, no migration key stays there either."""
+        try:
+            return areas_in_memory(self.memory.read_private), read_startup_table(self.memory.read_private)
+        except SealiftError:
+            self._wipe_keys()
+            raise
+
+    def _wipe_keys(self) -> None:
+        """Leave zeros of every secret that holds a migration key, with what else is in it: no honest VMM gets here."""
+        for put in self._injected:
+            if MIGRATION_GUID.bytes_le in self.memory.read_private(put.gpa, put.size):
+                self.memory.write_private(put.gpa, bytes(put.size))
 
     def _check_table(self, table: StartupTable) -> None:
         if table.handler_digest != self._digest:

@@ -26,7 +26,11 @@ class Profile:
 
 
 AMD_1_55_25: Final = Profile(VERSION, Context.DATA)
-"""AMD's published source, which seals VMSA pages with the context byte of data."""
+"""AMD's published source, which seals VMSA pages with the context byte of data.
+
+So a VMM can have a page of memory received as a vCPU's registers: one that it filled itself, by way of a device, makes
+the guest do whatever it likes, SEV-ES or not.
+"""
 
 NUMBERED_CONTEXTS: Final = Profile(VERSION, Context.VMSA)
-"""Firmware that gives VMSA packets the number which the enumeration keeps for them."""
+"""Firmware that gives VMSA packets the number which the enumeration keeps for them; platform processes have it."""
