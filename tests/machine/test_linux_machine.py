@@ -32,6 +32,7 @@ from sealift.vmm.memory import SharedMemory
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.platform import Interrupted, Kick, MmioRead, PortOut, Run
 
 LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 1 << 20),))
@@ -116,7 +117,7 @@ class PlayedPlatform:
 
     def status(self) -> object:
         """What the guest lets be known."""
-        return SimpleNamespace(aware=self.aware, blocked=("it is only played",))
+        return SimpleNamespace(aware=self.aware, blocked=(Obstacle(Code.NO_HANDLER, "it is only played"),))
 
     def end(self) -> None:
         """All vCPUs find the other process gone."""

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from sealift.errors import SealiftError, StreamError
+from sealift.owner.decisions import Outcome
 from sealift.owner.receivers import ANYWHERE, ReceiverRule, Scope
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.examining import serve
@@ -54,7 +55,7 @@ def asked(attempt: rig.Attempt, subject: Candidate, ahead_s: float = 0.0) -> Fin
 
 def launches_begun(world: rig.World) -> int:
     """As the owner's log has it."""
-    return sum(log.read_text().count("began launch") for log in world.path.glob("owner-*/owner.log"))
+    return sum(decision.outcome is Outcome.BEGAN for decision in world.owner.log.read())
 
 
 def codes(found: Findings) -> set[Code]:

@@ -78,6 +78,7 @@ def test_a_report_is_read_and_written_in_both_encodings(
         (("--digest", bytes(32).hex()), f"its launch digest is {DIGEST.hex()}, not"),
         (("--policy", "nodbg"), "its policy is 0x9 (nodbg,nosend), not 0x1 (nodbg)"),
     ],
+    ids=["nonce", "digest", "policy"],
 )
 def test_what_is_not_expected_is_named(
     genuine: AttestationReport, chain: tuple[str | Path, ...], words: tuple[str, str], reason: str

@@ -163,10 +163,12 @@ class Owner:
     def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
         """Say what `begin_receiver` would refuse; see `OwnerService.judge_receiver`."""
         obstacles, trusted = [], self.settings
-        case = _Case("a question", Outcome.BEGAN)  # nothing begins, so nothing is written down
+        case = _Case("a receiver, asked about beforehand,", Outcome.REFUSED)
         source = self._ledger.find_released(source_measure)
         if source is None:
             obstacles.append(Obstacle(Code.OWNER, _unreleased(source_measure)))
+        else:
+            case.guest = source.instance_id
         if evidence.handler_digest not in trusted.handlers:
             obstacles.append(Obstacle(Code.HANDLER, _unaccepted(evidence.handler_digest)))
             trusted = msgspec.structs.replace(trusted, handlers=(*trusted.handlers, evidence.handler_digest))
@@ -176,6 +178,9 @@ class Owner:
                 require_approved(trusted.receivers, platform.host, platform.root, source.instance_id)
         except PeerError as error:
             obstacles.append(Obstacle(Code.OWNER, sentence(error)))
+        if obstacles:
+            case.note = "; and ".join(obstacle.sentence for obstacle in obstacles)
+            self._record(case)
         return tuple(obstacles)
 
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:

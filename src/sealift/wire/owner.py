@@ -95,7 +95,7 @@ class OwnerService(Protocol):
         """
 
     def judge_receiver(self, evidence: PlatformEvidence, source_measure: bytes) -> tuple[Obstacle, ...]:
-        """Say everything for which `begin_receiver` would refuse; nothing is begun, and nothing written down."""
+        """Say everything for which `begin_receiver` would refuse; nothing is begun."""
 
     def begin_restore(self, evidence: PlatformEvidence, header: bytes) -> SessionGrant:
         """Start a launch that is to restore the one snapshot with that header (`sealift.wire.handshake`, SNAPSHOT).
