@@ -62,10 +62,17 @@ def test_a_capability_that_is_not_offered_cannot_be_enabled(exchange: Callable[[
 def test_what_is_no_request_is_answered_and_the_connection_lives_on(
     exchange: Callable[[bytes], Any], request_: bytes, description: str
 ) -> None:
+    assert exchange(b'{"execute": "qmp_capabilities"}') == {"return": {}}
     error = exchange(request_)["error"]
     assert error["class"] == "GenericError"
     assert description in error["desc"]
-    assert exchange(b'{"execute": "qmp_capabilities"}') == {"return": {}}
+    assert "return" in exchange(b'{"execute": "query-version"}')
+
+
+@pytest.mark.parametrize("opening", [b"POST / HTTP/1.1\r\n", b"Host: localhost\r\n", b"[]"])
+def test_who_begins_with_something_else_is_no_client(exchange: Callable[[bytes], Any], opening: bytes) -> None:
+    assert exchange(opening)["error"]["class"] == "GenericError"
+    assert exchange(b"") is None
 
 
 @pytest.mark.parametrize("identifier", [1, "one", None, {"a": [1]}])

@@ -94,6 +94,18 @@ def test_the_thread_of_each_vcpu_is_a_thread_of_the_vmm(served: Served) -> None:
     assert all(Path(f"/proc/self/task/{cpu['thread-id']}").exists() for cpu in cpus)
 
 
+@pytest.mark.parametrize("opening", ["POST / HTTP/1.1\r\n", "Host: 127.0.0.1\r\n", "[]\n"])
+def test_a_web_page_cannot_have_a_browser_control_the_guest(served: Served, opening: str) -> None:
+    request = opening + 'Content-Type: text/plain\r\n\r\n{"execute": "qmp_capabilities"}\n{"execute": "stop"}\n'
+    with socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as sock, sock.makefile("rb") as file:
+        sock.sendall(request.encode())
+        greeting, error, *rest = file.readlines()
+    assert b'"QMP"' in greeting
+    assert b'"GenericError"' in error
+    assert rest == []
+    assert talk(served.path, runs)
+
+
 def test_stop_and_cont_are_answered_when_done_and_told_to_every_client(served: Served) -> None:
     async def conversation() -> list[list[str]]:
         async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as stack:

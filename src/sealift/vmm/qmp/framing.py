@@ -29,6 +29,11 @@ class Frame:
     data: bytes
     depth: int
 
+    @property
+    def is_object(self) -> bool:
+        """Whether it looks like a JSON object; what it holds may still be malformed."""
+        return self.data.startswith(b"{")
+
 
 class Framer:
     """Collects bytes; gives back whole JSON objects (or lines that are none, for the decoder to complain about)."""

@@ -30,7 +30,11 @@ _BEFORE: Final = f"Expecting capabilities negotiation with '{NEGOTIATE}'"
 
 
 class Session:
-    """Serves one client until it leaves, stops reading, or sends what cannot be read."""
+    """Serves one client until it leaves, stops reading, or sends what cannot be read.
+
+    Who begins with something else than JSON is no client and is let go: a web page can have a browser send it to a port
+    of this machine, as HTTP with requests in its body.
+    """
 
     def __init__(self, table: CommandTable, guest: Guest, threads: Executor, outbox: Outbox) -> None:
         self._table = table
@@ -58,6 +62,8 @@ class Session:
                 self._outbox.put(await self._answer(frame))
                 # A client that does not read its replies gets no further request served.
                 await self._outbox.drained()
+                if not (self._negotiated or frame.is_object):
+                    return
 
     async def _answer(self, frame: Frame) -> bytes:
         if frame.depth > DEPTH_LIMIT:
