@@ -11,17 +11,26 @@ from contextlib import contextmanager, suppress
 import msgspec
 import pytest
 
+from harness import PATIENCE_S
 from sealift.errors import SealiftError, StreamError
 from sealift.owner.decisions import Outcome
 from sealift.owner.receivers import ANYWHERE, ReceiverRule, Scope
 from sealift.vmm.migration.clock import SystemClock
-from sealift.vmm.migration.examining import serve
+from sealift.vmm.migration.examining import Examiner, serve
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.preflight import Candidate, Findings, Inquiry, examine, question_about
-from sealift.vmm.migration.streamio import StreamReader
+from sealift.vmm.migration.streamio import SilentError, StreamReader
 from sealift.vmm.migration.transport import TcpAddress, UnixAddress, connect
 from sealift.wire.handover import Method
-from sealift.wire.inquiry import InquiryKind, encode_front, read_frame_front, read_question
+from sealift.wire.inquiry import (
+    Answer,
+    InquiryFrame,
+    InquiryKind,
+    Question,
+    encode_front,
+    read_frame_front,
+    read_question,
+)
 from sealift.wire.obstacle import WARNINGS, Code, Obstacle
 from sealift.wire.platform import Block, Judged, JudgeGuest
 
@@ -165,6 +174,17 @@ def test_warnings_do_not_forbid_and_everything_else_does() -> None:
 # --- bytes that are no inquiry --------------------------------------------------------------------------------------
 
 
+class Content(Examiner):
+    """Has nothing against anybody."""
+
+    def __init__(self) -> None:
+        """Without premises."""
+
+    def judge(self, question: Question) -> Answer:  # noqa: ARG002
+        """Nothing is in the way."""
+        return Answer((), 0.0)
+
+
 class Bytes:
     """Gives bytes out in order."""
 
@@ -204,3 +224,30 @@ def test_who_asks_in_another_version_is_told() -> None:
         ours.sendall(encode_front()[:-1] + b"\x09")
         with pytest.raises(StreamError, match="version 9"):
             serve(StreamReader(theirs), theirs.sendall, rig.NOBODY, 1.0)
+
+
+def test_who_probes_slowly_without_end_gives_its_place_back(world: rig.World) -> None:
+    """Each probe comes well within any limit of its own."""
+    question = msgspec.msgpack.encode(question_about(candidate(world.start())))
+    asked = InquiryFrame(InquiryKind.QUESTION, question).encode()
+    probe = InquiryFrame(InquiryKind.PROBE, b"").encode()
+    ours, theirs = socket.socketpair()
+    ended: list[SealiftError] = []
+
+    def target() -> None:
+        try:
+            serve(StreamReader(theirs), theirs.sendall, Content(), PATIENCE_S, 0.5)
+        except SealiftError as error:
+            ended.append(error)
+
+    with ours, theirs:
+        ours.sendall(encode_front() + asked)
+        thread = threading.Thread(target=target)
+        thread.start()
+        until = time.monotonic() + PATIENCE_S
+        while thread.is_alive() and time.monotonic() < until:
+            ours.sendall(probe)
+            time.sleep(0.05)
+        thread.join(0)
+        assert not thread.is_alive()
+    assert isinstance(ended[0], SilentError)

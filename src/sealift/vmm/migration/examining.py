@@ -39,6 +39,10 @@ from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.owner import OwnerService
 from sealift.wire.platform import Judged, JudgeGuest, PdhCertExport, PdhCertificates
 
+_MEASURING_LIMIT_S: Final = 10.0
+"""For all probes of one inquiry: an honest one takes a tenth of a second, or as long as one probe over a slow way. Who
+is measured takes one of the target's places for whoever comes, which a source needs."""
+
 _TIGHT: Final = 1.125
 """Of a guest's memory, what should be available: page tables, rings and buffers come on top."""
 
@@ -189,8 +193,14 @@ def _mib(size: int) -> str:
     return f"{size >> 20} MiB"
 
 
-def serve(reader: StreamReader, send: Callable[[bytes], None], examiner: Examiner, limit_s: float) -> None:
-    """Answer one inquiry, to its end; whoever asks has `limit_s` for each frame.
+def serve(
+    reader: StreamReader,
+    send: Callable[[bytes], None],
+    examiner: Examiner,
+    limit_s: float,
+    measuring_s: float = _MEASURING_LIMIT_S,
+) -> None:
+    """Answer one inquiry, to its end; whoever asks has `limit_s` for the question, `measuring_s` for all probes.
 
     Raises:
         SealiftError: the source breaks the rules, or this host cannot judge.
@@ -199,15 +209,17 @@ def serve(reader: StreamReader, send: Callable[[bytes], None], examiner: Examine
         read_front(reader.take)
         question = read_question(reader.take)
     send(InquiryFrame(InquiryKind.ANSWER, msgspec.msgpack.encode(examiner.judge(question))).encode())
+    with contextlib.suppress(EndedError), reader.within(measuring_s):
+        _be_measured(reader, send)
+
+
+def _be_measured(reader: StreamReader, send: Callable[[bytes], None]) -> None:
+    """Take probes until the source leaves (EndedError), or has sent more than anybody needs."""
     nothing = memoryview(bytearray(PROBE_LIMIT))
     for _ in range(PROBES_LIMIT):
-        try:
-            with reader.within(limit_s):
-                kind, length = read_frame_front(reader.take)
-                if kind is not InquiryKind.PROBE:
-                    raise StreamError(f"an inquiry sent {kind.name} where PROBE was due")
-                reader.into(nothing[:length])
-        except EndedError:
-            return
+        kind, length = read_frame_front(reader.take)
+        if kind is not InquiryKind.PROBE:
+            raise StreamError(f"an inquiry sent {kind.name} where PROBE was due")
+        reader.into(nothing[:length])
         send(InquiryFrame(InquiryKind.ECHO).encode())
     raise LostError(f"an inquiry of more than {PROBES_LIMIT} probes is measured long enough")
