@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from harness import PATIENCE_S
 from sealift.errors import UserError
 from sealift.vmm.events import Direction, MigrationChanged
 from sealift.vmm.handler import HandlerCounts
-from sealift.vmm.metrics import MetricsEndpoint
+from sealift.vmm.metrics import CLIENTS_LIMIT, MetricsEndpoint
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.wire import handler as wire
 
@@ -113,6 +115,25 @@ def test_a_unix_socket_serves_them_too_and_is_gone_with_its_endpoint(served: Ser
     finally:
         endpoint.close()
     assert not path.exists()
+
+
+def test_connections_that_say_nothing_take_no_more_than_their_places(
+    endpoint: MetricsEndpoint, capfd: pytest.CaptureFixture[str]
+) -> None:
+    host, _, port = endpoint.shown.removeprefix("http://").removesuffix("/metrics").rpartition(":")
+    before = threading.active_count()
+    with ExitStack() as opened:
+        for _ in range(3 * CLIENTS_LIMIT):
+            opened.enter_context(socket.create_connection((host, int(port)), PATIENCE_S))
+        late = opened.enter_context(socket.create_connection((host, int(port)), PATIENCE_S))
+        assert late.recv(1) == b"", "a connection over the limit is held"
+        assert threading.active_count() <= before + CLIENTS_LIMIT
+    until = time.monotonic() + PATIENCE_S
+    while threading.active_count() > before:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert scrape(endpoint)
+    assert capfd.readouterr().err == ""
 
 
 def test_an_address_that_is_taken_or_is_none_is_refused_in_a_sentence(endpoint: MetricsEndpoint) -> None:

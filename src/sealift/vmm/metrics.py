@@ -13,7 +13,7 @@ import socketserver
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,12 @@ from sealift.vmm.migration.status import ENDED, MigrationStatus
 from sealift.vmm.migration.transport import TcpAddress, UnixAddress, parse_uri
 
 _WORD: Final = re.compile(r"(?<!^)(?=[A-Z])")
+
+_CLIENT_LIMIT_S: Final = 10.0
+"""For a request to come, and for an answer to be taken: Prometheus itself gives up after ten seconds."""
+
+CLIENTS_LIMIT: Final = 16
+"""Connections at a time, each with a thread of the VMM's; others are let go."""
 
 _UNDERWAY: Final = {status.value for status in MigrationStatus} - {status.value for status in ENDED} - {"none"}
 
@@ -149,7 +155,7 @@ class MetricsEndpoint:
 
     def __init__(self, address: str) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        handler = MetricsHandler.factory(self._registry)
+        handler = type("Answer", (_Limited, MetricsHandler.factory(self._registry)), {})
         place = parse_uri(address if address.startswith("unix:") else f"tcp:{address}")
         self._path: Path | None = None
         try:
@@ -179,10 +185,42 @@ class MetricsEndpoint:
                 self._path.unlink()
 
 
-class _TcpServer(ThreadingHTTPServer):
-    daemon_threads = True
+class _Limited(BaseHTTPRequestHandler):
+    """One request a connection, and no more than so many seconds of silence in it."""
+
+    timeout = _CLIENT_LIMIT_S
 
 
-class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class _Places(socketserver.ThreadingMixIn):
+    """A thread a connection, and no more of them than there are places: whoever connects is nobody we know."""
+
     daemon_threads = True
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # the servers' own
+        self._places = threading.BoundedSemaphore(CLIENTS_LIMIT)
+        super().__init__(*arguments, **named)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Take a place for it, or let it go."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)  # type: ignore[attr-defined]  # of the server that this is mixed into
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Serve it, and give its place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """A client that is gone is none of the user's business."""
+
+
+class _TcpServer(_Places, HTTPServer):
+    pass
+
+
+class _UnixServer(_Places, socketserver.UnixStreamServer):
     RequestHandlerClass: Callable[..., Any]
