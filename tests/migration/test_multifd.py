@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -176,6 +177,26 @@ def test_no_channel_runs_ahead_of_anothers_epoch_token() -> None:
             joined.settle()
     assert sorted(sink.taken[:2]) == [(1, 0), (1, 1)]
     assert sorted(sink.taken[2:]) == [(2, 0), (2, 1)]
+
+
+def test_nobody_waits_for_the_tokens_of_a_channel_that_has_ended() -> None:
+    sink = Sink()
+    ours, theirs = socket.socketpair()
+    with ours, closing(Alarm()) as alarm:
+        ours.sendall(END)
+        with closing(JoinedChannels(sink, [Side(1, theirs, StreamReader(theirs))], alarm)) as joined:
+
+            def stream() -> None:
+                record = token(0, 1)
+                joined.space(len(record))[:] = record
+                joined.take(len(record))
+                joined.settle()
+
+            thread = threading.Thread(target=stream, daemon=True)
+            thread.start()
+            thread.join(rig.PATIENCE_S)
+            assert not thread.is_alive()
+    assert sink.taken == [(1, 0)]
 
 
 def test_a_record_on_another_channels_connection_ends_the_migration() -> None:

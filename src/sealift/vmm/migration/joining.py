@@ -7,7 +7,8 @@
     side 2 ───── records of channel 2 ─►┘
 
 Connections run at their own pace, but no record of an epoch may come to the handler before every channel has brought
-its token of the one before: whoever brings a token waits until all have.
+its token of the one before: whoever brings a token waits until all have. A channel that ends will bring no more: from
+then on nobody waits, and the handler, which knows what is missing, decides.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class JoinedChannels:
                 while length := decode_length(side.reader.take(LENGTH_SIZE)):
                     side.reader.into(record[:length])
                     self._take(side.channel, record[:length])
+            self._tokens.abort()
         except EndedError as error:
             lost = StreamError(f"the connection of channel {side.channel} broke")
             lost.__cause__ = error
