@@ -140,5 +140,5 @@ def test_an_address_that_is_taken_or_is_none_is_refused_in_a_sentence(endpoint: 
     taken = endpoint.shown.removeprefix("http://").removesuffix("/metrics")
     with pytest.raises(UserError, match="cannot be served"):
         MetricsEndpoint(taken)
-    with pytest.raises(UserError, match="is no migration address"):
+    with pytest.raises(UserError, match="write HOST:PORT or unix:PATH"):
         MetricsEndpoint("nonsense")

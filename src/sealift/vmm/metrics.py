@@ -156,7 +156,10 @@ class MetricsEndpoint:
     def __init__(self, address: str) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         handler = type("Answer", (_Limited, MetricsHandler.factory(self._registry)), {})
-        place = parse_uri(address if address.startswith("unix:") else f"tcp:{address}")
+        try:
+            place = parse_uri(address if address.startswith("unix:") else f"tcp:{address}")
+        except UserError:
+            raise UserError(f"{address!r} is no address for metrics; write HOST:PORT or unix:PATH") from None
         self._path: Path | None = None
         try:
             match place:
