@@ -31,6 +31,12 @@ def test_a_guest_moves_by_tls_and_two_channels_when_its_user_says_go(
     assert plain.wait() == 1
     assert "takes guests over TLS only" in plain.stderr.text
 
+    for question in ("check", "plan"):
+        plain = sealift(question, "a", uri)
+        assert plain.wait() == 1
+        assert "takes guests over TLS only" in plain.stdout.text + plain.stderr.text
+        assert sealift(question, "a", uri, "--tls-creds", tmp_path / "ours").wait() == 0
+
     wishes = ("--tls-creds", tmp_path / "ours", "--multifd", "2", "--pause-before-switchover", "--json")
     migration = sealift("migrate", "a", uri, *wishes)
     migration.stderr.wait_for("pre-switchover")

@@ -101,7 +101,7 @@ def _watched(
     """Begin it, and show how it goes to its end."""
     qmp.ask_for_migration_events()
     with _interruptions() as interrupted:
-        with _parameters(qmp, parameters):
+        with with_parameters(qmp, parameters):
             begin()
         return _follow(qmp, display, interrupted)
 
@@ -162,8 +162,8 @@ def _once(capabilities: Sequence[str]) -> dict[str, object]:
 
 
 @contextmanager
-def _parameters(qmp: QmpClient, changed: dict[str, object]) -> Iterator[None]:
-    """Parameters for a migration that is begun meanwhile; it keeps them, and the guest gets its own back."""
+def with_parameters(qmp: QmpClient, changed: dict[str, object]) -> Iterator[None]:
+    """Parameters for what is begun or asked meanwhile; a migration keeps them, and the guest gets its own back."""
     if not changed:
         yield
         return

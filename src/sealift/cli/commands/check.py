@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sealift.cli.options import examples, host_option
+from sealift.cli.parameter_options import parameter_options, parameters_of
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     epilog=examples(
         "sealift check kvm",
         "sealift check demo tcp:192.0.2.7:4444",
+        "sealift check demo tcp:b.example:4444 --tls-creds ~/pki",
         "sealift check demo tcp:192.0.2.7:4444 --json | jq -r '.obstacles[].code'",
     ),
 )
 @click.argument("name", metavar="kvm | NAME")
 @click.argument("uri", required=False)
+@parameter_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
 @host_option
-def command(host: Host, name: str, uri: str | None, *, as_json: bool) -> int:
+def command(host: Host, name: str, uri: str | None, *, as_json: bool, **options: object) -> int:
     """Look whether something is as it should be; exit status 0 if it is, and 1 with the reasons if not.
 
     With a URI: whether the guest NAME can be moved there, where `sealift run --incoming` waits. Both hosts, both
@@ -37,8 +40,9 @@ def command(host: Host, name: str, uri: str | None, *, as_json: bool) -> int:
     their logs. Without a usable KVM, guests run on the portable engine, which runs Sealift's own small programs and no
     Linux. (A guest that is named kvm is checked like any other: with a URI.)
     """
+    parameters = parameters_of(options)
     if uri is not None:
-        return _migration(host, name, uri, as_json=as_json)
+        return _migration(host, name, uri, parameters, as_json=as_json)
     if name != "kvm":
         raise click.UsageError(
             f"where is {name} to go? give the URI of a target, or kvm alone", click.get_current_context()
@@ -50,13 +54,14 @@ def command(host: Host, name: str, uri: str | None, *, as_json: bool) -> int:
     return 0
 
 
-def _migration(host: Host, name: str, uri: str, *, as_json: bool) -> int:
+def _migration(host: Host, name: str, uri: str, parameters: dict[str, object], *, as_json: bool) -> int:
     import msgspec
 
     from sealift.cli.qmp_client import QmpClient
+    from sealift.cli.watch import with_parameters
     from sealift.vmm.qmp.commands.foresight import PreflightInfo
 
-    with QmpClient(host.run, name, 60.0) as qmp:
+    with QmpClient(host.run, name, 60.0) as qmp, with_parameters(qmp, parameters):
         answer = qmp.execute("x-sealift-preflight", uri=uri)
     found = msgspec.convert(answer, PreflightInfo)
     if as_json:

@@ -8,25 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sealift.cli.options import examples, host_option, parse_size
+from sealift.cli.options import examples, host_option
+from sealift.cli.parameter_options import parameter_options, parameters_of
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
     from sealift.cli.progress import ProgressDisplay
     from sealift.cli.watch import Choice, Order
     from sealift.vmm.migration.stats import MigrationInfo
-
-_PARAMETERS: Final = {
-    "method": "x-sealift-method",
-    "transfer": "x-sealift-transfer",
-    "packet_pages": "x-sealift-packet-pages",
-    "downtime_limit": "downtime-limit",
-    "max_bandwidth": "max-bandwidth",
-    "multifd": "multifd-channels",
-    "tls_creds": "tls-creds",
-    "tls_hostname": "tls-hostname",
-}
-"""QEMU's names of our options."""
 
 _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
 """Options that are QEMU's capabilities."""
@@ -47,19 +36,7 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
 )
 @click.argument("name")
 @click.argument("uri", required=False)
-@click.option(
-    "--method",
-    type=click.Choice(["mh", "psp"]),
-    show_default="as set over QMP, at first mh",
-    help="Who encrypts the guest: its own migration handler, as its owner approves the target, or the hosts' secure "
-    "processors, as its policy lets them (not with nosend).",
-)
-@click.option(
-    "--transfer",
-    type=click.Choice(["ring", "mailbox"]),
-    show_default="as set over QMP, at first ring",
-    help="How pages leave the guest's migration handler; the mailbox is the RFC's, one page at a time.",
-)
+@parameter_options
 @click.option(
     "--packet-pages",
     type=click.IntRange(1, 256),
@@ -80,12 +57,6 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
     help="First ask the target and everybody else what is in the way (see `sealift check`), or just begin.",
 )
 @click.option(
-    "--max-bandwidth",
-    metavar="SIZE",
-    callback=lambda _, __, text: None if text is None else parse_size(text),
-    help="Bytes a second while the guest runs (10M, 1G); once it is stopped there is no limit.",
-)
-@click.option(
     "--auto-converge",
     is_flag=True,
     help="Let the guest run less when it writes faster than that can be sent; see also --parameter.",
@@ -100,22 +71,6 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
     "--pause-before-switchover",
     is_flag=True,
     help="Stop the guest and wait for `sealift migrate NAME --continue` before its rest moves.",
-)
-@click.option(
-    "--tls-creds",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Speak TLS. The directory holds ca-cert.pem, client-cert.pem and client-key.pem, or keys.psk, as QEMU's.",
-)
-@click.option(
-    "--tls-hostname", metavar="NAME", help="What the target's certificate is for, if that is not the URI's host."
-)
-@click.option(
-    "--parameter",
-    "others",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="Any other parameter of query-migrate-parameters for this migration: cpu-throttle-initial=40.",
 )
 @click.option(
     "--continue",
@@ -143,7 +98,6 @@ def command(
     name: str,
     uri: str | None,
     token: Path | None,
-    others: tuple[str, ...],
     *,
     go_on: bool,
     as_json: bool,
@@ -168,8 +122,7 @@ def command(
     capabilities = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option)]
     if options["multifd"] is not None:
         capabilities.append("multifd")
-    parameters = {_PARAMETERS[option]: _value(value) for option, value in options.items() if value is not None}
-    parameters |= dict(_named(each) for each in others)
+    parameters = parameters_of(options)
     if token is not None or go_on:
         if uri is not None or parameters or capabilities or (go_on and token is not None):
             raise click.UsageError(
@@ -219,24 +172,6 @@ def _receipt_place(options: dict[str, object]) -> Path | None:
         raise click.UsageError("method psp makes no receipt: its processors share no key with the guest's owner")
     receipt_file.check_place(path)
     return path
-
-
-def _value(value: object) -> object:
-    """As JSON has it."""
-    return str(value.absolute()) if isinstance(value, Path) else value
-
-
-def _named(text: str) -> tuple[str, object]:
-    """A parameter and its value, which is JSON or else a string."""
-    import msgspec
-
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise click.UsageError(f"{text!r} is no parameter; write NAME=VALUE", click.get_current_context())
-    try:
-        return name, msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        return name, value
 
 
 def _continue(host: Host, name: str) -> None:

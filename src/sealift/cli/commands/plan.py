@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sealift.cli.options import examples, host_option
+from sealift.cli.parameter_options import parameter_options, parameters_of
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
@@ -58,10 +59,19 @@ class DurationType(click.ParamType[float]):
     metavar="TIME",
     help="How long to look at what the guest writes.",
 )
+@parameter_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of sentences.")
 @host_option
 def command(
-    host: Host, name: str, uri: str, downtime: float | None, within: float | None, sample: float, *, as_json: bool
+    host: Host,
+    name: str,
+    uri: str,
+    downtime: float | None,
+    within: float | None,
+    sample: float,
+    *,
+    as_json: bool,
+    **options: object,
 ) -> int:
     """Predict a migration of the guest NAME to URI, where a target waits; it neither begins nor ends there.
 
@@ -72,6 +82,7 @@ def command(
     import msgspec
 
     from sealift.cli.qmp_client import QmpClient
+    from sealift.cli.watch import with_parameters
     from sealift.vmm.qmp.commands.foresight import PlanInfo
 
     wishes: dict[str, object] = {"uri": uri, "calc_time": sample}
@@ -79,7 +90,7 @@ def command(
         wishes["downtime_limit"] = round(downtime * 1e3)
     if within is not None:
         wishes["within"] = within
-    with QmpClient(host.run, name, sample + 60.0) as qmp:
+    with QmpClient(host.run, name, sample + 60.0) as qmp, with_parameters(qmp, parameters_of(options)):
         answer = qmp.execute("x-sealift-plan", **wishes)
     made = msgspec.convert(answer, PlanInfo)
     if as_json:
