@@ -97,7 +97,7 @@ class Sealift:
         return f"exit status {self.process.poll()}\n{self.stdout.text}\n--- stderr\n{self.stderr.text}"
 
 
-def processes_naming(path: Path) -> dict[int, list[str]]:
+def processes_naming(path: Path | str) -> dict[int, list[str]]:
     """Command lines of the processes that have `path` in theirs: platforms and owners name their directories."""
     found = {}
     for entry in Path("/proc").iterdir():

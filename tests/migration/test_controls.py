@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import socket
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from harness import PATIENCE_S, processes_naming
 from sealift.errors import UserError
 from sealift.launch.secrets import NO_FLAGS, MigrationFlags
 from sealift.vmm.cpu_throttle import CpuThrottle
+from sealift.vmm.migration import handed
 from sealift.vmm.migration.convergence import AutoConverge
-from sealift.vmm.migration.handed import ExecAddress, FdAddress
+from sealift.vmm.migration.handed import ExecAddress, FdAddress, take
 from sealift.vmm.migration.parameters import Capability, Parameters, Throttling
 from sealift.vmm.migration.route import listen
 from sealift.vmm.migration.status import MigrationStatus
@@ -221,6 +226,8 @@ def test_a_guest_moves_over_a_socket_that_both_sides_were_given(world: rig.World
     guest = world.start()
     guest.work(4)
     ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.set_inheritable(True)
     attempt = rig.attempt(world, guest, address=FdAddress(theirs.detach()))
     attempt.uri = f"fd:{ours.detach()}"
     attempt.begin()
@@ -273,6 +280,35 @@ def test_a_descriptor_that_is_no_stream_is_refused_and_stays_open(tmp_path: Path
         listen(FdAddress(9999))
     with socket.socket() as unconnected, pytest.raises(UserError, match="is no connected stream socket"):
         listen(FdAddress(unconnected.fileno()))
+
+
+def test_a_descriptor_of_the_vmms_own_is_never_given_away(world: rig.World) -> None:
+    """A wrong number must not cost the guest its platform."""
+    guest = world.start()
+    refused = 0
+    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        with suppress(OSError):
+            if os.get_inheritable(number):
+                continue
+        try:
+            taken = take(FdAddress(number))
+        except UserError as error:
+            refused += "is this process's own" in str(error)
+        else:
+            taken.detach()
+    assert refused, "the connection to the platform is one"
+    guest.work(4)
+
+
+@pytest.mark.parametrize("command", ["sleep 1000", "trap '' TERM; while :; do sleep 1; done"])
+def test_a_command_does_not_outlive_its_connection(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handed, "_LAST_WORDS_S", 0.3)
+    mark = f"MARK={os.getpid()}x{len(command)}"
+    take(ExecAddress(f"{mark}; {command}")).close()
+    until = time.monotonic() + PATIENCE_S
+    while processes_naming(mark):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("uri", ["fd:9999", "exec:cat"])

@@ -76,7 +76,9 @@ class Channel(Generic[Incoming, Outgoing]):
         """
         try:
             size, ancillary, flags, _ = self._sock.recvmsg_into(
-                [self._buffer], socket.CMSG_SPACE(FDS_LIMIT * array.array("i").itemsize)
+                [self._buffer],
+                socket.CMSG_SPACE(FDS_LIMIT * array.array("i").itemsize),
+                socket.MSG_CMSG_CLOEXEC,
             )
         except TimeoutError:
             raise

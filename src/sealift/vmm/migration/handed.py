@@ -6,15 +6,23 @@ A command's standard input and output are one socket here, since what comes back
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import signal
 import socket
 import stat
 import subprocess
 import threading
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from sealift.errors import LostError, UserError
+
+_LOOK_EVERY_MS: Final = 100
+
+_LAST_WORDS_S: Final = 5.0
+"""A command ends when its input does and it has passed everything on; one that has not by then is ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,10 @@ def _given(fd: int) -> socket.socket:
     if sock.type is not socket.SOCK_STREAM or not _is_connected(sock):
         sock.detach()
         raise UserError(f"descriptor {fd} is no connected stream socket")
+    if not sock.get_inheritable():  # as all are that were opened or received here
+        sock.detach()
+        raise UserError(f"descriptor {fd} is this process's own; name one that `sealift run` was started with")
+    sock.set_inheritable(False)
     sock.settimeout(None)
     return sock
 
@@ -87,9 +99,25 @@ def _started(command: str) -> socket.socket:
         except OSError as error:
             ours.close()
             raise UserError(f"the command {command!r:.80} cannot be started") from error
-    # It ends when its input does; somebody has to take note.
-    threading.Thread(target=process.wait, name="exec", daemon=True).start()
+        watched = theirs.dup()
+    threading.Thread(target=_attend, args=(process, watched), name="exec", daemon=True).start()
     return ours
+
+
+def _attend(process: subprocess.Popen[bytes], theirs: socket.socket) -> None:
+    """End a command whose connection we gave up, and a connection whose command has ended."""
+    poll = select.poll()
+    poll.register(theirs, 0)  # POLLHUP is told unasked
+    with theirs:
+        while process.poll() is None and not poll.poll(_LOOK_EVERY_MS):
+            pass
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            process.wait(_LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, end)
+    process.wait()
 
 
 class OneConnection:
