@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from sealift.vmm.migration.alarm import Alarm
 from sealift.vmm.migration.joining import JoinedChannels, Side
 from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.patience import Patience
-from sealift.vmm.migration.reception import Reception
+from sealift.vmm.migration.reception import Reception, say_farewell
 from sealift.vmm.migration.streamio import StreamReader, shut_down
 from sealift.vmm.migration.transport import Listener, TcpAddress
 from sealift.wire.handover import FrameKind, Method, Refusal, Transfer, read_frame
@@ -177,6 +178,18 @@ def test_no_channel_runs_ahead_of_anothers_epoch_token() -> None:
             joined.settle()
     assert sorted(sink.taken[:2]) == [(1, 0), (1, 1)]
     assert sorted(sink.taken[2:]) == [(2, 0), (2, 1)]
+
+
+def test_a_stranger_that_talks_on_and_on_gives_its_place_back() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sent_away = threading.Thread(target=say_farewell, args=(theirs, Refusal.of(LostError("no")), 0.3), daemon=True)
+        sent_away.start()
+        until = time.monotonic() + rig.PATIENCE_S
+        while sent_away.is_alive() and time.monotonic() < until:
+            ours.sendall(b"?")
+            time.sleep(0.02)
+        assert not sent_away.is_alive()
 
 
 def test_nobody_waits_for_the_tokens_of_a_channel_that_has_ended() -> None:

@@ -12,6 +12,7 @@ import hmac
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,7 +35,10 @@ _STRANGERS = 16
 """Introductions at once; more wait in the system's queue."""
 
 _FAREWELL_LIMIT_S = 5.0
-"""How long a target that refuses waits for the source to have read why."""
+"""How long a target that refuses waits for the source to have read why, or to say anything else."""
+
+_FAREWELL_TOTAL_S = 30.0
+"""In all: who has no more to say than a byte every few seconds takes a place that a source needs."""
 
 _FAREWELL_READS = 1024
 """Reads of 64 KiB meanwhile: far more than a source has underway that looks for a refusal between two records."""
@@ -273,7 +277,7 @@ def _dismiss(sock: socket.socket, error: SealiftError) -> None:
         say_farewell(sock, Refusal.of(error))
 
 
-def say_farewell(sock: socket.socket, refusal: Refusal) -> bool:
+def say_farewell(sock: socket.socket, refusal: Refusal, total_s: float = _FAREWELL_TOTAL_S) -> bool:
     """Send the refusal and read on until the source has gone: closing over unread bytes could destroy it.
 
     Returns whether the source's last word was that it took the refusal's token.
@@ -283,7 +287,10 @@ def say_farewell(sock: socket.socket, refusal: Refusal) -> bool:
         sock.settimeout(_FAREWELL_LIMIT_S)
         sock.sendall(refusal.frame().encode())
         sock.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + total_s
         for _ in range(_FAREWELL_READS):
+            if time.monotonic() >= until:
+                break
             length = sock.recv_into(sink)
             if not length:
                 break
