@@ -69,6 +69,9 @@ def test_a_guest_is_saved_runs_on_and_is_run_twice_more(
         progress(copy)
         assert min(updates(copy.stdout.text)) <= at
     progress(guest, len(guest.stdout.text))
+    assert sealift("migrate", "again", "unix:nowhere", "--no-check").wait() == 1
+    (moved,) = json.loads(printed(sealift("history", "--json")))
+    assert (moved["guest"], moved["status"]) == ("again", "failed")
     for process in (guest, here, there):
         process.signal(signal.SIGINT)
         assert process.wait() == 0

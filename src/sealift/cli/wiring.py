@@ -311,6 +311,7 @@ def start_restored(path: Path, options: GuestOptions, places: Places, notify: No
         UserError: there is no such snapshot, it was altered, or its owner does not release it.
     """
     guest = Guest(options.name, _parameters(options))
+    keep_history(guest, History(places.host.history), notify)
     states = _ArrivalStates(guest.events.run_state_changed)
     with ExitStack() as undo:
         owner = _receiving_owner(places)
