@@ -44,7 +44,6 @@ class Attempt(ABC):
         self._cancelled = threading.Event()
         self._why_cancelled = f"the {self.what} was cancelled"
         self._settled = False
-        self._why_cancelled = f"the {self.what} was cancelled"
 
     def info(self) -> MigrationInfo:
         """How it stands, at any time and from any thread."""
