@@ -138,7 +138,7 @@ def test_a_guest_that_is_ended_while_it_moves_gives_the_migration_up_with_one_se
     attempt = rig.attempt(world, guest)
     target = threading.Thread(target=lambda: suppressed(attempt.incoming.serve))
     target.start()
-    user.parameters = Parameters(max_bandwidth=10_000)
+    user.adjust(lambda _: Parameters(max_bandwidth=10_000))
     begun = threading.Event()
 
     def watch(event: GuestEvent) -> None:

@@ -173,7 +173,7 @@ def test_nosend_is_named_before_anything_is_tried(world: rig.World) -> None:
     assert Policy.NOSEND in DEFAULT_POLICY
     guest = world.start()
     user = controlled(guest)
-    user.parameters = psp.PARAMETERS
+    user.adjust(lambda _: psp.PARAMETERS)
     (reason,) = user.blocked_reasons()
     assert "its policy has NOSEND" in reason
     attempt = rig.attempt(world, guest, psp.PARAMETERS)

@@ -222,10 +222,6 @@ class Guest:
         """For the next migration."""
         return self._parameters
 
-    @parameters.setter
-    def parameters(self, parameters: Parameters) -> None:
-        self._parameters = parameters
-
     def migrate(self, uri: str, once: Mapping[Capability, bool] = NOTHING_ELSE) -> None:
         """Begin to move the guest; returns at once, `migration` says how it goes.
 

@@ -190,7 +190,7 @@ def query_parameters(guest: Guest, _: NoArguments) -> MigrationParameters:
 
 def set_parameters(guest: Guest, arguments: MigrationParameters) -> None:
     """Change parameters; a migration underway keeps its own."""
-    guest.parameters = arguments.apply(guest.parameters)
+    guest.adjust(arguments.apply)
 
 
 def query_migration_capabilities(guest: Guest, _: NoArguments) -> tuple[CapabilityStatus, ...]:
