@@ -115,6 +115,8 @@ class Method(enum.Enum):
     """Its own migration handler, with keys of its owner."""
     PSP = "psp"
     """The two hosts' secure processors, as its policy lets them."""
+    PLAIN = "plain"
+    """Nobody: the guest is not confidential."""
 
 
 class Transfer(enum.Enum):

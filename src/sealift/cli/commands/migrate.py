@@ -49,10 +49,10 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
 @click.argument("uri", required=False)
 @click.option(
     "--method",
-    type=click.Choice(["mh", "psp"]),
-    show_default="as set over QMP, at first mh",
+    type=click.Choice(["mh", "psp", "plain"]),
+    show_default="as set over QMP, at first mh, and plain for plain guests",
     help="Who encrypts the guest: its own migration handler, as its owner approves the target, or the hosts' secure "
-    "processors, as its policy lets them (not with nosend).",
+    "processors, as its policy lets them (not with nosend); nobody, of a plain guest.",
 )
 @click.option(
     "--transfer",
@@ -182,6 +182,8 @@ def command(
             "a migration that has begun keeps its parameters, and its receipt is for who began it",
             click.get_current_context(),
         )
+    if uri is not None and uri.startswith("file:"):  # the VMM does not know what a path is relative to
+        uri = f"file:{Path(uri.removeprefix('file:')).absolute()}"
     order = None if uri is None else Order(uri, parameters, tuple(capabilities), check)
     info = _migrate(host, name, order)
     if as_json:
