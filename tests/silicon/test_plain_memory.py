@@ -16,7 +16,7 @@ from sealift.silicon.engines.unicorn.walker import Access, PageFault
 from sealift.silicon.memory.plain_memory import PlainMemory
 from sealift.silicon.process.hypercalls import carry_out
 
-from .conftest import LAYOUT
+from .board import LAYOUT
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         known = [method.value for method in Method]
         if hello.method not in known:
             raise StreamError(
-                f"the source uses the migration method {hello.method!r:.40}; this target knows {' and '.join(known)}"
+                f"the source uses the migration method {hello.method!r:.40}; this target knows {', '.join(known)}"
             )
         if len(hello.guest) > NAME_LIMIT:
             raise StreamError("the source's introduction holds a name of impossible length")

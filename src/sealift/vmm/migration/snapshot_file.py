@@ -1,4 +1,4 @@
-"""The file a snapshot lies in: written whole or not at all, read to its end, and hashed both times."""
+"""The file a snapshot or a plain guest lies in: written whole or not at all, read to its end, and hashed both times."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ class SnapshotWriter:
         UserError: there is such a file already, or none can be made there.
     """
 
-    def __init__(self, path: Path, spend: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, spend: Callable[[int], None], what: str = "snapshot") -> None:
+        """`what` is written, in messages."""
         self.sent = 0
+        self._what = what
         self._path = path
         self._spend = spend
         self._hash = hashlib.sha256()
@@ -39,7 +41,7 @@ class SnapshotWriter:
         try:
             self._fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         except OSError as error:
-            raise UserError(f"no file can be written in {path.parent}") from error
+            raise UserError(f"no {what} can be written in {path.parent}") from error
         self._fresh: Path | None = Path(name)
 
     def write(self, *parts: Buffer) -> None:
@@ -130,7 +132,7 @@ class SnapshotWriter:
             raise UserError(f"{self._path} exists already; choose another name, or remove it first")
 
     def _unwritten(self) -> UserError:
-        return UserError(f"the guest cannot be written to {self._path}")
+        return UserError(f"the {self._what} cannot be written to {self._path}")
 
 
 def _sync_directory(path: Path) -> None:

@@ -63,7 +63,7 @@ class Save(Attempt):
             raise UserError(f"{place} names no file by its absolute path")
         method = PlainSource(self._machine, self._parameters.channels)
         throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
-        writer = self._writer = SnapshotWriter(address.path, throttle.spend)
+        writer = self._writer = SnapshotWriter(address.path, throttle.spend, "stream")
         writer.skip(address.offset)
         watch = self._watch(lambda: None)
         out = StreamOut(writer, writer.digest)
