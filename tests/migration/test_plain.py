@@ -16,6 +16,7 @@ from sealift.errors import RefusedError, UserError, sentence
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.preflight import Candidate, examine
+from sealift.vmm.migration.snapshot import Snapshot
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.stream_file import FileIncoming, Save
@@ -272,6 +273,15 @@ def test_a_confidential_guest_is_not_saved_so(world: rig.World, tmp_path: Path) 
         info = attempt.migration.run(f"file:{tmp_path / 'guest.qemu'}")
         attempt.incoming.close()
         assert (info.status, reason in (info.error_desc or "")) == ("failed", True), info.error_desc
+    assert list(tmp_path.iterdir()) == []
+    guest.work(8)
+
+
+def test_a_snapshot_of_it_is_refused_with_the_way_to_save_it(plain: rig.World, tmp_path: Path) -> None:
+    guest = plain.start()
+    path = tmp_path / "a.snap"
+    info = Snapshot(guest.machine, guest.launched, "a", PARAMETERS, lambda _: None, SystemClock()).run(str(path))
+    assert (info.status, "file:PATH" in (info.error_desc or "")) == ("failed", True)
     assert list(tmp_path.iterdir()) == []
     guest.work(8)
 

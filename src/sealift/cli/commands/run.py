@@ -181,6 +181,8 @@ def command(
     def begin() -> HostedGuest:
         if restore is not None:
             _check_unused(click.get_current_context(), "--restore")
+            if options.type is defaults.GuestType.PLAIN:
+                raise click.UsageError("no snapshot holds a plain guest; it comes back with --incoming file:PATH")
             return start_restored(restore, options, places, _say)
         if incoming is None:
             if options.prealloc:
