@@ -23,7 +23,7 @@ from sealift.owner.owner import Owner
 from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.secret import SecretEntry
 from sealift.vmm.console import Console
-from sealift.vmm.launch import Launched, launch
+from sealift.vmm.launch import Launched, launch, load_plain
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.clock import SystemClock
@@ -147,6 +147,8 @@ class World:
     target: Callable[[], Platform] | None = None
     """Starts a platform process where guests go; host B if None."""
     policy: Policy = DEFAULT_POLICY
+    plain: bool = False
+    """The guest is not confidential, nor is one that is awaited."""
 
     def platform(self, host: str) -> Platform:
         """A platform process on a host."""
@@ -154,6 +156,8 @@ class World:
 
     def start(self) -> Guest:
         """Launch the guest on host A and run it."""
+        if self.plain:
+            return self._start_plain()
         screen = Screen()
         platform = self.platform("a")
         recipe = self.recipe.under(self.policy)
@@ -162,6 +166,16 @@ class World:
         launched = launch(platform, machine.memory, recipe, self.owner).finish()
         machine.resume()
         guest = Guest(machine, launched, screen)
+        self.guests.append(guest)
+        return guest
+
+    def _start_plain(self) -> Guest:
+        screen = Screen()
+        platform = self.platform("a")
+        spec = MachineSpec(self.recipe.layout, self.recipe.vcpus, plain=True)
+        machine = Machine(platform, spec, screen.console, lambda _: None)
+        guest = Guest(machine, load_plain(platform, machine.memory, self.recipe), screen)
+        machine.resume()
         self.guests.append(guest)
         return guest
 
@@ -174,6 +188,7 @@ class World:
             console=lambda: console,
             run_state=lambda _: None,
             token_path=self.token_path,
+            plain=self.plain,
             notify=self.notices.append,
         )
 

@@ -195,7 +195,7 @@ def described(data: bytes) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("method", [Method.MH, Method.PSP])
 def test_qemus_analyser_can_walk_the_stream(sendable: rig.World, method: Method) -> None:
     guest = sendable.start()
     guest.work(8)

@@ -110,7 +110,7 @@ def test_another_version_of_the_protocol_is_refused_by_name() -> None:
 
 
 def test_a_method_that_the_target_does_not_know_is_refused_by_name() -> None:
-    with pytest.raises(StreamError, match=r"migration method 'tdx'; this target knows mh and psp"):
+    with pytest.raises(StreamError, match=r"migration method 'tdx'; this target knows mh, psp, plain"):
         Hello.decode(hello_of("tdx").encode())
 
 

@@ -50,9 +50,9 @@ class Host:
 
     # --- small guests, without owner and handler --------------------------------------------------------------
 
-    def create(self, layout: RamLayout = SMALL) -> None:
-        """A VM with one vCPU."""
-        self.memory = self.platform.create_vm(layout, 1)
+    def create(self, layout: RamLayout = SMALL, *, plain: bool = False) -> None:
+        """A VM with one vCPU, of a confidential guest or a plain one."""
+        self.memory = self.platform.create_vm(layout, 1, plain=plain)
         self.vcpu = self.platform.create_vcpu(0)
 
     def start_launch(self, policy: Policy = DEFAULT_POLICY) -> None:

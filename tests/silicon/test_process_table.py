@@ -24,59 +24,59 @@ from .hosts import (
 )
 
 ALLOWED = """
-                   empty created launching running sending incoming receiving stopped fenced gone
-GetPlatformInfo      x      x        x        x       x       x         x        x      x     x
-PdhCertExport        x      x        x        x       x       x         x        x      x     x
-GetGuestStatus       x      x        x        x       x       x         x        x      x     x
-CreateVm             x      -        -        -       -       -         -        -      -     -
-CreateVcpu           -      x        x        -       -       -         -        -      -     -
-LaunchStart          -      x        -        -       -       -         -        -      -     -
-LaunchUpdateData     -      -        x        -       -       -         -        -      -     -
-LaunchFinish         -      -        x        -       -       -         -        -      -     -
-LaunchMeasure        -      -        x        -       -       -         -        -      -     -
-LaunchSecret         -      -        x        -       -       -         -        -      -     -
-GetRegisters         -      x        x        x       x       -         -        x      -     -
-SetRegisters         -      x        x        x       x       -         -        -      -     -
-Kick                 -      x        x        x       x       x         x        x      x     x
-ConnectInterrupt     -      x        -        -       -       -         -        -      -     -
-GetChips             -      -        -        x       x       -         -        x      -     -
-SetChips             -      -        -        -       -       x         x        -      -     -
-GetSharedDirtyLog    -      x        x        x       x       x         x        x      x     x
-StartWriteMeter      -      -        -        x       x       -         -        -      -     -
-ReadWriteMeter       -      x        x        x       x       x         x        x      x     x
-StopWriteMeter       -      x        x        x       x       x         x        x      x     x
-CountPopulated       -      x        x        x       x       x         x        x      x     x
-JudgeGuest           x      x        x        x       x       x         x        x      x     x
-GetPageStates        -      x        x        x       x       x         x        x      x     x
-ReadHostView         -      x        x        x       x       x         x        x      x     x
-WriteHostView        -      -        -        x       x       -         -        -      -     -
-OpenPackets          -      x        x        x       x       x         x        x      x     x
-SendStart            -      -        -        x       -       -         -        -      -     -
-GetPrivateDirtyLog   -      -        -        -       x       -         -        -      -     -
-SendUpdateData       -      -        -        -       x       -         -        -      -     -
-SendUpdateVmsa       -      -        -        -       x       -         -        -      -     -
-SendFinish           -      -        -        -       x       -         -        -      -     -
-SendCancel           -      -        -        -       x       -         -        -      -     -
-ReceiveStart         -      x        -        -       -       -         -        -      -     -
-ReceiveUpdateData    -      -        -        -       -       -         x        -      -     -
-ReceiveUpdateVmsa    -      -        -        -       -       -         x        -      -     -
-ReceiveFinish        -      -        -        -       -       -         x        -      -     -
-SetPageStates        -      -        -        -       -       -         x        -      -     -
-GetVmState           -      -        -        -       x       -         -        -      -     -
-SetVmState           -      -        -        -       -       -         x        -      -     -
-GetVcpuState         -      -        -        -       x       -         -        -      -     -
-SetVcpuState         -      -        -        -       -       -         x        -      -     -
-GetPlatformStatus    x      x        x        x       x       x         x        x      x     x
-GetId                x      x        x        x       x       x         x        x      x     x
-PlatformReset        x      x        x        x       x       x         x        x      x     x
-PekGen               x      x        x        x       x       x         x        x      x     x
-PekCsr               x      x        x        x       x       x         x        x      x     x
-PekCertImport        x      x        x        x       x       x         x        x      x     x
-PdhGen               x      x        x        x       x       x         x        x      x     x
-GetAttestation       -      -        x        x       x       x         x        x      x     x
-LaunchUpdateVmsa     -      -        x        -       -       -         -        -      -     -
-OpenHandler          -      -        -        x       x       x         x        x      x     x
-Run                  -      -        -        x       x       -         -        -      -     -
+                   empty created launching running sending incoming receiving stopped fenced gone  plain
+GetPlatformInfo      x      x        x        x       x       x         x        x      x     x      x
+PdhCertExport        x      x        x        x       x       x         x        x      x     x      x
+GetGuestStatus       x      x        x        x       x       x         x        x      x     x      x
+CreateVm             x      -        -        -       -       -         -        -      -     -      -
+CreateVcpu           -      x        x        -       -       -         -        -      -     -      x
+LaunchStart          -      x        -        -       -       -         -        -      -     -      -
+LaunchUpdateData     -      -        x        -       -       -         -        -      -     -      -
+LaunchFinish         -      -        x        -       -       -         -        -      -     -      -
+LaunchMeasure        -      -        x        -       -       -         -        -      -     -      -
+LaunchSecret         -      -        x        -       -       -         -        -      -     -      -
+GetRegisters         -      x        x        x       x       -         -        x      -     -      x
+SetRegisters         -      x        x        x       x       -         -        -      -     -      x
+Kick                 -      x        x        x       x       x         x        x      x     x      x
+ConnectInterrupt     -      x        -        -       -       -         -        -      -     -      -
+GetChips             -      -        -        x       x       -         -        x      -     -      -
+SetChips             -      -        -        -       -       x         x        -      -     -      -
+GetSharedDirtyLog    -      x        x        x       x       x         x        x      x     x      x
+StartWriteMeter      -      -        -        x       x       -         -        -      -     -      x
+ReadWriteMeter       -      x        x        x       x       x         x        x      x     x      x
+StopWriteMeter       -      x        x        x       x       x         x        x      x     x      x
+CountPopulated       -      x        x        x       x       x         x        x      x     x      x
+JudgeGuest           x      x        x        x       x       x         x        x      x     x      x
+GetPageStates        -      x        x        x       x       x         x        x      x     x      x
+ReadHostView         -      x        x        x       x       x         x        x      x     x      -
+WriteHostView        -      -        -        x       x       -         -        -      -     -      -
+OpenPackets          -      x        x        x       x       x         x        x      x     x      -
+SendStart            -      -        -        x       -       -         -        -      -     -      -
+GetPrivateDirtyLog   -      -        -        -       x       -         -        -      -     -      -
+SendUpdateData       -      -        -        -       x       -         -        -      -     -      -
+SendUpdateVmsa       -      -        -        -       x       -         -        -      -     -      -
+SendFinish           -      -        -        -       x       -         -        -      -     -      -
+SendCancel           -      -        -        -       x       -         -        -      -     -      -
+ReceiveStart         -      x        -        -       -       -         -        -      -     -      -
+ReceiveUpdateData    -      -        -        -       -       -         x        -      -     -      -
+ReceiveUpdateVmsa    -      -        -        -       -       -         x        -      -     -      -
+ReceiveFinish        -      -        -        -       -       -         x        -      -     -      -
+SetPageStates        -      -        -        -       -       -         x        -      -     -      -
+GetVmState           -      -        -        -       x       -         -        -      -     -      x
+SetVmState           -      -        -        -       -       -         x        -      -     -      x
+GetVcpuState         -      -        -        -       x       -         -        -      -     -      x
+SetVcpuState         -      -        -        -       -       -         x        -      -     -      x
+GetPlatformStatus    x      x        x        x       x       x         x        x      x     x      x
+GetId                x      x        x        x       x       x         x        x      x     x      x
+PlatformReset        x      x        x        x       x       x         x        x      x     x      x
+PekGen               x      x        x        x       x       x         x        x      x     x      x
+PekCsr               x      x        x        x       x       x         x        x      x     x      x
+PekCertImport        x      x        x        x       x       x         x        x      x     x      x
+PdhGen               x      x        x        x       x       x         x        x      x     x      x
+GetAttestation       -      -        x        x       x       x         x        x      x     x      -
+LaunchUpdateVmsa     -      -        x        -       -       -         -        -      -     -      -
+OpenHandler          -      -        -        x       x       x         x        x      x     x      -
+Run                  -      -        -        x       x       -         -        -      -     -      x
 """
 """What an owner would want: where the guest runs, and only there, can the host write its memory."""
 
@@ -167,6 +167,10 @@ def bring_to(phase: Phase, hosts: Hosts) -> Host:
             host.create(RECIPE.layout)
         if phase is Phase.LAUNCHING:
             host.start_launch()
+        return host
+    if phase is Phase.PLAIN:
+        host = hosts.start()
+        host.create(RECIPE.layout, plain=True)
         return host
     if phase in (Phase.SENDING, Phase.RECEIVING):
         return moved_by_processors(phase, hosts)

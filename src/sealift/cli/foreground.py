@@ -35,6 +35,7 @@ from sealift.vmm.events import (
 from sealift.vmm.guest import Guest
 from sealift.vmm.machine import GuestEnd
 from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.migration.transport import FileAddress, parse_uri
 from sealift.vmm.qmp.endpoint import listen_for_qmp
 from sealift.vmm.qmp.server import QmpServer
 from sealift.vmm.runstate import RunState
@@ -194,7 +195,8 @@ class _Foreground:
         match state:
             case RunState.PRELAUNCH:
                 measure = base64.b64encode(guest.launched.measure).decode()
-                self._say(f"guest {guest.name} waits to be started; its launch measurement is {measure}")
+                measured = f"; its launch measurement is {measure}" if measure else ""
+                self._say(f"guest {guest.name} waits to be started{measured}")
             case RunState.RUNNING:
                 self._say(f"guest {guest.name} runs")
             case RunState.PAUSED:
@@ -258,11 +260,17 @@ class _Foreground:
             case MigrationStatus.FAILED:
                 self._say(f"the migration of guest {guest.name} failed: {_reason(guest)}")
             case MigrationStatus.COMPLETED:
-                self._say(f"guest {guest.name} has moved and runs on the other host")
+                self._say(f"guest {guest.name} {_gone_to(guest.destination or '')}")
                 self._moved = True
                 # Whoever watches the migration over QMP gets to see how it ended.
                 return None if server.clients else DONE
         return None
+
+
+def _gone_to(place: str) -> str:
+    if isinstance(parse_uri(place), FileAddress):
+        return f"is saved in {place}, and does not run here any more"
+    return "has moved and runs on the other host"
 
 
 def _reason(guest: Guest) -> str:

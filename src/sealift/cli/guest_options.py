@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,22 @@ class SecretFiles:
         return cls(Path(header), Path(payload))
 
 
+class GuestType(enum.Enum):
+    """How a guest is protected from its host."""
+
+    PLAIN = "plain"
+    """Not at all."""
+    SEV = "sev"
+    """By SEV, or SEV-ES if its policy says so."""
+
+
 @dataclass(frozen=True, slots=True)
 class GuestOptions:
     """One guest.
 
     Attributes:
         name: what its run directory and its console are called.
+        type: whether it is confidential, and how.
         memory: bytes.
         vcpus: how many.
         kernel: a built-in program's name, or the path of an ELF file or a Linux bzImage.
@@ -90,6 +101,7 @@ class GuestOptions:
     """
 
     name: str = DEFAULT_NAME
+    type: GuestType = GuestType.SEV
     memory: int = DEFAULT_MEMORY
     vcpus: int = DEFAULT_VCPUS
     kernel: str = DEFAULT_KERNEL
@@ -112,10 +124,31 @@ class GuestOptions:
     paused: bool = False
 
 
+def check_plain(options: GuestOptions) -> None:
+    """A guest that is not confidential has no owner, so nothing can be said about one.
+
+    Raises:
+        UserError: something was.
+    """
+    given = {
+        "--policy": options.policy != DEFAULT_POLICY,
+        "--secret": options.secret is not None,
+        "--zero-pages": options.zero_pages,
+        "--dh-cert-file": options.dh_cert_file is not None,
+        "--session-file": options.session_file is not None,
+        "--launch-secret": options.launch_secret is not None,
+        "--no-owner": options.no_owner,
+    }
+    for option, said in given.items():
+        if said:
+            raise UserError(f"{option} has no use with --type plain: such a guest has no owner, and keeps no secrets")
+
+
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """The keys of a configuration file: those of the command line. Relative paths start at the file."""
 
     name: str | None = None
+    type: Literal["plain", "sev"] | None = None
     memory: Annotated[int, msgspec.Meta(gt=0)] | str | None = None
     vcpus: Annotated[int, msgspec.Meta(gt=0)] | None = None
     kernel: str | None = None

@@ -230,6 +230,20 @@ class LocalOwner(OwnerClient):
         return reply
 
 
+class NoOwner(OwnerClient):
+    """In the place of an owner where a guest is awaited that has none."""
+
+    def prepare(self) -> tuple[str, ...]:
+        """Nothing is to be set up."""
+        return ()
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def _exchange(self, message: OwnerRequest) -> OwnerReply:  # noqa: ARG002  # whatever it is
+        raise RefusedError("a plain guest is awaited, which has no owner")
+
+
 class ServedOwner(OwnerClient):
     """An owner that listens at an address; there is one connection a request, so nothing is to be closed."""
 

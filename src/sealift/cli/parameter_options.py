@@ -25,10 +25,10 @@ _PARAMETERS: Final = {
 _OPTIONS: Final = (
     click.option(
         "--method",
-        type=click.Choice(["mh", "psp"]),
-        show_default="as set over QMP, at first mh",
+        type=click.Choice(["mh", "psp", "plain"]),
+        show_default="as set over QMP, at first mh, and plain for plain guests",
         help="Who encrypts the guest: its own migration handler, as its owner approves the target, or the hosts' "
-        "secure processors, as its policy lets them (not with nosend).",
+        "secure processors, as its policy lets them (not with nosend); nobody, of a plain guest.",
     ),
     click.option(
         "--transfer",

@@ -208,6 +208,8 @@ def goes_on(info: MigrationInfo) -> bool:
 def describe(name: str, uri: str | None, info: MigrationInfo) -> str:
     """How a migration ended, in a sentence; `uri` None is that of a migration that somebody else began."""
     match MigrationStatus(info.status):
+        case MigrationStatus.COMPLETED if uri is not None and uri.startswith("file:"):
+            return f"guest {name} is saved in {uri}{_figures(info)}"
         case MigrationStatus.COMPLETED:
             return f"guest {name} runs on {uri or 'the target'} now{_figures(info)}"
         case _ if info.x_sealift_fenced:

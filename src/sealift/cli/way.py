@@ -28,6 +28,8 @@ class Way:
                 return self.transfer.value
             case Method.PSP:
                 return "packets"
+            case Method.PLAIN:
+                return "plain"
 
     @property
     def parameters(self) -> dict[str, object]:

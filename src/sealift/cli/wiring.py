@@ -22,9 +22,17 @@ from pathlib import Path
 from typing import Final, Protocol, Self, TypeAlias
 
 from sealift.cli.absent_owner import AbsentOwner, SecretWatch, is_absent, starts_at_once
-from sealift.cli.guest_options import DiskPath, GuestOptions
+from sealift.cli.guest_options import DiskPath, GuestOptions, GuestType, check_plain
 from sealift.cli.history import History, keep_history
-from sealift.cli.owner_link import Assignment, LocalOwner, OwnerClient, ServedOwner, assignment_of, owner_address
+from sealift.cli.owner_link import (
+    Assignment,
+    LocalOwner,
+    NoOwner,
+    OwnerClient,
+    ServedOwner,
+    assignment_of,
+    owner_address,
+)
 from sealift.cli.places import Host, Places
 from sealift.cli.recipes import make_recipe
 from sealift.errors import SealiftError, UserError, sentence
@@ -34,15 +42,16 @@ from sealift.launch.machine import MachineType
 from sealift.sev.policy import parse_policy
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.guest import Guest
-from sealift.vmm.launch import Launch
+from sealift.vmm.launch import Launch, load_plain
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.migration.landing import TargetHost
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.restore import restore
 from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.migration.stream_file import FileIncoming
 from sealift.vmm.migration.target import Incoming
-from sealift.vmm.migration.transport import parse_uri
+from sealift.vmm.migration.transport import Address, FileAddress, parse_uri
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 
@@ -108,6 +117,8 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
     recipe = make_recipe(
         options.memory, options.vcpus, options.kernel, options.payload, options.append, options.initrd
     ).under(parse_policy(options.policy))
+    if options.type is GuestType.PLAIN:
+        return _start_plain(recipe, options, places, notify)
     if version := recipe.kernel_version():
         notify(f"the kernel is Linux {version}")
     guest = Guest(options.name, _parameters(options))
@@ -135,6 +146,26 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         owner.close()
         if options.launch_secret is not None:
             undo.callback(SecretWatch(guest, options.launch_secret, notify, start=not options.paused).close)
+        if starts_at_once(options):
+            guest.resume()
+        return HostedGuest(guest, undo.pop_all())
+
+
+def _start_plain(recipe: GuestRecipe, options: GuestOptions, places: Places, notify: Notify) -> HostedGuest:
+    """Load a guest that is not confidential; it has no owner. Raises as `start_guest`."""
+    check_plain(options)
+    if recipe.machine is not MachineType.BARE or options.disks:
+        raise UserError("a plain guest runs on the engine unicorn, which runs the built-in programs and no Linux")
+    guest = Guest(options.name, _parameters(options))
+    keep_history(guest, History(places.host.history), notify)
+    with ExitStack() as undo:
+        platform = Platform.start(places.host.identity, places.manufacturer, engine=options.engine)
+        undo.callback(platform.close)
+        spec = MachineSpec(recipe.layout, options.vcpus, plain=True)
+        machine = Machine(platform, spec, guest.console, guest.events.run_state_changed)
+        undo.callback(machine.close)
+        guest.attach(machine, load_plain(platform, machine.memory, recipe))
+        undo.callback(guest.close)
         if starts_at_once(options):
             guest.resume()
         return HostedGuest(guest, undo.pop_all())
@@ -200,7 +231,7 @@ class AwaitedGuest(HostedGuest):
         self._owner = owner
         self._states = states
         self._error: SealiftError | None = None
-        self._incoming: Incoming | None = None
+        self._incoming: Incoming | FileIncoming | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -232,13 +263,18 @@ class AwaitedGuest(HostedGuest):
         with self._lock:
             if self._closed:
                 raise UserError(f"guest {self.guest.name} is not awaited any more")
-            incoming = self._incoming = Incoming(address, self._host, self.guest.parameters.tls_creds)
+            incoming = self._incoming = self._incoming_at(address)
             self._host.notify(f"waiting for a guest at {incoming.address}")
             self.guest.arriving(MigrationStatus.SETUP, address=incoming.address)
             self._thread = threading.Thread(target=self._await, args=(incoming,), name="arrival", daemon=True)
             self._thread.start()
 
-    def _await(self, incoming: Incoming) -> None:
+    def _incoming_at(self, address: Address) -> Incoming | FileIncoming:
+        if isinstance(address, FileAddress):
+            return FileIncoming(address, self._host)
+        return Incoming(address, self._host, self.guest.parameters.tls_creds)
+
+    def _await(self, incoming: Incoming | FileIncoming) -> None:
         try:
             arrived = incoming.serve()
         except SealiftError as error:
@@ -288,7 +324,8 @@ def start_incoming(uri: str, options: GuestOptions, places: Places, notify: Noti
     keep_history(guest, History(places.host.history), notify)
     states = _ArrivalStates(guest.events.run_state_changed)
     with ExitStack() as undo:
-        owner = _receiving_owner(places)
+        ownerless = options.type is GuestType.PLAIN or uri.startswith("file:")
+        owner = NoOwner() if ownerless else _receiving_owner(places)
         undo.callback(owner.close)
         landing = _landing(options, places, guest, owner, states)
         host = replace(landing, token_path=_token_path(places.host, options.name), notify=notify)
@@ -347,6 +384,7 @@ def _landing(
         startup=programs.startup_blob(),
         console=lambda: guest.console,
         run_state=states.changed,
+        plain=options.type is GuestType.PLAIN,
     )
 
 

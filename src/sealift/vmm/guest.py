@@ -38,8 +38,10 @@ from sealift.vmm.migration.socket_address import socket_addresses
 from sealift.vmm.migration.source import Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
-from sealift.vmm.migration.transport import Address, parse_uri
+from sealift.vmm.migration.stream_file import Save
+from sealift.vmm.migration.transport import Address, FileAddress, parse_uri
 from sealift.vmm.runstate import RunState
+from sealift.wire.handover import Method
 from sealift.wire.obstacle import Code, Obstacle
 
 _MOVABLE: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
@@ -72,7 +74,7 @@ class Guest:
         self._machine: Machine | None = None
         self._launch: Launch | None = None
         self._launched: Launched | None = None
-        self._migration: Migration | Snapshot | None = None
+        self._migration: Migration | Snapshot | Save | None = None
         self._migrating: threading.Thread | None = None
         self._arrival: MigrationInfo | None = None
         self.destination: str | None = None
@@ -87,6 +89,8 @@ class Guest:
     def attach(self, machine: Machine, launched: Launched) -> None:
         """From now on this is the machine that runs the guest."""
         self._machine, self._launched = machine, launched
+        if machine.spec.plain:
+            self._parameters = replace(self._parameters, method=Method.PLAIN)
 
     def launching(self, machine: Machine, launch: Launch) -> None:
         """The same for a guest that has been measured; the first `resume` finishes its launch."""
@@ -232,8 +236,8 @@ class Guest:
         Raises:
             UserError: `uri` is no address, or the guest cannot be moved now.
         """
-        parse_uri(uri)
-        self._begin(Migration, uri, Direction.OUTGOING, _switched(self._parameters, once))
+        to_file = isinstance(parse_uri(uri), FileAddress) and self._parameters.method is Method.PLAIN
+        self._begin(Save if to_file else Migration, uri, Direction.OUTGOING, _switched(self._parameters, once))
 
     def snapshot(self, path: Path, *, without_disks: bool) -> None:
         """Begin to save the guest to a file, `without_disks` as its user knows; returns at once, as `migrate`.
@@ -252,7 +256,7 @@ class Guest:
         self._begin(Snapshot, str(path), Direction.SNAPSHOT, self._parameters)
 
     def _begin(
-        self, kind: type[Migration | Snapshot], place: str, direction: Direction, parameters: Parameters
+        self, kind: type[Migration | Snapshot | Save], place: str, direction: Direction, parameters: Parameters
     ) -> None:
         """Begin one of the two, which are never underway together."""
         with self._lock:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from typing import Final
 
 from sealift.errors import UserError
 from sealift.launch.entry import EntryState
@@ -46,6 +47,10 @@ class Launched:
 
     policy: int
     measure: bytes
+
+
+PLAIN_LAUNCH: Final = Launched(0, b"")
+"""Of a guest that is not confidential: it never had one."""
 
 
 class Launch:
@@ -172,6 +177,20 @@ def launch_for(platform: Platform, memory: SharedMemory, recipe: GuestRecipe, te
     """
     recipe = replace(recipe, handler_digest=platform.info().handler_digest).under(Policy(terms.policy))
     return _measured(platform, memory, recipe, terms)
+
+
+def load_plain(platform: Platform, memory: SharedMemory, recipe: GuestRecipe) -> Launched:
+    """Load a guest that is not confidential: nothing is measured, and nobody has to agree.
+
+    Raises:
+        UserError: a file of the guest can no longer be read.
+    """
+    for piece in recipe.pieces():
+        memory.place(piece.gpa, piece.data)
+    for vcpu in range(recipe.vcpus):
+        if (entry := recipe.entry(vcpu)) is not None:
+            platform.do(wire.SetRegisters(vcpu, _registers(entry)))
+    return PLAIN_LAUNCH
 
 
 def _measured(platform: Platform, memory: SharedMemory, recipe: GuestRecipe, terms: LaunchTerms) -> Launch:

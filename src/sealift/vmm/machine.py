@@ -60,6 +60,7 @@ class MachineSpec:
         disks: opened images, which become the machine's: it locks and closes them.
         cpu: what the guest must see; by default the best that the host can give.
         es: whether the guest's policy asks for SEV-ES.
+        plain: whether the guest is not confidential at all.
 
     Raises:
         UserError: the machine type has no room for so many disks.
@@ -71,6 +72,7 @@ class MachineSpec:
     disks: tuple[DiskImage, ...] = ()
     cpu: CpuShape = ANY_CPU
     es: bool = False
+    plain: bool = False
 
     def __post_init__(self) -> None:
         check_disks(self.disks, self.type)
@@ -109,8 +111,10 @@ class Machine:
         self.ended_by: GuestEnd | None = None
         self.ready = threading.Event()
         microvm = spec.type is MachineType.MICROVM
-        self.memory = platform.create_vm(spec.layout, spec.vcpus, spec.cpu, irqchip=microvm, es=spec.es)
-        self.shared_pages = PageSet(spec.layout.pages)
+        self.memory = platform.create_vm(
+            spec.layout, spec.vcpus, spec.cpu, irqchip=microvm, es=spec.es, plain=spec.plain
+        )
+        self.shared_pages = PageSet.full(spec.layout.pages) if spec.plain else PageSet(spec.layout.pages)
         self._states_lock = threading.Lock()
         self._device_lock = threading.Lock()
         self._order_lock = threading.Lock()

@@ -179,11 +179,18 @@ class Platform:
         return self.request(wire.GetGuestStatus(), wire.GuestStatus)
 
     def create_vm(
-        self, layout: RamLayout, vcpus: int, cpu: CpuShape = ANY_CPU, *, irqchip: bool = False, es: bool = False
+        self,
+        layout: RamLayout,
+        vcpus: int,
+        cpu: CpuShape = ANY_CPU,
+        *,
+        irqchip: bool = False,
+        es: bool = False,
+        plain: bool = False,
     ) -> SharedMemory:
         """Make the VM and map its shared plane; `cpu` is what the guest must see, `self.cpu` what it does see."""
         blocks = tuple(wire.Block(block.name, block.gpa, block.size) for block in layout.blocks)
-        wanted = wire.CreateVm(blocks, vcpus, self._prealloc, irqchip, cpu.cbit, cpu.description, es)
+        wanted = wire.CreateVm(blocks, vcpus, self._prealloc, irqchip, cpu.cbit, cpu.description, es, plain)
         made, fds = self._exchange(wanted, wire.VmCreated)
         self.cpu = CpuShape(made.cbit, made.cpu)
         shared, bitmap = _expect_fds(fds, 2)

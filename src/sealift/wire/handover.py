@@ -115,6 +115,8 @@ class Method(enum.Enum):
     """Its own migration handler, with keys of its owner."""
     PSP = "psp"
     """The two hosts' secure processors, as its policy lets them."""
+    PLAIN = "plain"
+    """Nobody: the guest is not confidential."""
 
 
 class Transfer(enum.Enum):
@@ -257,7 +259,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         known = [method.value for method in Method]
         if hello.method not in known:
             raise StreamError(
-                f"the source uses the migration method {hello.method!r:.40}; this target knows {' and '.join(known)}"
+                f"the source uses the migration method {hello.method!r:.40}; this target knows {', '.join(known)}"
             )
         if len(hello.guest) > NAME_LIMIT:
             raise StreamError("the source's introduction holds a name of impossible length")

@@ -52,6 +52,8 @@ class Code(enum.Enum):
     """Its CPU lacks what the guest uses."""
     CBIT = "c-bit"
     """It has too few address bits for the guest's C-bit."""
+    TYPE = "guest-type"
+    """It takes no guest of this type: confidential, or plain."""
     ES = "es-unsupported"
     """It cannot run guests with SEV-ES."""
     SHAPE = "shape-unsupported"

@@ -60,6 +60,8 @@ class Phase(enum.Enum):
     """Handed over: only the target's answer (or the owner) decides."""
     GONE = "gone"
     """It runs elsewhere, or will run nowhere."""
+    PLAIN = "plain"
+    """It is not confidential: the VMM has memory and registers in clear, and runs the vCPUs as it likes."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -85,6 +87,7 @@ class CreateVm(Message, frozen=True):
     With `irqchip` it has interrupt controllers, a timer and a clock. A guest that is to arrive brings the position of
     its C-bit and a description of its CPU, which this host must be able to give; `cbit` 0 is this host's own.
     With `es` its policy will ask for SEV-ES, and an engine is taken that hides registers.
+    With `plain` it is not confidential: nothing is encrypted or launched, and all of its memory is the shared plane.
     """
 
     blocks: tuple[Block, ...]
@@ -94,6 +97,7 @@ class CreateVm(Message, frozen=True):
     cbit: Annotated[int, msgspec.Meta(ge=0, lt=64)] = 0
     cpu: Annotated[bytes, msgspec.Meta(max_length=CPU_LIMIT)] = b""
     es: bool = False
+    plain: bool = False
 
 
 class VmCreated(Message, frozen=True):
@@ -206,7 +210,7 @@ class CountPopulated(Message, frozen=True):
 class JudgeGuest(Message, frozen=True):
     """Could a guest of this shape, off an engine of this name, run here? Makes nothing. Reply: Judged.
 
-    `cbit` and `cpu` are as in CreateVm.
+    `cbit`, `cpu` and `plain` are as in CreateVm.
     """
 
     engine: str
@@ -216,6 +220,7 @@ class JudgeGuest(Message, frozen=True):
     es: bool
     cbit: Annotated[int, msgspec.Meta(ge=0, lt=64)]
     cpu: Annotated[bytes, msgspec.Meta(max_length=CPU_LIMIT)]
+    plain: bool = False
 
 
 class Judged(Message, frozen=True):
@@ -759,6 +764,7 @@ _MADE = _ANY - _BEFORE
 _SETUP = frozenset({Phase.CREATED, Phase.LAUNCHING})
 _LAUNCHING = frozenset({Phase.LAUNCHING})
 _RUNNING = frozenset({Phase.RUNNING, Phase.SENDING})
+_PLAIN = frozenset({Phase.PLAIN})
 _SENDING = frozenset({Phase.SENDING})
 _RECEIVING = frozenset({Phase.RECEIVING})
 _ALIVE = _RUNNING | {Phase.STOPPED}
@@ -768,7 +774,7 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetPlatformInfo: _ANY,
     PdhCertExport: _ANY,
     GetGuestStatus: _ANY,
-    GetAttestation: _MADE - {Phase.CREATED},
+    GetAttestation: _MADE - {Phase.CREATED} - _PLAIN,
     GetPlatformStatus: _ANY,
     PlatformReset: _ANY,
     PekGen: _ANY,
@@ -777,29 +783,29 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     PdhGen: _ANY,
     GetId: _ANY,
     CreateVm: _BEFORE,
-    CreateVcpu: _SETUP,
+    CreateVcpu: _SETUP | _PLAIN,
     LaunchStart: frozenset({Phase.CREATED}),
     LaunchUpdateData: _LAUNCHING,
     LaunchUpdateVmsa: _LAUNCHING,
     LaunchMeasure: _LAUNCHING,
     LaunchSecret: _LAUNCHING,
     LaunchFinish: _LAUNCHING,
-    GetRegisters: _SETUP | _ALIVE,
-    SetRegisters: _SETUP | _RUNNING,
+    GetRegisters: _SETUP | _ALIVE | _PLAIN,
+    SetRegisters: _SETUP | _RUNNING | _PLAIN,
     Kick: _MADE,
     ConnectInterrupt: frozenset({Phase.CREATED}),
     GetChips: _ALIVE,
     SetChips: _RECEIVING | {Phase.INCOMING},
     GetSharedDirtyLog: _MADE,
-    StartWriteMeter: _RUNNING,
+    StartWriteMeter: _RUNNING | _PLAIN,
     ReadWriteMeter: _MADE,
     StopWriteMeter: _MADE,
     CountPopulated: _MADE,
     JudgeGuest: _ANY,
     GetPageStates: _MADE,
-    ReadHostView: _MADE,
+    ReadHostView: _MADE - _PLAIN,
     WriteHostView: _RUNNING,
-    OpenPackets: _MADE,
+    OpenPackets: _MADE - _PLAIN,
     SendStart: frozenset({Phase.RUNNING}),
     GetPrivateDirtyLog: _SENDING,
     SendUpdateData: _SENDING,
@@ -811,11 +817,11 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     ReceiveUpdateVmsa: _RECEIVING,
     ReceiveFinish: _RECEIVING,
     SetPageStates: _RECEIVING,
-    GetVmState: _SENDING,
-    SetVmState: _RECEIVING,
-    GetVcpuState: _SENDING,
-    SetVcpuState: _RECEIVING,
-    OpenHandler: _MADE - _SETUP,
-    Run: _RUNNING,
+    GetVmState: _SENDING | _PLAIN,
+    SetVmState: _RECEIVING | _PLAIN,
+    GetVcpuState: _SENDING | _PLAIN,
+    SetVcpuState: _RECEIVING | _PLAIN,
+    OpenHandler: _MADE - _SETUP - _PLAIN,
+    Run: _RUNNING | _PLAIN,
 }
 """For every request the phases in which it may be made; a request that is missing here is never allowed."""

@@ -40,6 +40,9 @@ RAM: Final = "ram"
 RAM_VERSION: Final = 4
 SEALED: Final = "sealift/sealed"
 SEALED_VERSION: Final = 1
+DIGEST: Final = "sealift/digest"
+"""In a file: SHA-256 of everything before this section."""
+DIGEST_VERSION: Final = 1
 
 MACHINE_NAME_LIMIT = 255
 """Bytes of a machine's name; QEMU's own are about a dozen."""
@@ -288,9 +291,9 @@ def describe_piece(instance: int, length: int) -> Described:
     return Described(SEALED, instance, SEALED_VERSION, (("kind", 1), ("length", 4), ("record", length)))
 
 
-def describe_state(name: str, version: int, length: int) -> Described:
+def describe_state(name: str, version: int, length: int, instance: int = 0) -> Described:
     """A device's section with a state of `length` bytes."""
-    return Described(name, 0, version, (("length", 4), ("state", length)))
+    return Described(name, instance, version, (("length", 4), ("state", length)))
 
 
 def encode_description(sections: Iterable[Described]) -> bytes:

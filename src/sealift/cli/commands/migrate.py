@@ -135,6 +135,8 @@ def command(
             "a migration that has begun keeps its parameters, and its receipt is for who began it",
             click.get_current_context(),
         )
+    if uri is not None and uri.startswith("file:"):  # the VMM does not know what a path is relative to
+        uri = f"file:{Path(uri.removeprefix('file:')).absolute()}"
     order = None if uri is None else Order(uri, parameters, tuple(capabilities), check)
     info = _migrate(host, name, order)
     if as_json:

@@ -30,11 +30,20 @@ _LAUNCH_ONLY: Final = (
         "sealift run --name demo --host /srv/other --incoming tcp:0.0.0.0:4444",
         "sealift run --name again --restore demo.snap",
         "sealift run --name demo --owner tcp:192.0.2.7:4450",
+        "sealift run --name open --type plain",
         "sealift run --policy nodbg,nosend --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
 @config_argument
 @click.option("--name", default=defaults.DEFAULT_NAME, show_default=True, help="What to call the guest on this host.")
+@click.option(
+    "--type",
+    type=click.Choice([kind.value for kind in defaults.GuestType]),
+    default=defaults.GuestType.SEV.value,
+    show_default=True,
+    help="Confidential (sev; sev-es is up to --policy), or plain: nothing is encrypted, and the host sees everything. "
+    "With --incoming: what may arrive.",
+)
 @image_options
 @file_option("--secret", "File whose content the owner plants for the guest.")
 @click.option(
@@ -77,7 +86,7 @@ _LAUNCH_ONLY: Final = (
     "--incoming",
     metavar="URI",
     help="Wait for a guest to arrive at tcp:HOST:PORT, unix:PATH, fd:N or exec:COMMAND; with `defer`, where QMP's "
-    "migrate-incoming says.",
+    "migrate-incoming says. With file:PATH[,offset=N]: load a plain guest that was migrated to that file.",
 )
 @click.option(
     "--qmp",
@@ -130,7 +139,7 @@ def command(
     quiet: bool,
     **settings: Any,  # noqa: ANN401  # GuestOptions says
 ) -> int:
-    """Run one confidential guest in the foreground, its console on standard output.
+    """Run one guest in the foreground, its console on standard output.
 
     CONFIG is a TOML file with the options' long names as keys; options given here win. Ctrl-C ends the guest.
 
@@ -146,6 +155,7 @@ def command(
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
         disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
+        type=defaults.GuestType(settings.pop("type")),
         launch_secret=None if launch_secret is None else defaults.SecretFiles.parse(launch_secret),
         **settings,
     )
@@ -171,6 +181,8 @@ def command(
     def begin() -> HostedGuest:
         if restore is not None:
             _check_unused(click.get_current_context(), "--restore")
+            if options.type is defaults.GuestType.PLAIN:
+                raise click.UsageError("no snapshot holds a plain guest; it comes back with --incoming file:PATH")
             return start_restored(restore, options, places, _say)
         if incoming is None:
             if options.prealloc:

@@ -23,12 +23,16 @@ class Chosen:
     reason: str
     asked_for: bool = False
 
-    def for_guest(self, *, es: bool) -> Chosen:
-        """The choice for a guest with SEV-ES or without; what was asked for stays, able or not."""
-        if not es or self.factory.hides_registers or self.asked_for:
+    def for_guest(self, *, es: bool, plain: bool = False) -> Chosen:
+        """The choice for a guest with SEV-ES or without, or a plain one; what was asked for stays, able or not."""
+        if self.asked_for:
             return self
-        reason = "the guest's policy asks for SEV-ES, and the engine kvm would see its registers"
-        return Chosen(UnicornFactory(), reason)
+        if es and not self.factory.hides_registers:
+            reason = "the guest's policy asks for SEV-ES, and the engine kvm would see its registers"
+            return Chosen(UnicornFactory(), reason)
+        if plain and not self.factory.runs_plain:
+            return Chosen(UnicornFactory(), "the guest is plain, and the engine kvm runs confidential guests alone")
+        return self
 
 
 def choose(name: str) -> Chosen:

@@ -24,18 +24,23 @@ _LINEAR_BITS = 48
 _SEV_ES = 1 << 3
 
 
-def leaves(*, vcpu: int, vcpus: int, cbit: int, es: bool = False) -> dict[int, Leaf]:
-    """All leaves that vCPU `vcpu` of `vcpus` sees, in a guest with SEV-ES or not; any other leaf reads as zeros."""
+def leaves(*, vcpu: int, vcpus: int, cbit: int, es: bool = False, plain: bool = False) -> dict[int, Leaf]:
+    """All leaves that vCPU `vcpu` of `vcpus` sees; any other leaf reads as zeros.
+
+    A guest that is not confidential (`plain`) has neither SEV nor what KVM offers for it.
+    """
     sev, reduced_phys_bits = 1 << 1 | (_SEV_ES if es else 0), 1
+    encryption = (0, 0, 0, 0) if plain else (sev, cbit | reduced_phys_bits << 6, 0, 0)
+    features = 0 if plain else KVM_FEATURE_HC_MAP_GPA_RANGE | KVM_FEATURE_MIGRATION_CONTROL
     return {
         0x0: (0x1, *_vendor(b"AuthenticAMD")),
         0x1: (_EPYC_V1, vcpu << 24 | vcpus << 16, _ECX_1, _EDX_1),
         0x4000_0000: (0x4000_0001, *_words(b"KVMKVMKVM\0\0\0")),
-        0x4000_0001: (KVM_FEATURE_HC_MAP_GPA_RANGE | KVM_FEATURE_MIGRATION_CONTROL, 0, 0, 0),
+        0x4000_0001: (features, 0, 0, 0),
         0x8000_0000: (0x8000_001F, *_vendor(b"AuthenticAMD")),
         0x8000_0001: (_EPYC_V1, 0, 1, _EDX_80000001),
         0x8000_0008: (_LINEAR_BITS << 8 | cbit, 0, vcpus - 1, 0),
-        0x8000_001F: (sev, cbit | reduced_phys_bits << 6, 0, 0),
+        0x8000_001F: encryption,
     }
 
 

@@ -85,6 +85,7 @@ class VmShape:
         cbit: the C-bit's position; None for the best that the host has.
         cpu: description of the CPU that the guest must see; empty for the best that the host has.
         es: whether its registers are encrypted (SEV-ES).
+        plain: whether it is not confidential: there is no C-bit, and nothing is encrypted.
     """
 
     vcpus: int
@@ -92,6 +93,7 @@ class VmShape:
     cbit: int | None = None
     cpu: bytes = b""
     es: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +164,13 @@ class EngineFactory(Protocol):
         name: the engine's.
         cbit: where guests have the C-bit unless they come with another.
         hides_registers: whether it can run SEV-ES guests.
+        runs_plain: whether it can run guests that are not confidential.
     """
 
     name: str
     cbit: int
     hides_registers: bool
+    runs_plain: bool
 
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
         """What keeps this host from giving such a guest what it needs; everything, and nothing is made."""

@@ -97,10 +97,13 @@ class GuestMemory:
         states: pages in shared state.
     """
 
-    def __init__(self, layout: RamLayout, memory_key: bytes) -> None:
+    def __init__(self, layout: RamLayout, memory_key: bytes, planes: tuple[Plane, Plane] | None = None) -> None:
+        """With `planes`, the private and the shared one, in place of two new ones."""
         self.layout = layout
-        self.private = Plane("sealift-private", layout.size)
-        self.shared = Plane("sealift-shared", layout.size)
+        self.private, self.shared = planes or (
+            Plane("sealift-private", layout.size),
+            Plane("sealift-shared", layout.size),
+        )
         pages = layout.pages
         self.states = PageSet(pages)
         self._sealed = PageSet(pages)  # content counts as written through the C-bit since launch or the last flip
@@ -240,6 +243,10 @@ class GuestMemory:
         self.collect()
         with self._lock:
             return len(self._unsent)
+
+    def count_private(self) -> int:
+        """Private pages that are no holes."""
+        return len(self.private.populated())
 
     def put_back(self, pages: PageSet) -> None:
         """These pages still have to be sent."""
@@ -465,7 +472,8 @@ class GuestMemory:
     def close(self) -> None:
         """Give both planes back; for memory that no guest has used."""
         self.private.close()
-        self.shared.close()
+        if self.shared is not self.private:
+            self.shared.close()
 
     def forget(self) -> None:
         """Give the private plane back to the machine, and all save areas; the guest is not here any more."""

@@ -6,6 +6,7 @@ from sealift.address import PAGE_SHIFT, page_aligned
 from sealift.errors import GuestError
 from sealift.silicon.engines.interface import MAP_GPA_ENCRYPTED, MAP_GPA_RANGE, Hypercall
 from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.memory.plain_memory import PlainMemory
 from sealift.wire.platform import PageStateChange
 
 _SIZE_MASK = 0xF  # preferred page size: a hint
@@ -23,6 +24,8 @@ def carry_out(memory: GuestMemory, call: Hypercall) -> tuple[int, PageStateChang
     offset = memory.layout.offset(gpa, pages << PAGE_SHIFT) if pages else None
     if offset is None or not page_aligned(gpa) or attributes & ~(_SIZE_MASK | MAP_GPA_ENCRYPTED):
         return -_EINVAL, None
+    if isinstance(memory, PlainMemory):
+        return 0, None  # whatever it says of its pages is true of none of them
     encrypted = bool(attributes & MAP_GPA_ENCRYPTED)
     first = offset >> PAGE_SHIFT
     done = 0

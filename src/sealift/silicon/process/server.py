@@ -160,11 +160,11 @@ class Server:
         layout = RamLayout(tuple(RamBlock(block.name, Gpa(block.gpa), block.size) for block in request.blocks))
         if layout.size > _RAM_LIMIT:
             raise RefusedError(f"guest RAM of {layout.size >> 30} GiB is over the limit of {_RAM_LIMIT >> 30} GiB")
-        self._engine = self._engine.for_guest(es=request.es)
+        self._engine = self._engine.for_guest(es=request.es, plain=request.plain)
         first_encrypted = 1 << (request.cbit or self._engine.factory.cbit)
         if layout.end > first_encrypted:
             raise RefusedError(f"guest RAM must end below the C-bit at {first_encrypted:#x}")
-        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es)
+        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es, request.plain)
         vm = VirtualMachine(layout, shape, self._engine.factory, self._launch_phase, self._digest)
         area = self._bitmap = BitmapArea(layout.pages)
         self._transfer = TransferService(self._processor, vm, area, lambda: self._handle)
@@ -221,10 +221,10 @@ class Server:
         return wire.Done(), ()
 
     def _count_populated(self, _: wire.CountPopulated) -> _Answer:
-        return wire.Count(len(self._machine.memory.private.populated())), ()
+        return wire.Count(self._machine.memory.count_private()), ()
 
     def _judge(self, request: wire.JudgeGuest) -> _Answer:
-        engine = self._engine.for_guest(es=request.es)
+        engine = self._engine.for_guest(es=request.es, plain=request.plain)
         obstacles = []
         if request.ram > _RAM_LIMIT or request.vcpus > _VCPUS_LIMIT:
             obstacles.append(
@@ -233,7 +233,7 @@ class Server:
         if request.engine != engine.factory.name:
             reason = f"the guest runs on the engine {request.engine}, and would on {engine.factory.name} here"
             return wire.Judged((*obstacles, Obstacle(Code.ENGINE, f"{reason} ({engine.reason})"))), ()
-        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es)
+        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es, request.plain)
         return wire.Judged((*obstacles, *engine.factory.judge(shape))), ()
 
     def _page_states(self, _: wire.GetPageStates) -> _Answer:

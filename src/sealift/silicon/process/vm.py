@@ -19,6 +19,7 @@ from sealift.launch.startup import StartupTable, read_startup_table
 from sealift.sev.policy import Policy
 from sealift.silicon.engines.interface import Engine, EngineFactory, VmShape
 from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.memory.plain_memory import PlainMemory
 from sealift.silicon.memory.xts import KEY_BYTES
 from sealift.silicon.process.gate import RunGate
 from sealift.silicon.process.guest_access import GuestMachine, MonotonicClock, guest_access
@@ -61,7 +62,7 @@ _CODES = {NO_KEY: Code.NO_KEY, NOT_READY: Code.NOT_READY}
 
 
 class VirtualMachine:
-    """A VM on an engine of `factory`; its memory encryption key is made here and dies with the process.
+    """A VM on an engine of `factory`; its memory encryption key, if any, is made here and dies with the process.
 
     `launch_phase` tells how far the secure processor is: CREATED, LAUNCHING, RUNNING, or SENDING, RECEIVING and GONE,
     when it moves the guest itself; `digest` is that of the handler modules that were loaded.
@@ -77,8 +78,8 @@ class VirtualMachine:
     ) -> None:
         self.layout = layout
         self.vcpu_count = shape.vcpus
-        self._es = shape.es
-        self.memory = GuestMemory(layout, os.urandom(KEY_BYTES))
+        self._es, self._plain = shape.es, shape.plain
+        self.memory = PlainMemory(layout) if shape.plain else GuestMemory(layout, os.urandom(KEY_BYTES))
         try:
             self.engine: Engine = factory.make(self.memory, shape)
         except BaseException:
@@ -96,6 +97,8 @@ class VirtualMachine:
 
     def phase(self) -> Phase:
         """Where the VM is in its life."""
+        if self._plain:
+            return Phase.PLAIN
         launched = self._launch_phase()
         if launched is not Phase.RUNNING or self._handler is None:
             return launched

@@ -65,6 +65,7 @@ class Premises:
         owner: is asked for its opinion (method mh).
         disks: opens the images that a guest finds here; the examiner closes them.
         memory_available: bytes.
+        plain: whether a guest is awaited that is not confidential, and no other.
         wall_clock: seconds since the epoch.
     """
 
@@ -73,6 +74,7 @@ class Premises:
     disks: Callable[[], tuple[DiskImage, ...]]
     memory_available: Callable[[], int] = memory_available
     wall_clock: Callable[[], float] = time.time
+    plain: bool = False
 
 
 class Examiner:
@@ -90,6 +92,7 @@ class Examiner:
         platform = self._premises.platform()
         obstacles = [
             *_manner(question),
+            *compare_types(question.method, plain=self._premises.plain),
             *_machine(platform, question),
             *self._memory(question),
             *self._disks(question),
@@ -148,6 +151,16 @@ def _manner(question: Question) -> Iterator[Obstacle]:
             yield Obstacle(code, f"the target does not know the {what} {word!r}; it knows {', '.join(known)}")
 
 
+def compare_types(method: str, *, plain: bool) -> Iterator[Obstacle]:
+    """A guest that comes by this method must be of the type that is awaited: `plain`, or confidential."""
+    if (method == Method.PLAIN.value) is plain:
+        return
+    comes, awaited = ("confidential", "plain") if plain else ("plain", "confidential")
+    yield Obstacle(
+        Code.TYPE, f"the guest is {comes}, and the target waits for a {awaited} one (`sealift run --type` says which)"
+    )
+
+
 def _machine(platform: Platform, question: Question) -> tuple[Obstacle, ...]:
     """Engine, CPU, C-bit, shape: what the platform says."""
     wanted = JudgeGuest(
@@ -158,6 +171,7 @@ def _machine(platform: Platform, question: Question) -> tuple[Obstacle, ...]:
         es=Policy.ES in Policy(question.policy),
         cbit=question.cbit,
         cpu=question.cpu,
+        plain=question.method == Method.PLAIN.value,
     )
     return platform.request(wanted, Judged).obstacles
 

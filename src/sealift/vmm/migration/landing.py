@@ -17,6 +17,7 @@ from sealift.vmm.migration.machine_state import Restorer
 from sealift.vmm.migration.receiving import Introduction
 from sealift.vmm.platform import CpuShape, Platform
 from sealift.vmm.runstate import RunState
+from sealift.wire.handover import Method
 from sealift.wire.owner import OwnerService
 
 
@@ -32,6 +33,7 @@ class TargetHost:
         console: makes the guest's console.
         run_state: is called with every new run state of the guest.
         token_path: where to keep a token that the source did not take; None: nowhere.
+        plain: whether a guest is awaited that is not confidential, and no other.
         notify: takes sentences for the user.
         memory_available: bytes that this machine could give a guest.
     """
@@ -43,6 +45,7 @@ class TargetHost:
     run_state: Callable[[RunState], None]
     disks: Callable[[], tuple[DiskImage, ...]] = tuple
     token_path: Path | None = None
+    plain: bool = False
     notify: Callable[[str], None] = lambda _: None
     memory_available: Callable[[], int] = memory_available
 
@@ -63,7 +66,8 @@ def make_machine(host: TargetHost, platform: Platform, introduction: Introductio
             raise UserError(obstacle.sentence)
         cpu = CpuShape(hardware.cbit, hardware.cpu)
         kind = _machine_type(hardware.machine)
-        spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, es)
+        plain = Method(hello.method) is Method.PLAIN
+        spec = MachineSpec(introduction.layout, hello.vcpus, kind, disks, cpu, es, plain)
         machine = Machine(platform, spec, host.console(), host.run_state)
         undo.pop_all()
     return machine

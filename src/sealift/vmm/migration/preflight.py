@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from sealift.errors import LostError, SealiftError, StreamError, sentence
+from sealift.errors import LostError, SealiftError, StreamError, UserError, sentence
 from sealift.sev import certificate
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
@@ -24,9 +24,10 @@ from sealift.vmm.migration.handed import ExecAddress, FdAddress
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.route import Route
 from sealift.vmm.migration.stats import PAGE_COST
+from sealift.vmm.migration.stream_file import check_place
 from sealift.vmm.migration.streamio import StreamReader
-from sealift.vmm.migration.transport import parse_uri
-from sealift.wire.handover import Disk, Refusal, blocks_of
+from sealift.vmm.migration.transport import FileAddress, parse_uri
+from sealift.wire.handover import Disk, Method, Refusal, blocks_of
 from sealift.wire.inquiry import (
     PROBE_LIMIT,
     Answer,
@@ -100,6 +101,12 @@ def examine(candidate: Candidate, uri: str, clock: Clock, wall_clock: Callable[[
     if isinstance(address, FdAddress | ExecAddress):
         # What was handed here is one connection, and the guest needs it.
         return Findings((Obstacle(Code.NOT_ASKED, f"{address} is one connection, on which no target can be asked"),))
+    if isinstance(address, FileAddress) and candidate.parameters.method is Method.PLAIN:
+        try:
+            check_place(address)
+        except UserError as error:
+            return Findings((Obstacle(Code.UNREACHABLE, sentence(error)),))
+        return Findings(())
     question, parameters = question_about(candidate), candidate.parameters
     try:
         route = Route(address, parameters.tls_creds, parameters.tls_hostname)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sealift.address import Gpa, RamBlock, RamLayout
@@ -13,6 +14,8 @@ from sealift.vmm.migration.streamio import ByteReader
 from sealift.wire import handshake, psp
 from sealift.wire.handover import HELLO_LIMIT, Hello, SealedKind
 from sealift.wire.qemu_stream import (
+    DIGEST,
+    DIGEST_VERSION,
     RAM,
     RAM_VERSION,
     SEALED,
@@ -49,11 +52,12 @@ class Introduction:
 
 @dataclass(frozen=True, slots=True)
 class Sinks:
-    """Where what comes is put."""
+    """Where what comes is put; `verify` gets a digest (of a file) and how many bytes before it it is of."""
 
     method: RecordSink
     ram: RamLoader
     devices: Restorer
+    verify: Callable[[int, bytes], None] | None = None
 
 
 class StreamIn:
@@ -100,9 +104,12 @@ class StreamIn:
                     sinks.ram.load(self._reader)
                 case name if name == SEALED:
                     self._record(sinks.method)
+                case name if name == DIGEST and sinks.verify is not None:
+                    before = self._reader.received - len(section.encode())
+                    sinks.verify(before, read_state(self._take, name))
                 case name:
-                    sinks.devices.check(name, section.version)
-                    sinks.devices.restore(name, read_state(self._take, name))
+                    sinks.devices.check(name, section.instance, section.version)
+                    sinks.devices.restore(name, section.instance, read_state(self._take, name))
             read_footer(self._take, section)
         sinks.method.settle()
         sinks.devices.finish()
@@ -155,7 +162,7 @@ class StreamIn:
             raise StreamError(f"section {front.id} starts twice")
         if len(self._sections) == SECTIONS_LIMIT:
             raise StreamError(f"the stream starts more than {SECTIONS_LIMIT} sections")
-        reads = {RAM: RAM_VERSION, SEALED: SEALED_VERSION}.get(front.name)
+        reads = {RAM: RAM_VERSION, SEALED: SEALED_VERSION, DIGEST: DIGEST_VERSION}.get(front.name)
         if reads is not None and front.version != reads:
             raise StreamError(f"section {front.name!r} has version {front.version}; this target reads {reads}")
         self._sections[front.id] = front

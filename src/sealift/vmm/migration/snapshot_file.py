@@ -1,4 +1,4 @@
-"""The file a snapshot lies in: written whole or not at all, read to its end, and hashed both times."""
+"""The file a snapshot or a plain guest lies in: written whole or not at all, read to its end, and hashed both times."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from sealift.errors import StreamError, UserError
 from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.streamio import ByteReader, EndedError
 from sealift.wire.snapshot_file import END_SIZE, decode_end, encode_end
+
+_CHUNK: Final = 1 << 20
+"""Bytes hashed at once."""
 
 
 class SnapshotWriter:
@@ -26,8 +30,10 @@ class SnapshotWriter:
         UserError: there is such a file already, or none can be made there.
     """
 
-    def __init__(self, path: Path, spend: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, spend: Callable[[int], None], what: str = "snapshot") -> None:
+        """`what` is written, in messages."""
         self.sent = 0
+        self._what = what
         self._path = path
         self._spend = spend
         self._hash = hashlib.sha256()
@@ -35,7 +41,7 @@ class SnapshotWriter:
         try:
             self._fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         except OSError as error:
-            raise UserError(f"no snapshot can be written in {path.parent}") from error
+            raise UserError(f"no {what} can be written in {path.parent}") from error
         self._fresh: Path | None = Path(name)
 
     def write(self, *parts: Buffer) -> None:
@@ -60,6 +66,17 @@ class SnapshotWriter:
             raise self._unwritten() from error
         self.sent += length
 
+    def skip(self, offset: int) -> None:
+        """Begin so many bytes into the file, behind a hole.
+
+        Raises:
+            UserError: there can be no such file.
+        """
+        try:
+            os.lseek(self._fd, offset, os.SEEK_SET)
+        except OSError as error:
+            raise self._unwritten() from error
+
     def digest(self) -> bytes:
         """SHA-256 of everything so far."""
         return self._hash.digest()
@@ -71,6 +88,14 @@ class SnapshotWriter:
             UserError: see `write`.
         """
         self.write(encode_end(end))
+        self.sync()
+
+    def sync(self) -> None:
+        """Return when all of it will last.
+
+        Raises:
+            UserError: see `write`.
+        """
         try:
             os.fsync(self._fd)
         except OSError as error:
@@ -104,10 +129,10 @@ class SnapshotWriter:
 
     def _refuse_existing(self) -> None:
         if os.path.lexists(self._path):
-            raise UserError(f"{self._path} exists already; choose another name for the snapshot, or remove it first")
+            raise UserError(f"{self._path} exists already; choose another name, or remove it first")
 
     def _unwritten(self) -> UserError:
-        return UserError(f"the snapshot cannot be written to {self._path}")
+        return UserError(f"the {self._what} cannot be written to {self._path}")
 
 
 def _sync_directory(path: Path) -> None:
@@ -116,6 +141,62 @@ def _sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+class FileReader(ByteReader):
+    """Reads a stream that a file holds from `offset` (bytes) to its end.
+
+    Raises:
+        UserError: it cannot be read.
+        StreamError: it is no file.
+    """
+
+    def __init__(self, path: Path, offset: int) -> None:
+        super().__init__()
+        self._offset = offset
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            found = os.fstat(self._fd)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read") from error
+        self._size = found.st_size
+        if not stat.S_ISREG(found.st_mode):
+            self.close()
+            raise StreamError("it is no file")
+        os.lseek(self._fd, offset, os.SEEK_SET)
+
+    def digest(self, length: int) -> bytes:
+        """SHA-256 of the stream's first `length` bytes, which are read again.
+
+        Raises:
+            EndedError: it has fewer.
+        """
+        digest = hashlib.sha256()
+        at, end = self._offset, self._offset + length
+        while at < end:
+            data = os.pread(self._fd, min(end - at, _CHUNK), at)
+            if not data:
+                raise EndedError("the file ends")
+            digest.update(data)
+            at += len(data)
+        return digest.digest()
+
+    def at_end(self) -> bool:
+        """Whether everything was taken."""
+        return self._offset + self.received == self._size
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _receive(self, view: memoryview, *, whole: bool) -> int:  # noqa: ARG002  # a file gives what it has
+        try:
+            got = os.readv(self._fd, [view])
+        except OSError as error:
+            raise EndedError("the file cannot be read any further") from error
+        if not got:
+            raise EndedError("the file ends")
+        return got
 
 
 class SnapshotReader(ByteReader):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sealift.address import RamLayout
 from sealift.vmm.memory import Buffer
@@ -11,11 +11,14 @@ from sealift.vmm.migration.shared_ram import Batch
 from sealift.vmm.migration.streamio import Writer
 from sealift.wire.handover import Frame, SealedKind
 from sealift.wire.qemu_stream import (
+    DIGEST,
+    DIGEST_VERSION,
     END_OF_RAM_PART,
     RAM,
     RAM_VERSION,
     SEALED,
     SEALED_VERSION,
+    Described,
     Section,
     SectionType,
     describe_piece,
@@ -31,10 +34,11 @@ _RAM_ID = 0
 
 
 class StreamOut:
-    """Writes one stream."""
+    """Writes one stream; with `digest`, what that gives of all before it stands in a section before EOF."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, digest: Callable[[], bytes] | None = None) -> None:
         self._writer = writer
+        self._digest = digest
         self._sections = _RAM_ID + 1
         self._by_length: dict[int, int] = {}
 
@@ -70,11 +74,19 @@ class StreamOut:
         parts = [ram.encode(), END_OF_RAM_PART, ram.footer()]
         described = [describe_piece(instance, length) for instance, length in enumerate(self._by_length)]
         for state in states:
-            section = Section(SectionType.FULL, self._new_id(), state.name, 0, state.version)
-            parts += [section.encode(), encode_state(state.data), section.footer()]
-            described.append(describe_state(state.name, state.version, len(state.data)))
+            parts += self._full(state)
+            described.append(_described(state))
+        if self._digest is not None:
+            self._writer.write(b"".join(parts))
+            digest = SavedState(DIGEST, DIGEST_VERSION, self._digest())
+            parts = self._full(digest)
+            described.append(_described(digest))
         parts += [bytes([SectionType.EOF]), encode_description(described)]
         self._writer.write(b"".join(parts))
+
+    def _full(self, state: SavedState) -> list[bytes]:
+        section = Section(SectionType.FULL, self._new_id(), state.name, state.instance, state.version)
+        return [section.encode(), encode_state(state.data), section.footer()]
 
     def frame(self, frame: Frame) -> None:
         """A frame behind the stream."""
@@ -83,3 +95,7 @@ class StreamOut:
     def _new_id(self) -> int:
         self._sections += 1
         return self._sections - 1
+
+
+def _described(state: SavedState) -> Described:
+    return describe_state(state.name, state.version, len(state.data), state.instance)

@@ -28,7 +28,7 @@ from sealift.errors import (
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.alarm import Alarm
-from sealift.vmm.migration.examining import Examiner, Premises
+from sealift.vmm.migration.examining import Examiner, Premises, compare_types
 from sealift.vmm.migration.joining import JoinedChannels, Side
 from sealift.vmm.migration.landing import TargetHost, make_machine, set_going
 from sealift.vmm.migration.machine_state import Restorer
@@ -110,7 +110,13 @@ class Incoming:
         Raises:
             SealiftError: why no guest came; the source was told, and nothing is left of it here.
         """
-        premises = Premises(self._platform_here, self._host.owner, self._host.disks, self._host.memory_available)
+        premises = Premises(
+            self._platform_here,
+            self._host.owner,
+            self._host.disks,
+            self._host.memory_available,
+            plain=self._host.plain,
+        )
         reception = Reception(self._listener, self.patience, Examiner(premises), self._credentials, self._host.notify)
         try:
             caller, entrance = self._first_wanted(reception)
@@ -159,6 +165,8 @@ class Incoming:
 
     def _admitted(self, hello: Hello) -> Entrance:
         """Let it in, or not; a platform that was not used for one guest is kept for the next."""
+        for obstacle in compare_types(hello.method, plain=self._host.plain):
+            raise RefusedError(obstacle.sentence)
         platform = self._platform_here()
         entrance = entrance_for(Method(hello.method), platform, self._host.owner, self._host.startup)
         entrance.admit(hello.offer)

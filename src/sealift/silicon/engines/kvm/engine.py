@@ -159,6 +159,9 @@ def _cpu_of(kvm: Kvm, shape: VmShape) -> Cpu:
 _NO_ES: Final = "the engine kvm runs no SEV-ES guests: this host's KVM would see their registers"
 
 
+_NO_PLAIN: Final = "the engine kvm runs confidential guests alone; a plain one needs the engine unicorn"
+
+
 class KvmFactory:
     """Makes engines on this host's KVM (see `sealift.silicon.engines.interface.EngineFactory`).
 
@@ -168,6 +171,7 @@ class KvmFactory:
 
     name = KvmEngine.name
     hides_registers = False
+    runs_plain = False
 
     def __init__(self) -> None:
         self._kvm = Kvm()
@@ -176,6 +180,8 @@ class KvmFactory:
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
         """SEV-ES, the place of the C-bit, and features of the CPU; the latter at the host's own C-bit if need be."""
         obstacles = [Obstacle(Code.ES, _NO_ES)] if shape.es else []
+        if shape.plain:
+            obstacles.append(Obstacle(Code.TYPE, _NO_PLAIN))
         try:
             host_cpu(self._kvm.cpuid, irqchip=shape.irqchip, cbit=shape.cbit)
         except UserError as error:
@@ -191,4 +197,6 @@ class KvmFactory:
         """An engine for one guest."""
         if shape.es:
             raise UserError(_NO_ES)
+        if shape.plain:
+            raise UserError(_NO_PLAIN)
         return KvmEngine(self._kvm, memory, shape)

@@ -10,7 +10,7 @@ from sealift.silicon.engines import cpuid
 from sealift.silicon.engines.interface import GuestSays, VmShape
 from sealift.silicon.engines.unicorn.encrypted import EncryptedVcpu
 from sealift.silicon.engines.unicorn.turn import Turn
-from sealift.silicon.engines.unicorn.vcpu import UnicornVcpu
+from sealift.silicon.engines.unicorn.vcpu import SEV_ENABLED, UnicornVcpu
 from sealift.silicon.engines.unicorn.walker import Walker
 from sealift.silicon.memory.guest_memory import GuestMemory, WriteLogs
 from sealift.wire.obstacle import Code, Obstacle
@@ -39,16 +39,19 @@ class UnicornEngine:
         self.turn = Turn()
         self.encrypted_log = PageSet(memory.layout.pages)
         self.plain_log = PageSet(memory.layout.pages)
-        self.walker = Walker(memory, CBIT, self._table_written)
+        self.walker = Walker(memory, None if shape.plain else CBIT, self._table_written)
         self._count = shape.vcpus
-        self._es = shape.es
+        self._es, self._plain = shape.es, shape.plain
         self._vcpus: dict[int, UnicornVcpu] = {}
         memory.attach(self)
 
     def create_vcpu(self, index: int) -> UnicornVcpu:
         """A fresh vCPU with initial APIC id `index`; replaces an earlier one of that index."""
-        leaves = cpuid.leaves(vcpu=index, vcpus=self._count, cbit=CBIT, es=self._es)
-        vcpu = EncryptedVcpu(self, index, leaves, CBIT) if self._es else UnicornVcpu(self, leaves)
+        leaves = cpuid.leaves(vcpu=index, vcpus=self._count, cbit=CBIT, es=self._es, plain=self._plain)
+        if self._es:
+            vcpu: UnicornVcpu = EncryptedVcpu(self, index, leaves, CBIT)
+        else:
+            vcpu = UnicornVcpu(self, leaves, sev_status=0 if self._plain else SEV_ENABLED)
         with self.turn.held():
             self._vcpus[index] = vcpu
         return vcpu
@@ -102,6 +105,7 @@ class UnicornFactory:
     name = UnicornEngine.name
     cbit = CBIT
     hides_registers = True
+    runs_plain = True
 
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
         """This engine has one CPU, the same on every host."""

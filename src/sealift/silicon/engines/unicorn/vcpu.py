@@ -71,8 +71,9 @@ class UnicornVcpu:
         started: whether it was ever given registers; until then it waits, here without interrupts for ever.
     """
 
-    def __init__(self, board: Board, leaves: dict[int, Leaf]) -> None:
+    def __init__(self, board: Board, leaves: dict[int, Leaf], *, sev_status: int = SEV_ENABLED) -> None:
         self.started = False
+        self._sev_status = sev_status
         self._board = board
         self._leaves = leaves
         self._stopped_by: Reason | None = None
@@ -177,7 +178,7 @@ class UnicornVcpu:
     def _read_msr(self, number: int) -> int | Reason:
         """An MSR's value, or why the vCPU leaves guest mode in front of RDMSR."""
         if number == SEV_STATUS_MSR:
-            return SEV_ENABLED
+            return self._sev_status
         return int(self._uc.msr_read(number))
 
     def _write_msr(self, number: int, value: int) -> Reason | None:

@@ -49,12 +49,15 @@ class PageFault(Exception):  # noqa: N818  # the architecture's name for it
 
 
 class Walker:
-    """Translates for every vCPU of a guest; `wrote` is told the RAM page of each table entry it changes."""
+    """Translates for every vCPU of a guest; `wrote` is told the RAM page of each table entry it changes.
 
-    def __init__(self, memory: GuestMemory, cbit: int, wrote: Callable[[int], None]) -> None:
+    Without a C-bit (None) that bit is one of the address, where no RAM is.
+    """
+
+    def __init__(self, memory: GuestMemory, cbit: int | None, wrote: Callable[[int], None]) -> None:
         self._layout = memory.layout
         self._entries = memory.private.data.cast("Q")
-        self._cbit_mask = 1 << cbit
+        self._cbit_mask = 0 if cbit is None else 1 << cbit
         self._frame_mask = _FRAME & ~self._cbit_mask
         self._wrote = wrote
 

@@ -80,8 +80,8 @@ class InjectArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, r
 
 
 def query_sev(guest: Guest, _: NoArguments) -> SevInfo:
-    """SevInfo; not enabled before a guest that is awaited begins to arrive."""
-    if guest.awaited:
+    """SevInfo; not enabled before a guest that is awaited begins to arrive, nor in a plain one."""
+    if guest.awaited or _is_plain(guest):
         return SevInfo(False, 0, 0, 0, _STATES[0], 0, 0)  # noqa: FBT003  # the field says what
     platform = guest.machine.platform
     info, status = platform.info(), platform.status()
@@ -98,6 +98,8 @@ def query_sev(guest: Guest, _: NoArguments) -> SevInfo:
 
 def query_launch_measure(guest: Guest, _: NoArguments) -> SevLaunchMeasureInfo:
     """SevLaunchMeasureInfo of the launch on this host."""
+    if _is_plain(guest):
+        raise QmpError("SEV launch measurement is not available: the guest is not confidential")
     try:
         measure = guest.launched.measure
     except UserError as error:
@@ -124,6 +126,8 @@ def query_capabilities(guest: Guest, _: NoArguments) -> SevCapability:
 
 def query_attestation_report(guest: Guest, arguments: ReportArguments) -> SevAttestationReport:
     """SevAttestationReport, signed by the platform's PEK."""
+    if _is_plain(guest):
+        raise QmpError("SEV is not enabled")
     mnonce = _decoded(arguments.mnonce, "SEV: failed to decode mnonce input")
     if len(mnonce) != MNONCE_SIZE:
         raise QmpError(f"SEV: mnonce must be {MNONCE_SIZE} bytes (got {len(mnonce)})")
@@ -136,6 +140,8 @@ def query_attestation_report(guest: Guest, arguments: ReportArguments) -> SevAtt
 
 def inject_launch_secret(guest: Guest, arguments: InjectArguments) -> None:
     """LAUNCH_SECRET."""
+    if _is_plain(guest):
+        raise QmpError("SEV not enabled for guest")
     state = guest.machine.platform.status().state
     if state != _LAUNCH_SECRET:
         raise QmpError(f"SEV: Not in correct state. (LSECRET) {state:x}")
@@ -145,6 +151,10 @@ def inject_launch_secret(guest: Guest, arguments: InjectArguments) -> None:
         guest.inject_secret(header, secret, arguments.gpa)
     except FirmwareError as error:
         raise QmpError(f"SEV: failed to inject secret fw_error={error.status} '{error}'") from error
+
+
+def _is_plain(guest: Guest) -> bool:
+    return not guest.awaited and guest.machine.spec.plain
 
 
 def _decoded(text: str, complaint: str) -> bytes:
