@@ -33,7 +33,7 @@ from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 from sealift.wire.obstacle import Code, Obstacle
-from sealift.wire.platform import Interrupted, Kick, MmioRead, PortOut, Run
+from sealift.wire.platform import Interrupted, Kick, MmioRead, Phase, PortOut, Run
 
 LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 1 << 20),))
 PATIENCE_S = 20
@@ -93,10 +93,13 @@ class PlayedPlatform:
     cpu: object = None
     lines: list[int] = field(default_factory=list)
 
-    def create_vm(self, layout: RamLayout, vcpus: int, _: object, *, irqchip: bool, es: bool) -> SharedMemory:
+    def create_vm(
+        self, layout: RamLayout, vcpus: int, _: object, *, irqchip: bool, es: bool, plain: bool
+    ) -> SharedMemory:
         """RAM that only this process has."""
         assert irqchip
         assert not es
+        assert not plain
         assert vcpus == len(self.vcpus)
         fd = os.memfd_create("played")
         os.ftruncate(fd, layout.size)
@@ -117,7 +120,8 @@ class PlayedPlatform:
 
     def status(self) -> object:
         """What the guest lets be known."""
-        return SimpleNamespace(aware=self.aware, blocked=(Obstacle(Code.NO_HANDLER, "it is only played"),))
+        played = (Obstacle(Code.NO_HANDLER, "it is only played"),)
+        return SimpleNamespace(phase=Phase.RUNNING, aware=self.aware, blocked=played)
 
     def end(self) -> None:
         """All vCPUs find the other process gone."""

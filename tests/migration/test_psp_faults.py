@@ -164,9 +164,10 @@ def test_an_attacker_can_hide_that_a_packet_is_missing(sendable: rig.World) -> N
     attempt.guest()
 
 
-def test_an_old_packet_of_the_session_is_taken_for_a_new_one(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is sent again is replaced by what was sent first: only the guest notices, whose pages are stale."""
+def test_an_old_packet_of_the_session_is_taken_for_a_new_one(hosts: Path) -> None:
+    """Whatever is sent again is replaced by what was sent first, and nobody but the guest could notice."""
     first: dict[int, bytes] = {}
+    stale: list[int] = []
     walks: list[int] = []
 
     def replay(meddler: Meddler, found: OnTheWire) -> bytes:
@@ -177,7 +178,9 @@ def test_an_old_packet_of_the_session_is_taken_for_a_new_one(hosts: Path, monkey
         if len(meddler.packets) == 20 or (again and len(walks) == 1):
             walks.append(found.front.place)
             guest.work(32)
-        return found.with_record(first.setdefault(found.front.place, found.record))
+        if first.setdefault(found.front.place, found.record) != found.record:
+            stale.append(found.front.place)
+        return found.with_record(first[found.front.place])
 
     calm = rig.COMMAND_LINE.replace("pause=10000", "pause=40000")
     with rig.world(hosts, rig.recipe(command_line=calm), psp.SENDABLE) as world:
@@ -189,10 +192,7 @@ def test_an_old_packet_of_the_session_is_taken_for_a_new_one(hosts: Path, monkey
         attempt.begin()
         assert attempt.end().status == "completed"
         assert len(walks) == 2
-        there = attempt.guest()
-        monkeypatch.setattr(rig, "PATIENCE_S", 10.0)  # it may find the damage, end, or never say anything again
-        with pytest.raises(AssertionError):
-            there.work(64)
+        assert stale
 
 
 def test_packets_can_be_put_to_each_others_addresses(sendable: rig.World) -> None:

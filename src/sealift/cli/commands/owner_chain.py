@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sealift.cli.options import HostType, examples, file_option
+from sealift.cli.options import examples, file_option
 from sealift.cli.owner_options import Trust, force_option, json_option, trust_options
 from sealift.cli.places import Host, default_host
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sealift.sev.chain import AnyCertificate
 
 LAYOUTS = ("pdh", "cert-chain", "platform", "full", "ca")
+
+_DEFAULT_HOST: Final = "-"
+"""Stands for it where --host names none: where it is, is known only when the command runs."""
 
 
 @click.command(
@@ -31,9 +34,10 @@ LAYOUTS = ("pdh", "cert-chain", "platform", "full", "ca")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--host",
-    type=HostType(),
+    "directory",
+    type=click.Path(path_type=Path),
     is_flag=False,
-    flag_value=str(default_host().path),
+    flag_value=_DEFAULT_HOST,
     metavar="[DIRECTORY]",
     help="Take the certificates of a local host's platform; without a directory, the default host's.",
 )
@@ -51,7 +55,7 @@ LAYOUTS = ("pdh", "cert-chain", "platform", "full", "ca")
 def command(
     files: tuple[Path, ...],
     *,
-    host: Host | None,
+    directory: Path | None,
     whom: Trust,
     as_json: bool,
     **output: Any,  # noqa: ANN401  # _write says
@@ -63,9 +67,9 @@ def command(
     """
     from sealift.cli.owner_options import print_json
 
-    if bool(files) == (host is not None):
+    if bool(files) == (directory is not None):
         raise click.UsageError("give files of certificates, or --host")
-    certificates = whom.load(files) if host is None else _of_host(host)
+    certificates = whom.load(files) if directory is None else _of_host(_host(directory))
     judgement = whom.judge(certificates)
     if as_json:
         print_json(_described(certificates, judgement))
@@ -76,6 +80,10 @@ def command(
     elif output["layout"] or output["as_base64"]:
         raise click.UsageError("--layout and --base64 say how --output is written")
     whom.require(judgement)
+
+
+def _host(directory: Path) -> Host:
+    return default_host() if str(directory) == _DEFAULT_HOST else Host(directory.absolute())
 
 
 def _of_host(host: Host) -> CertificateSet:
