@@ -337,7 +337,9 @@ def test_an_impossible_vm_is_refused_and_leaves_nothing(empty: Host, request_: w
 
 @pytest.fixture(scope="module")
 def empty(fuzz_hosts: Hosts) -> Host:
-    return fuzz_hosts.start()
+    host = fuzz_hosts.start()
+    host.platform.status()  # it has started up, and closed what that took
+    return host
 
 
 @pytest.mark.parametrize("index", [-1, 1, 255, 1 << 40, (1 << 64) - 1])
