@@ -119,7 +119,14 @@ def wait_for_end_of(pids: list[int]) -> None:
         except ProcessLookupError:
             continue
         try:
-            ended, _, _ = select.select([descriptor], [], [], PATIENCE_S)
+            ended = readable(descriptor, PATIENCE_S)
         finally:
             os.close(descriptor)
         assert ended, f"process {pid} lives on"
+
+
+def readable(descriptor: int, patience_s: float) -> bool:
+    """Whether a descriptor has something to read, or is at its end, in this time; a process' means that it ended."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(0.0, patience_s) * 1e3))

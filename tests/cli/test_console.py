@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
-import select
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import PATIENCE_S
+from harness import PATIENCE_S, readable
 from sealift.cli.rundir import CONSOLE_SOCKET, RunDirectory
 from sealift.vmm.console import HISTORY_LIMIT, HOLD_S, PROMPT_S, Console, Port
 
@@ -256,7 +255,7 @@ class Terminal:
         """Wait until this was shown."""
         deadline = time.monotonic() + PATIENCE_S
         while part not in self.text:
-            ready, _, _ = select.select([self.keys], [], [], max(0.0, deadline - time.monotonic()))
+            ready = readable(self.keys, deadline - time.monotonic())
             assert ready, f"{part!r} was not shown; this was: {self.text!r}"
             self.text += os.read(self.keys, _READ_SIZE)
 

@@ -6,7 +6,6 @@ a packet says neither where it belongs nor when it was made.
 
 from __future__ import annotations
 
-import select
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import readable
 from sealift.errors import LostError, SealiftError
 from sealift.vmm.migration import target
 from sealift.vmm.migration.parameters import Parameters
@@ -277,7 +277,7 @@ def test_a_target_that_gives_up_once_it_was_prepared_is_heard_before_send_finish
     def and_look_up(returns: Returns, kind: FrameKind, limit_s: float) -> bytes:
         payload = expect(returns, kind, limit_s)
         if kind is FrameKind.PREPARED:
-            assert select.select([returns._sock], [], [], rig.PATIENCE_S)[0]
+            assert readable(returns._sock.fileno(), rig.PATIENCE_S)
         return payload
 
     def gives_up(_: object) -> bytes:

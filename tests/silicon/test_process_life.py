@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import PATIENCE_S, readable
 from sealift.wire import platform as wire
 
 from .board import DATA
@@ -78,9 +78,9 @@ def test_it_ends_when_its_vmm_is_killed(host_path: Path) -> None:
         pid = int(vmm.stdout.readline())
         watched = os.pidfd_open(pid)
         try:
-            assert not select.select([watched], [], [], 0)[0], "it runs as long as its VMM does"
+            assert not readable(watched, 0), "it runs as long as its VMM does"
             vmm.send_signal(signal.SIGKILL)
-            assert select.select([watched], [], [], 10)[0]
+            assert readable(watched, PATIENCE_S)
         finally:
             os.close(watched)
 

@@ -157,8 +157,9 @@ class VmmProcess:
         Raises:
             LostError: it takes too long.
         """
-        ended, _, _ = select.select([self._descriptor], [], [], patience_s)
-        if not ended:
+        end = select.poll()
+        end.register(self._descriptor, select.POLLIN)
+        if not end.poll(patience_s * 1e3):
             raise LostError(f"the VMM of {self._guest} has not ended for {patience_s:g} s")
 
 

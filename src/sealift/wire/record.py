@@ -191,7 +191,13 @@ class StatePiece:
 
     @classmethod
     def decode(cls, plain: Buffer) -> StatePiece:
-        """Parse the plaintext; `RecordHeader.decode` has already seen to its length."""
+        """Parse the plaintext.
+
+        Raises:
+            StreamError: too short to say which piece it is.
+        """
+        if len(plain) < STATE_HEADER_SIZE:
+            raise StreamError(f"a state record of {len(plain)} bytes is shorter than its header")
         total, offset = _STATE.unpack_from(plain)
         return cls(total, offset, bytes(plain[STATE_HEADER_SIZE:]))
 

@@ -53,8 +53,10 @@ class SideFront:
         """Parse `encode`.
 
         Raises:
-            StreamError: no side connection, another version, or an impossible channel.
+            StreamError: another length, no side connection, another version, or an impossible channel.
         """
+        if len(data) != FRONT_SIZE:
+            raise StreamError(f"a side connection begins with {FRONT_SIZE} bytes, not {len(data)}")
         magic, version, channel, ticket = _FRONT.unpack(data)
         if magic != MAGIC or version != VERSION:
             raise StreamError(f"a side connection has version {version}; this target takes {VERSION}")

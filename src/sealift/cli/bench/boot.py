@@ -241,9 +241,10 @@ def _wait_for(output: IO[bytes] | None, text: bytes, deadline: float) -> None:
     if output is None:
         raise InternalError("a command was started without a pipe")
     printed = b""
+    more = select.poll()
+    more.register(output, select.POLLIN)
     while text not in printed:
-        ready, _, _ = select.select([output], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not more.poll(max(0.0, deadline - time.monotonic()) * 1e3):
             raise LostError(f"the command has not printed {text.decode()!r} after {_PATIENCE_S:.0f} s")
         data = os.read(output.fileno(), _READ_SIZE)
         if not data:
