@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -23,6 +24,9 @@ from sealift.silicon.processor.manufacturer import Manufacturer
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+FEW_DESCRIPTORS = 30
+"""What a module may leave open: fixtures of the session that it is the first to use."""
+
 LOGS = pytest.StashKey[list[tuple[str, Callable[[], str]]]]()
 
 
@@ -33,6 +37,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         report.sections += [(title, read()) for title, read in item.stash.get(LOGS, [])]
     return report
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_descriptors_are_left() -> Iterator[None]:
+    """What a module's tests opened is closed behind them, or goes with what owned it; some lie in cycles."""
+    before = _open_descriptors()
+    yield
+    if _open_descriptors() > before + FEW_DESCRIPTORS:
+        gc.collect()
+        assert _open_descriptors() <= before + FEW_DESCRIPTORS, "the tests of this module leave descriptors behind"
+
+
+def _open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture

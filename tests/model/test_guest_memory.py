@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
 
@@ -159,5 +158,4 @@ def test_memory_and_model_agree_on_every_bit_and_no_secret_shows(launched: bool,
             assert SECRET not in bytes(truth.memory.shared.data)
     finally:
         # Hypothesis makes hundreds of these, and a plane keeps its memfd open.
-        os.close(truth.memory.private.fd)
-        os.close(truth.memory.shared.fd)
+        truth.memory.close()

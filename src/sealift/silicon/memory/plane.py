@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import weakref
 from typing import Final
 
 import numpy as np
@@ -33,7 +34,7 @@ class Plane:
     """A memfd of `size` bytes (a multiple of the page size), mapped read-write here.
 
     Attributes:
-        fd: the memfd; stays owned by the plane.
+        fd: the memfd; stays owned by the plane, and goes with it at the latest.
         words: the content as (pages, 512) little-endian 64-bit words.
         data: the content as a flat writable view.
 
@@ -52,13 +53,14 @@ class Plane:
         except OSError as error:
             os.close(self.fd)
             raise UserError(f"this machine cannot map {size >> 20} MiB of guest memory") from error
+        self._let_go = weakref.finalize(self, os.close, self.fd)
         self.data = memoryview(self._map)
         self.words: npt.NDArray[np.uint64] = np.frombuffer(self._map, np.uint64).reshape(self.pages, PAGE_SIZE // 8)
         self.address: Final = self.words.ctypes.data
 
     def close(self) -> None:
         """Let go of the memfd; the mapping goes with the last view of it."""
-        os.close(self.fd)
+        self._let_go()
 
     def window(self, first: int, count: int) -> memoryview:
         """A writable view of `count` contiguous pages."""
