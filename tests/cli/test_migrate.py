@@ -129,8 +129,11 @@ def test_a_policy_that_forbids_method_psp_is_named(sealift: Start) -> None:
     guest = source(sealift, *LEDGER)
     migration = sealift("migrate", "a", "tcp:127.0.0.1:1", "--method", "psp")
     assert migration.wait() != 0
-    assert "its policy has NOSEND" in migration.stderr.text
-    assert "launch it without nosend" in migration.stderr.text
+    assert migration.stderr.text == (
+        "sealift: guest a cannot be moved to tcp:127.0.0.1:1: its policy has NOSEND, which forbids its secure "
+        "processor to send it; launch it without nosend (policy-nosend); and nobody listens on tcp:127.0.0.1:1; start "
+        "the target first (target-unreachable)\n"
+    )
     guest.signal(signal.SIGINT)
     assert guest.wait() == 0
 
