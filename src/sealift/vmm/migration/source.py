@@ -64,6 +64,7 @@ class Migration(Attempt):
         self._launched = launched
         self._parameters = parameters
         self._go_ahead = threading.Event()
+        self._route: Route | None = None
         self._sock: socket.socket | None = None
         self._method: SourceMethod | None = None
 
@@ -105,6 +106,9 @@ class Migration(Attempt):
         method = source_method(self._machine, self._launched, self._parameters)
         route = Route(parse_uri(place), self._parameters.tls_creds, self._parameters.tls_hostname)
         route.check(self._parameters.channels)
+        with self._lock:
+            self._route = route
+            self._check()
         sock = self._connect(route)
         self._method = method
         throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
@@ -150,8 +154,8 @@ class Migration(Attempt):
         return UserError("the guest is being handed over to the target; it is too late to cancel")
 
     def _wake(self) -> None:
-        if self._sock is not None:
-            shut_down(self._sock)
+        if self._route is not None:
+            self._route.hang_up()
 
     # --- the way back --------------------------------------------------------------------------------------------
 
@@ -186,6 +190,9 @@ class Migration(Attempt):
     def _let_go(self) -> None:
         with self._lock:
             sock, self._sock = self._sock, None
+            route, self._route = self._route, None
+        if route is not None:
+            route.close()
         if sock is not None:
             shut_down(sock)
             sock.close()
