@@ -162,10 +162,10 @@ def test_a_guest_that_waits_for_no_token_takes_none(sealift: Start, tmp_path: Pa
     guest = source(sealift, *LEDGER)
     token = tmp_path / "token"
     token.write_bytes(bytes(116))
-    settling = sealift("migrate", "a", "--settle", token)
+    settling = sealift("token", "import", "a", token)
     assert settling.wait() == 1
     assert "waits for no token" in settling.stderr.text
-    assert sealift("migrate", "a", "--settle", tmp_path / "missing").wait() == 1
+    assert sealift("token", "import", "a", tmp_path / "missing").wait() == 1
     printed = len(guest.stdout.text)
     guest.stdout.wait_until(lambda text: len(updates(text[printed:])) > 1, "progress")
 

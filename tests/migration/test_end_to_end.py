@@ -427,7 +427,7 @@ def lost_after_final(world: rig.World, guest: rig.Guest, *, deliver_final: bool)
     info = attempt.end()
     assert info.status == "failed"
     assert info.x_sealift_fenced
-    assert "--settle FILE" in (info.error_desc or "")
+    assert "sealift token import" in (info.error_desc or "")
     assert guest.machine.state is RunState.FINISH_MIGRATE
     assert guest.machine.platform.status().phase is Phase.FENCED
     return attempt

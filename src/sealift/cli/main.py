@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "console": "Attach to a guest's console.",
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
+    "token": "Settle a handover that broke off.",
     "plan": "Predict what a migration would cost.",
     "history": "List migrations from a host: prediction beside outcome.",
     "snapshot": "Save a running guest to a file.",

@@ -38,6 +38,8 @@ class Outcome(enum.Enum):
     RELEASED = "released"
     """It released a secret."""
     REFUSED = "refused"
+    RESUMED = "resumed"
+    """It let a guest run on at a source whose target was lost."""
     CHANGED = "changed"
     """Its user gave it another rule."""
 

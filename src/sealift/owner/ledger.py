@@ -5,6 +5,7 @@
     begun/<launch id>.<CEK fingerprint>   a `Launch` that was begun on that host; secret
     launches/<launch id>                  a `Launch` whose secret was released; secret
     released/<measurement>                the launch id that belongs to a LAUNCH_MEASURE output
+    disowned/<launch id>                  why the owner gives what runs there nothing more
 
 A launch is marked released on disk before its secret leaves the owner: a crash in between costs the launch, never a
 second release.
@@ -34,6 +35,9 @@ from sealift.wire.packed import UNDECODABLE
 
 _RECORD_LIMIT: Final = 16 << 20
 """Bytes of a record: start-up code and secrets, with room to spare."""
+
+_REASON_LIMIT: Final = 1024
+"""Bytes: a sentence of the owner's own."""
 
 HOST_LIMIT: Final = 16
 """Launches begun and not yet released that an owner remembers of a host; a VMM takes seconds from one to the other."""
@@ -103,6 +107,7 @@ class Ledger:
         self._begun = PrivateDirectory(path / "begun", "launch records")
         self._launches = PrivateDirectory(path / "launches", "launch records")
         self._released = PrivateDirectory(path / "released", "launch records")
+        self._disowned = PrivateDirectory(path / "disowned", "launch records")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -147,6 +152,16 @@ class Ledger:
         """Every launch whose secret was released and whose record is still here."""
         found = (self.find_released(bytes.fromhex(name)) for name in self._released.names())
         return [launch for launch in found if launch is not None]
+
+    def disown(self, launch: Launch, reason: str) -> None:
+        """From now on what runs there is a copy that must not be: nothing follows from this launch any more."""
+        self._disowned.write(launch.launch_id, reason.encode())
+
+    def why_disowned(self, launch: Launch) -> str | None:
+        """The reason, if it was."""
+        if not self._disowned.has(launch.launch_id):
+            return None
+        return self._disowned.read(launch.launch_id, _REASON_LIMIT).decode(errors="replace")
 
     def find_released(self, measure: bytes) -> Launch | None:
         """The launch whose secret was released for that LAUNCH_MEASURE output, if there is one."""

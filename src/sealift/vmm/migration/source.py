@@ -69,24 +69,35 @@ class Migration(Attempt):
         self._method: SourceMethod | None = None
 
     def settle(self, token: bytes) -> None:
-        """Take a token of the target that came by another way (a file), for a guest that was left fenced.
+        """Take a token that came by another way (a file), the target's or the owner's, for a guest left fenced.
 
         Raises:
             UserError: this migration left nothing open.
-            SealiftError: the token is not the target's word on this migration.
+            SealiftError: the token is nobody's word on this migration.
         """
         with self._lock:
             method = self._method
             if not self._stats.fenced or method is None:
-                raise UserError(f"guest {self._name} waits for no token of a target")
+                raise UserError(f"guest {self._name} waits for no token")
             runs_there = method.release(token)
             self._stats.fenced, self._method = False, None
             if runs_there:
                 self._stats.error = None
                 self._complete()
             else:
-                self._stats.error = "the target gave up, and the guest runs on here"
+                self._stats.error = "the target does not run the guest, which runs on here"
                 self._machine.take_back()  # should a disk be in other hands, the guest is paused and can be resumed
+
+    def resume_request(self) -> bytes:
+        """What the owner of a guest that was left fenced must see to let it run here.
+
+        Raises:
+            UserError: this migration left nothing open, or its method knows no owner.
+        """
+        with self._lock:
+            if not self._stats.fenced or self._method is None:
+                raise UserError(f"guest {self._name} waits for no token")
+            return self._method.resume_request()
 
     def proceed(self, expected: MigrationStatus) -> None:
         """Let a migration go on that waits in status `expected` (capability pause-before-switchover).
