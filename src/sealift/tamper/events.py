@@ -70,7 +70,10 @@ class Summary(msgspec.Struct, frozen=True):
 
     def lines(self) -> list[str]:
         """For a person."""
-        plural = "" if self.connections == 1 else "s"
-        first = f"{self.connections} connection{plural}, {self.messages} messages, {self.bytes} bytes, seed {self.seed}"
+        counted = ((self.connections, "connection"), (self.messages, "message"), (self.bytes, "byte"))
+        first = ", ".join(f"{count} {unit}{'' if count == 1 else 's'}" for count, unit in counted)
         words = {0: "met no message", 1: "done once"}
-        return [first, *(f"  {done.rule}: {words.get(done.times, f'done {done.times} times')}" for done in self.rules)]
+        return [
+            f"{first}, seed {self.seed}",
+            *(f"  {done.rule}: {words.get(done.times, f'done {done.times} times')}" for done in self.rules),
+        ]

@@ -58,6 +58,10 @@ NOTHING = Label()
 """For what concerns no message."""
 
 
+class CutError(Exception):
+    """The link was cut, by a rule or the end."""
+
+
 class Tamperer:
     """Carries everything between sources and one target, until it is closed.
 
@@ -117,8 +121,14 @@ class Tamperer:
                 connection.shut_down()
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end."""
+        """Wait.
+
+        Raises:
+            CutError: the end came meanwhile.
+        """
         self._wait(self._ending, seconds)
+        if self._ending.is_set():
+            raise CutError
 
     def tell(self, event: Event, connection: int, label: Label | None = None, words: str = "", rule: str = "") -> None:
         """Put an entry into the log."""
@@ -206,10 +216,6 @@ class _Connection:
             sock.close()
 
 
-class _CutError(Exception):
-    """A rule cut the link."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Held:
     """A message that waits for another one, which is to go first."""
@@ -238,7 +244,7 @@ class _Way:
     def run(self) -> None:
         """Carry messages until one end leaves, and let the other know."""
         splitter = Splitter(self._side, self._start.recv_into)
-        with contextlib.suppress(OSError, _CutError):  # either end may leave at any time
+        with contextlib.suppress(OSError, CutError):  # either end may leave at any time
             for message in splitter.messages():
                 self._pass(message)
             for held in self._held:
@@ -346,7 +352,7 @@ class _Way:
     def _cut(self, label: Label, rule: Rule) -> None:
         self._done(label, "the link is cut", rule)
         self._tamperer.cut()
-        raise _CutError
+        raise CutError
 
     def _done(self, label: Label, words: str, rule: Rule) -> None:
         self._tamperer.book.done(rule)
