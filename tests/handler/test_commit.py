@@ -56,6 +56,9 @@ def following(situation: Situation) -> Iterator[Situation]:
             yield source, to, made | {"ABORTED"} if to is State.ABORTED else made, left
 
 
+@pytest.mark.attack(
+    "tokens", "delivers them any number of times in any order: every course through both tables", gains="nothing"
+)
 def test_source_and_target_can_never_both_run() -> None:
     """Test all interleavings of both tables, tokens being delivered any number of times in any order."""
     start: Situation = (State.RUNNING, State.WAITING, frozenset(), False)
@@ -133,6 +136,7 @@ def test_after_final_only_the_targets_word_counts() -> None:
     assert not hosts.source.may_run
 
 
+@pytest.mark.attack("tokens", "gives FINAL to a target whose ABORTED gave the guest back", gains="nothing")
 def test_an_aborted_target_gives_the_guest_back_and_never_starts() -> None:
     hosts = prepared()
     hosts.source.deliver(hosts.target.token(TokenKind.PREPARED))
@@ -196,6 +200,7 @@ def test_a_failed_target_tells_the_sending_source_which_then_runs_on() -> None:
     assert hosts.source.state is State.RUNNING
 
 
+@pytest.mark.attack("tokens", "brings an ABORTED of before the close record to a fenced source", gains="nothing")
 def test_an_abort_from_before_the_close_cannot_unfence_the_source() -> None:
     """Test that ABORTED without the close record's digest is refused by a fenced source."""
     hosts = prepared()
@@ -209,6 +214,7 @@ def test_an_abort_from_before_the_close_cannot_unfence_the_source() -> None:
     assert hosts.source.state is State.FENCED
 
 
+@pytest.mark.attack("tokens", "brings a PREPARED about another stream of the same migration", gains="nothing")
 def test_a_token_about_another_stream_of_this_migration_is_refused() -> None:
     hosts = prepared()
     incoming = hosts.target._incoming
@@ -219,6 +225,7 @@ def test_a_token_about_another_stream_of_this_migration_is_refused() -> None:
     assert hosts.source.state is State.CLOSED
 
 
+@pytest.mark.attack("receivers", "offers a receiver a second migration", gains="nothing")
 def test_a_receiver_serves_one_session_in_its_life() -> None:
     hosts = Hosts()
     hosts.connect()

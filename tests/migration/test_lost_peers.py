@@ -91,6 +91,7 @@ def serve(attempt: rig.Attempt) -> None:
         attempt.refused = str(error)
 
 
+@pytest.mark.attack("network", "swallows everything from FINAL on", gains="denial of service")
 def test_a_swallowed_final_ends_with_the_guest_running_at_the_source_once_the_token_is_brought(
     world: rig.World, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_swallowed_final_ends_with_the_guest_running_at_the_source_once_the_to
     guest.work(8)
 
 
+@pytest.mark.attack("network", "swallows everything from STARTED on", gains="denial of service")
 def test_a_swallowed_started_ends_with_the_guest_at_the_target_alone(world: rig.World, tmp_path: Path) -> None:
     guest = world.start()
     guest.work(4)
@@ -125,6 +127,7 @@ def test_a_swallowed_started_ends_with_the_guest_at_the_target_alone(world: rig.
     there.work(4)
 
 
+@pytest.mark.attack("tokens", "forges the token that settles a fenced guest", gains="nothing")
 def test_a_forged_token_settles_nothing(world: rig.World, tmp_path: Path) -> None:
     guest = world.start()
     guest.work(4)

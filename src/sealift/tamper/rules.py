@@ -270,8 +270,8 @@ class Chances:
             yield self._one_of(rule.what, f"{place} {rule.text}"), self._one_of(rule.behind, f"{place} {rule.text},")
 
     def bit(self, rule: Rule, count: int, bits: int) -> int:
-        """A bit below `bits` for the rule's `count`th flip."""
-        return self._random(f"{rule.text} {count}").randrange(bits)
+        """A bit below `bits` for the rule's `count`th flip; of a message a little longer, one a little further on."""
+        return int(self._random(f"{rule.text} {count}").random() * bits)
 
     def _one_of(self, selector: Selector | None, key: str) -> int:
         if selector is None or selector.last is None:
