@@ -72,7 +72,7 @@ class Summary(msgspec.Struct, frozen=True):
         """For a person."""
         counted = ((self.connections, "connection"), (self.messages, "message"), (self.bytes, "byte"))
         first = ", ".join(f"{count} {unit}{'' if count == 1 else 's'}" for count, unit in counted)
-        words = {0: "met no message", 1: "done once"}
+        words = {0: "not carried out", 1: "done once"}
         return [
             f"{first}, seed {self.seed}",
             *(f"  {done.rule}: {words.get(done.times, f'done {done.times} times')}" for done in self.rules),

@@ -163,7 +163,7 @@ INQUIRY_NAMES: Final[Mapping[InquiryKind, str]] = MappingProxyType(
 )
 
 
-class EndedError(Exception):
+class _EndedError(Exception):
     """The connection has no more bytes."""
 
 
@@ -213,7 +213,7 @@ class Splitter:
                     self._fill(1)
                 self._at = self._filled
                 yield from self._whole(BYTES, 0)
-        except EndedError:
+        except _EndedError:
             if self._filled:
                 self._at = self._filled
                 yield from self._whole(BYTES, 0)
@@ -237,7 +237,7 @@ class Splitter:
         """Receive something; make room for `least` bytes and a little more.
 
         Raises:
-            EndedError: nothing comes any more.
+            _EndedError: nothing comes any more.
             StreamError: no message is as long as this one.
         """
         needed = self._filled + max(least, _GREED)
@@ -249,7 +249,7 @@ class Splitter:
             self._buffer = larger
         got = self._receive(self._buffer[self._filled : needed])
         if not got:
-            raise EndedError
+            raise _EndedError
         self._filled += got
 
     def _whole(self, name: str, start: int, end: int | None = None) -> Iterator[Message]:

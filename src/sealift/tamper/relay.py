@@ -144,7 +144,7 @@ class Tamperer:
         """A message came by."""
         with self._lock:
             self._messages += name != BYTES
-            self._migrations += name == "front"
+            self._migrations += name in {"front", BYTES}  # what cannot be read may be one
 
     def passed(self, length: int) -> None:
         """So many bytes were sent on."""
@@ -209,11 +209,13 @@ class _Connection:
     def _run(self) -> None:
         back = threading.Thread(target=self._back.run, name=f"back-{self._number}", daemon=True)
         back.start()
-        self._forth.run()
-        back.join()
-        self._tamperer.over(self._number)  # before the descriptors can be another connection's
-        for sock in self._sockets:
-            sock.close()
+        try:
+            self._forth.run()
+            back.join()
+        finally:
+            self._tamperer.over(self._number)  # before the descriptors can be another connection's
+            for sock in self._sockets:
+                sock.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import secrets
 import signal
@@ -86,7 +87,7 @@ def command(
     happens to the first such message of the first connection that has one.
 
     What TLS encrypts, and whatever else is not understood, passes as it comes: there only `bytes` can be delayed,
-    flipped, or the link cut. Exit status: 0 if every rule was carried out, 1 if one met no message.
+    flipped, or the link cut. Exit status: 0 if every rule was carried out, 1 if one was not.
     """
     from sealift.tamper.relay import Road, Tamperer
     from sealift.tamper.rulebook import Rulebook
@@ -138,7 +139,8 @@ def _log(*, trace: bool, as_json: bool) -> Callable[[Entry], None]:
     def log(entry: Entry) -> None:
         if entry.event is Event.MESSAGE and not trace:
             return
-        click.echo(msgspec.json.encode(entry).decode() if as_json else entry.line())
+        with contextlib.suppress(BrokenPipeError):  # who read our log has enough; what passes passes on
+            click.echo(msgspec.json.encode(entry).decode() if as_json else entry.line())
 
     return log
 
