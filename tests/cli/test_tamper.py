@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from harness import Sealift
-from sealift.cli.places import Host
 from sealift.tamper.messages import KINDS
 from sealift.tamper.rules import Verb
+from sealift.wire.qemu_stream import encode_front
 
-from .test_migrate import LEDGER, source, target, updates
+FRONT = encode_front()
 
 
 def address_in(process: Sealift) -> str:
@@ -26,29 +26,31 @@ def address_in(process: Sealift) -> str:
     return found[1]
 
 
-def test_a_guest_is_moved_and_what_was_done_is_logged(
-    sealift: Callable[..., Sealift], other_host: Host, tmp_path: Path
-) -> None:
-    guest = source(sealift, *LEDGER)
-    guest.stdout.wait_until(lambda text: len(updates(text)) > 3, "some progress")
-    _, address = target(sealift, other_host, f"unix:{tmp_path}/target")
-    tamper = sealift(
-        *("tamper", "--listen", "tcp:127.0.0.1:0", "--to", address, "--seed", "7", "--once", "--json"),
-        *("--rule", "flip:record", "--rule", "drop:final#2"),
-    )
-    moving = sealift("migrate", "a", address_in(tamper))
-    assert moving.wait() == 1
-    assert "not authentic" in moving.stderr.text
-    assert tamper.wait() == 1, "a rule that met no message"
+def test_what_is_done_is_logged_in_json_and_once_ends_it(sealift: Callable[..., Sealift]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        tamper = sealift(
+            *("tamper", "--listen", "tcp:127.0.0.1:0", "--to", f"tcp:127.0.0.1:{listening.getsockname()[1]}"),
+            *("--rule", "flip:front@bit=9", "--rule", "drop:final", "--seed", "7", "--once", "--json"),
+        )
+        port = int(address_in(tamper).rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as source:
+            taken, _ = listening.accept()
+            with taken:
+                source.sendall(FRONT)
+                source.shutdown(socket.SHUT_WR)
+                assert taken.makefile("rb").read() == FRONT[:1] + bytes([FRONT[1] ^ 2]) + FRONT[2:]
+    assert tamper.wait() == 1, "a rule was not carried out"
     *entries, summary = map(json.loads, tamper.stdout.text.splitlines())
-    events = [entry["event"] for entry in entries]
-    assert events == ["connected", "ended", "connected", "tampered", "ended"], "the inquiry before it comes by as well"
-    assert (entries[3]["message"], entries[3]["rule"]) == ("record", "flip:record")
-    assert summary["seed"] == 7
-    assert summary["rules"] == [{"rule": "flip:record", "times": 1}, {"rule": "drop:final#2", "times": 0}]
-    seen = len(updates(guest.stdout.text))
-    guest.stdout.wait_until(lambda text: len(updates(text)) > seen, "progress after the attack")
-    assert "FAULT" not in guest.stdout.text
+    assert [entry.pop("event") for entry in entries] == ["connected", "tampered", "ended"]
+    assert entries[1].pop("time_s") >= entries[0]["time_s"]
+    assert entries[1] == {
+        **{"connection": 1, "side": "source", "message": "front", "number": 1, "length": 22},
+        **{"rule": "flip:front@bit=9", "words": "bit 9 flipped"},
+    }
+    assert summary == {
+        **{"seed": 7, "connections": 1, "messages": 1, "bytes": 22},
+        "rules": [{"rule": "flip:front@bit=9", "times": 1}, {"rule": "drop:final", "times": 0}],
+    }
 
 
 def test_ctrl_c_ends_it_with_a_summary_and_no_connection_stays(sealift: Callable[..., Sealift], tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_ctrl_c_ends_it_with_a_summary_and_no_connection_stays(sealift: Callable
             source.connect(str(tmp_path / "way"))
             taken, _ = listening.accept()
             with taken:
-                source.sendall(bytes.fromhex("5145564d00000003070000000973") + b"ealift-1")
+                source.sendall(FRONT)
                 tamper.stdout.wait_for("waits 3600 s")
                 tamper.signal(signal.SIGINT)
                 assert tamper.wait() == 0
