@@ -44,11 +44,19 @@ def test_what_is_done_is_logged_in_json_and_once_ends_it(sealift: Callable[..., 
     assert [entry.pop("event") for entry in entries] == ["connected", "tampered", "ended"]
     assert entries[1].pop("time_s") >= entries[0]["time_s"]
     assert entries[1] == {
-        **{"connection": 1, "side": "source", "message": "front", "number": 1, "length": 22},
-        **{"rule": "flip:front@bit=9", "words": "bit 9 flipped"},
+        "connection": 1,
+        "side": "source",
+        "message": "front",
+        "number": 1,
+        "length": 22,
+        "rule": "flip:front@bit=9",
+        "words": "bit 9 flipped",
     }
     assert summary == {
-        **{"seed": 7, "connections": 1, "messages": 1, "bytes": 22},
+        "seed": 7,
+        "connections": 1,
+        "messages": 1,
+        "bytes": 22,
         "rules": [{"rule": "flip:front@bit=9", "times": 1}, {"rule": "drop:final", "times": 0}],
     }
 

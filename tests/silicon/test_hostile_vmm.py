@@ -10,6 +10,7 @@ import pytest
 
 from sealift.address import PAGE_SIZE
 from sealift.errors import SealError, SealiftError
+from sealift.sev.policy import DEFAULT_POLICY, Policy
 from sealift.sev.report import AttestationReport
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
 from sealift.wire import handler
@@ -18,7 +19,7 @@ from sealift.wire.platform import Phase
 from sealift.wire.token import TokenKind
 
 from . import board
-from .code import HLT, VMMCALL, forever, inc, load
+from .code import HLT, VMMCALL, forever, inc, load, store_value
 from .hosts import (
     SMALL,
     Host,
@@ -33,6 +34,7 @@ from .hosts import (
     sendable,
 )
 
+NUMBER = 0x1122334455667788
 EXTREMES = (-(1 << 63), -1, 1 << 31, 1 << 32, 1 << 47, (1 << 63) - 1, (1 << 64) - 1)
 
 
@@ -89,10 +91,11 @@ def test_of_two_targets_that_are_both_complete_one_can_run(hosts: Hosts) -> None
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def reader(hosts: Hosts) -> Host:
-    """A guest that reads a number out of its private memory, again and again."""
+def reader(hosts: Hosts, policy: Policy = DEFAULT_POLICY) -> Host:
+    """A guest that writes a number to its private memory, and reads it again and again."""
     host = hosts.start()
-    host.launch_code(forever(load("rax", "rbx") + HLT), rbx=board.DATA)
+    code = store_value(board.DATA, NUMBER) + forever(load("rax", "rbx") + HLT)
+    host.launch_code(code, policy, rbx=board.DATA)
     return host
 
 
@@ -110,10 +113,10 @@ def read_by(host: Host) -> int:
 def test_what_lies_on_the_shared_plane_of_a_private_page_reaches_no_guest(hosts: Hosts) -> None:
     host = reader(hosts)
     assert host.memory is not None
-    before = read_by(host)
+    assert read_by(host) == NUMBER
     for content in (bytes(SMALL.size), os.urandom(SMALL.size)):
         host.memory.view(0, SMALL.size)[:] = content
-        assert read_by(host) == before
+        assert read_by(host) == NUMBER
     assert host.platform.status().phase is Phase.RUNNING
 
 
@@ -127,14 +130,14 @@ def test_ciphertext_of_another_launch_is_garbage(hosts: Hosts) -> None:
     assert first.memory is not None
     assert second.memory is not None
     page = board.DATA // PAGE_SIZE
+    assert [read_by(first), read_by(second)] == [NUMBER, NUMBER]
     first.platform.do(wire.ReadHostView(page, 1))
-    known = read_by(first)
     second.memory.view(board.DATA, PAGE_SIZE)[:] = first.memory.read(board.DATA, PAGE_SIZE)
     second.platform.do(wire.WriteHostView(page, 1))
-    assert read_by(second) != known
+    assert read_by(second) != NUMBER
     first.memory.view(board.DATA, PAGE_SIZE)[:] = first.memory.read(board.DATA, PAGE_SIZE)
     first.platform.do(wire.WriteHostView(page, 1))
-    assert read_by(first) == known, "in its own launch it is the page's content"
+    assert read_by(first) == NUMBER, "in its own launch it is the page's content"
 
 
 @pytest.mark.attack("page states", "answers the guest's page-state hypercall with a result of its own", gains="nothing")
@@ -148,6 +151,32 @@ def test_the_guest_hears_what_became_of_its_pages_from_the_platform_alone(hosts:
     assert host.vcpu.receive() == wire.Halt()
     assert host.platform.registers(0).general[0] == 0
     assert host.platform.page_states().numbers().tolist() == [board.DATA // PAGE_SIZE]
+
+
+@pytest.mark.attack(
+    "method psp",
+    "collects all packets, has them received elsewhere, and cancels instead of finishing",
+    gains="as AMD's protocol gives: two copies; NOSEND forbids it",
+)
+def test_send_cancel_after_all_packets_leaves_two_copies(hosts: Hosts) -> None:
+    """What the page on promises says of method psp is so: nobody should rely on more."""
+    source, target = reader(hosts, Policy(0)), hosts.start("b")
+    assert read_by(source) == NUMBER
+    target.create()
+    receive_start(source, target, send_start(source, target))
+    rings = source.platform.open_packets(), target.platform.open_packets()
+    for page in source.platform.private_dirty().numbers().tolist():
+        sent = source.platform.request(wire.SendUpdateData(page * PAGE_SIZE, PAGE_SIZE, 0), wire.PacketSent)
+        rings[1].slot_in(0)[: sent.length] = rings[0].slot_out(0, sent.length)
+        target.platform.do(wire.ReceiveUpdateData(page * PAGE_SIZE, PAGE_SIZE, 0, 0))
+    machine = source.platform.request(wire.GetVmState(), wire.VmState)
+    vcpu = source.platform.request(wire.GetVcpuState(0), wire.VcpuState)
+    target.platform.set_page_states(source.platform.page_states())
+    target.platform.do(wire.SetVmState(machine.engine, machine.state))
+    target.platform.do(wire.SetVcpuState(0, vcpu.state))
+    target.platform.do(wire.ReceiveFinish())
+    source.platform.do(wire.SendCancel())
+    assert [read_by(source), read_by(target)] == [NUMBER, NUMBER]
 
 
 # --- lengths and addresses -------------------------------------------------------------------------------------------
