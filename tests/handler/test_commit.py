@@ -78,6 +78,9 @@ def twice(situations: set[Situation]) -> set[Situation]:
 BEGINNING: Situation = (State.RUNNING, State.WAITING, frozenset(), False)
 
 
+@pytest.mark.attack(
+    "tokens", "delivers them any number of times in any order: every course through both tables", gains="nothing"
+)
 def test_source_and_target_can_never_both_run() -> None:
     """Test all interleavings of both tables, but for what an owner says."""
     seen = reachable(BEGINNING)
@@ -87,6 +90,11 @@ def test_source_and_target_can_never_both_run() -> None:
     assert (State.RUNNING, State.ABORTED) in ends
 
 
+@pytest.mark.attack(
+    "tokens",
+    "has the owner believe that a target is lost which is not: every course from there",
+    gains="a second copy",
+)
 def test_an_owner_lets_a_source_run_whose_target_is_lost_and_only_a_wrong_one_makes_two() -> None:
     """The owner's word is right if the target does not run and does nothing any more; no handler can know that."""
     seen = reachable(BEGINNING)
@@ -165,6 +173,7 @@ def test_after_final_only_the_targets_word_counts() -> None:
     assert not hosts.source.may_run
 
 
+@pytest.mark.attack("tokens", "gives FINAL to a target whose ABORTED gave the guest back", gains="nothing")
 def test_an_aborted_target_gives_the_guest_back_and_never_starts() -> None:
     hosts = prepared()
     hosts.source.deliver(hosts.target.token(TokenKind.PREPARED))
@@ -228,6 +237,7 @@ def test_a_failed_target_tells_the_sending_source_which_then_runs_on() -> None:
     assert hosts.source.state is State.RUNNING
 
 
+@pytest.mark.attack("tokens", "brings an ABORTED of before the close record to a fenced source", gains="nothing")
 def test_an_abort_from_before_the_close_cannot_unfence_the_source() -> None:
     """Test that ABORTED without the close record's digest is refused by a fenced source."""
     hosts = prepared()
@@ -241,6 +251,7 @@ def test_an_abort_from_before_the_close_cannot_unfence_the_source() -> None:
     assert hosts.source.state is State.FENCED
 
 
+@pytest.mark.attack("tokens", "brings a PREPARED about another stream of the same migration", gains="nothing")
 def test_a_token_about_another_stream_of_this_migration_is_refused() -> None:
     hosts = prepared()
     incoming = hosts.target._incoming
@@ -251,6 +262,7 @@ def test_a_token_about_another_stream_of_this_migration_is_refused() -> None:
     assert hosts.source.state is State.CLOSED
 
 
+@pytest.mark.attack("receivers", "offers a receiver a second migration", gains="nothing")
 def test_a_receiver_serves_one_session_in_its_life() -> None:
     hosts = Hosts()
     hosts.connect()
@@ -298,6 +310,9 @@ def test_a_fenced_source_says_which_migration_left_it_so_and_takes_its_owners_wo
     assert hosts.source.deliver(token) is None
 
 
+@pytest.mark.attack(
+    "tokens", "makes the owner's RESUME itself, or takes that of another migration of the same guest", gains="nothing"
+)
 def test_the_word_of_another_owner_or_about_another_migration_is_none() -> None:
     hosts = fenced()
     old = resume_token(hosts)

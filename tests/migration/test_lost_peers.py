@@ -92,6 +92,7 @@ def serve(attempt: rig.Attempt) -> None:
         attempt.refused = str(error)
 
 
+@pytest.mark.attack("network", "swallows everything from FINAL on", gains="denial of service")
 def test_a_swallowed_final_ends_with_the_guest_running_at_the_source_once_the_token_is_brought(
     world: rig.World, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_swallowed_final_ends_with_the_guest_running_at_the_source_once_the_to
     guest.work(8)
 
 
+@pytest.mark.attack("network", "swallows everything from STARTED on", gains="denial of service")
 def test_a_swallowed_started_ends_with_the_guest_at_the_target_alone(world: rig.World, tmp_path: Path) -> None:
     guest = world.start()
     guest.work(4)
@@ -153,6 +155,11 @@ def test_a_guest_whose_target_is_lost_runs_on_at_its_owners_word(world: rig.Worl
     again.guest().work(4)
 
 
+@pytest.mark.attack(
+    "tokens",
+    "runs the guest after its owner gave it up as lost, and asks for more",
+    gains="a second copy, which can move nowhere",
+)
 def test_what_an_owner_gave_up_as_lost_gets_nothing_more(world: rig.World, tmp_path: Path) -> None:
     """The owner was wrong: the target runs. Two copies are what it was warned of; one of them goes nowhere."""
     guest = world.start()
@@ -169,6 +176,7 @@ def test_what_an_owner_gave_up_as_lost_gets_nothing_more(world: rig.World, tmp_p
     there.work(4)
 
 
+@pytest.mark.attack("tokens", "forges the token that settles a fenced guest", gains="nothing")
 def test_a_forged_token_settles_nothing(world: rig.World, tmp_path: Path) -> None:
     guest = world.start()
     guest.work(4)

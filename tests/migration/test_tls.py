@@ -115,6 +115,7 @@ def test_a_guest_moves_through_tls_on_every_connection(hosts: Path, sides: Sides
         attempt.guest().work(8)
 
 
+@pytest.mark.attack("network", "poses as the target of a source that wants TLS", gains="denial of service")
 def test_a_target_whose_certificate_another_authority_signed_gets_nothing(
     world: rig.World, sides: Sides, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_target_whose_certificate_another_authority_signed_gets_nothing(
     assert not attempt.tapes
 
 
+@pytest.mark.attack("network", "poses as a source to a target that wants TLS", gains="nothing")
 def test_a_source_whose_certificate_another_authority_signed_is_not_listened_to(
     world: rig.World, sides: Sides, tmp_path: Path
 ) -> None:

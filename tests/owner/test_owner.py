@@ -89,6 +89,7 @@ def test_any_accepted_handler_may_run_and_no_other(owner: Owner, host: Host, rec
     _launch(owner, host, recipe)
 
 
+@pytest.mark.attack("receivers", "runs another migration handler than it says", gains="nothing")
 def test_a_platform_that_runs_another_handler_than_it_said_gets_nothing(
     owner: Owner, host: Host, recipe: GuestRecipe
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_platform_that_runs_another_handler_than_it_said_gets_nothing(
         owner.release(grant.launch_id, host.load(grant, recipe))
 
 
+@pytest.mark.attack("receivers", "launches something else than the guest", gains="nothing")
 @pytest.mark.parametrize(
     "change",
     [
@@ -148,6 +150,7 @@ def test_a_launch_releases_once(owner: Owner, host: Host, recipe: GuestRecipe) -
         owner.release(grant.launch_id, measure)
 
 
+@pytest.mark.attack("receivers", "asks for one launch's secret twice at once", gains="nothing")
 def test_a_launch_releases_once_to_requests_that_race(
     owner: Owner, host: Host, recipe: GuestRecipe, tmp_path: Path
 ) -> None:
@@ -302,6 +305,7 @@ def test_a_receiver_has_the_guests_policy(
     assert today.begin_receiver(make_host("b").evidence(), source).policy == strict
 
 
+@pytest.mark.attack("receivers", "launches the guest itself in a receiver's place", gains="nothing")
 def test_the_guest_itself_cannot_be_launched_as_a_receiver(
     owner: Owner, make_host: MakeHost, recipe: GuestRecipe
 ) -> None:
@@ -340,6 +344,7 @@ def test_listed_hosts_only(owner: Owner, make_host: MakeHost, recipe: GuestRecip
     _receive(owner, target, recipe, source)
 
 
+@pytest.mark.attack("receivers", "launches the receiver on a platform that is not genuine", gains="nothing")
 def test_a_receiver_must_be_genuine_too(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
     source, _ = _launch(owner, make_host("a"), recipe)
     target = make_host("b")
