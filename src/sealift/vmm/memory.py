@@ -37,7 +37,8 @@ class Mapping:
             self.view.release()
         self.view = memoryview(b"")
         self._map = None
-        os.close(self.fd)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
 
 
 class SharedMemory:
@@ -109,6 +110,12 @@ class SharedMemory:
         """A device reads."""
         offset = self._offset(gpa, length)
         return bytes(self.mapping.view[offset : offset + length])
+
+    def read_into(self, gpa: int, destination: memoryview) -> None:
+        """Fill `destination`; through the memfd, so that looking at memory that nobody has used does not fill it."""
+        offset, done = self._offset(gpa, len(destination)), 0
+        while done < len(destination):
+            done += os.preadv(self.mapping.fd, [destination[done:]], offset + done)
 
     def view(self, gpa: int, length: int) -> memoryview:
         """A window for a device that marks by itself."""
