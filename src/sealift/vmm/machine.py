@@ -179,7 +179,7 @@ class Machine:
 
     @contextmanager
     def stilled(self) -> Iterator[RunState]:
-        """No vCPU runs until the block ends; the run state, which this gives, stays what it is meanwhile.
+        """Neither vCPUs nor devices write to memory until the block ends; the run state, which this gives, stays.
 
         For looks at registers and for debug writes, which must come neither between a guest's own load and store nor
         behind a migration's last round. Not to be called by who gives orders to this machine in the block.
@@ -187,12 +187,12 @@ class Machine:
         with self._order_lock:
             running = self.state is RunState.RUNNING
             if running:
-                self.vcpus.pause()
+                self._stop_vcpus()
             try:
                 yield self.state
             finally:
                 if running and self.state is RunState.RUNNING:
-                    self.vcpus.resume()
+                    self._start_vcpus()
 
     # A migration's part: from `begin_handover` on the machine is its own until `take_back` or `handed_over`.
 

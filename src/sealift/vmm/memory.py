@@ -31,6 +31,11 @@ class Mapping:
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED, offset, length)
 
+    def remove(self, offset: int, length: int) -> None:
+        """Give pages of the memfd back to the machine; they read as zeros from now on."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_REMOVE, offset, length)
+
     def close(self) -> None:
         """Let go of the memory: it is unmapped when the last view of it, wherever that may be, has gone as well."""
         with contextlib.suppress(BufferError):  # someone still reads through a view of this view

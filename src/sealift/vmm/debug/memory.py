@@ -225,8 +225,15 @@ class Ciphertext(MemoryReader):
 
     def _read_piece(self, gpa: int, destination: memoryview, view: View) -> None:  # noqa: ARG002  # DRAM has but one
         memory = self._machine.memory
-        self._machine.platform.do(wire.ReadHostView(*memory.pages_of(gpa, len(destination))))
+        first, count = memory.pages_of(gpa, len(destination))
+        self._machine.platform.do(wire.ReadHostView(first, count))
         memory.read_into(gpa, destination)
+        # Nobody else looks for ciphertext on the shared plane, which would grow to the size of all RAM.
+        span = Span.covering(first, count)
+        hidden = span.of_range(first, count)
+        hidden -= self._machine.shared_among(first, count)
+        for start, length in hidden.runs():
+            memory.mapping.remove((span.base + start) << PAGE_SHIFT, length << PAGE_SHIFT)
 
 
 def debug_memory(machine: Machine) -> DebugMemory:
