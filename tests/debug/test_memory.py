@@ -33,7 +33,7 @@ FREE = 0xE0_0000
 """RAM that the guest does not use."""
 UNUSED = 0x10_0000
 """RAM that nobody uses."""
-BORDERS = {"page": FREE + PAGE_SIZE, "window": FREE + wire.DEBUG_WINDOW, "block": BLOCKS.blocks[1].gpa}
+BORDERS = {"page": FREE + PAGE_SIZE, "window": wire.DEBUG_WINDOW, "block": BLOCKS.blocks[1].gpa}
 NEEDLE = b"something that only the debugger and the guest have"
 PAYLOAD = b"payload " * 100
 """What the guest has on private pages from its launch on."""

@@ -53,7 +53,7 @@ NOTHING_ELSE: Final[Mapping[Capability, bool]] = MappingProxyType({})
 """Capabilities as they are set."""
 
 _DUMP_LIMIT_S: Final = 10.0
-"""How long it waits for a dump that was cancelled: it looks after every MiB."""
+"""How long it waits for a dump that was cancelled: it looks after every few MiB."""
 
 _HANDOVER_LIMIT_S: Final = 10.0
 """How long the end of a guest waits for its migration's: a handover takes milliseconds, unless the target is lost."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,9 +24,10 @@ from sealift.vmm.debug.memory import Ciphertext, DebugForbiddenError, MemoryRead
 from sealift.vmm.debug.walker import PagingMode, Walker
 from sealift.vmm.machine import Machine
 from sealift.vmm.wholefile import WholeFile
+from sealift.wire.platform import DEBUG_WINDOW
 
-_CHUNK: Final = 1 << 20
-"""Bytes read and written at once."""
+_CHUNK: Final = DEBUG_WINDOW
+"""Bytes read and written at once: what one request to the platform can bring."""
 
 
 class DumpStatus(enum.Enum):
@@ -192,18 +194,33 @@ class Dump:
                     yield Load(address, start, end - start, each.offset + start - each.gpa)
 
     def _write_memory(self, file: WholeFile, reader: MemoryReader, memory_at: int) -> None:
-        chunk = memoryview(bytearray(_CHUNK))
-        for each in self._ranges:
-            for done in range(0, each.length, _CHUNK):
+        """Read a chunk while the one before it is written: the secure processor and the file have each its own work."""
+        buffers = [memoryview(bytearray(_CHUNK)) for _ in range(2)]
+
+        def read(chunk: _Range, number: int) -> memoryview:
+            part = buffers[number % 2][: chunk.length]
+            reader.read_into(chunk.gpa, part)
+            return part
+
+        with ThreadPoolExecutor(1, thread_name_prefix="dump-reader") as ahead:
+            chunks = list(self._chunks())
+            coming = ahead.submit(read, chunks[0], 0)
+            for number, chunk in enumerate(chunks):
+                part = coming.result()
                 if self._cancelled.is_set():
                     raise UserError("the dump was cancelled")
-                part = chunk[: min(_CHUNK, each.length - done)]
-                reader.read_into(each.gpa + done, part)
+                if number + 1 < len(chunks):
+                    coming = ahead.submit(read, chunks[number + 1], number + 1)
                 if _has_content(part):
-                    file.skip(memory_at + each.offset + done)
+                    file.skip(memory_at + chunk.offset)
                     file.write(part)
-                self._completed += len(part)
+                self._completed += chunk.length
         file.skip(memory_at + self._total)
+
+    def _chunks(self) -> Iterator[_Range]:
+        for each in self._ranges:
+            for done in range(0, each.length, _CHUNK):
+                yield _Range(each.gpa + done, min(_CHUNK, each.length - done), each.offset + done)
 
 
 def _ranges(machine: Machine, wishes: DumpWishes) -> Iterator[_Range]:
