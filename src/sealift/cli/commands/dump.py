@@ -60,7 +60,7 @@ _MIB: Final = 1 << 20
 def command(host: Host, name: str, path: Path, *, as_json: bool, **wanted: object) -> int:
     """Write memory and registers of the guest NAME to FILE, an ELF core file, which must not exist.
 
-    gdb, crash and readelf open it. The guest stands still meanwhile, and goes on. Private memory is decrypted by the
+    gdb and readelf open it. The guest stands still meanwhile, and goes on. Private memory is decrypted by the
     platform's secure processor, which refuses if the guest's policy has NODBG, as it has unless its owner chose
     another. FILE holds whatever secrets the guest's memory holds; nobody else can read it.
 

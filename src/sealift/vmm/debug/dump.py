@@ -1,4 +1,4 @@
-"""dump-guest-memory: a guest's memory and registers as a vmcore, for gdb, crash and readelf.
+"""dump-guest-memory: a guest's memory and registers as a vmcore, in the layout of QEMU's dumps, for gdb and readelf.
 
 The guest stands still meanwhile, so that all of the file is of one moment. What its policy keeps from its host is
 refused, unless ciphertext is wanted. Memory that is nothing but zeros becomes holes in the file.
