@@ -226,10 +226,10 @@ def test_nodbg_keeps_the_host_out_and_says_why(closed: rig.World) -> None:
 # --- migrations ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["sev", "plain"])
-def test_a_migration_loses_no_debug_write(world: rig.World, method: str) -> None:
+@pytest.mark.parametrize("method", Method)
+def test_a_migration_loses_no_debug_write(world: rig.World, method: Method) -> None:
     """At every write to the wire, up to the moment from which on the guest is the migration's."""
-    guest = start(world, method)
+    guest = start(world, "plain" if method is Method.PLAIN else "sev")
     guest.work(4)
     memory = debug_memory(guest.machine)
     places = [FREE + offset for offset in (3, PAGE_SIZE - 2, 0x8_0008)]
@@ -245,7 +245,7 @@ def test_a_migration_loses_no_debug_write(world: rig.World, method: str) -> None
             refused.append(str(error))
         return data
 
-    parameters = Parameters(method=Method.PLAIN if world.plain else Method.MH)
+    parameters = Parameters(method=method)
     moved = rig.attempt(world, guest, parameters, edit=write)
     moved.begin()
     info = moved.end()

@@ -74,6 +74,7 @@ def measure_debug(scratch: Scratch, size: int, runs: int, say: Say) -> DebugResu
     reads = [(_read_rate(sev, size), _read_rate(plain, size)) for _ in range(runs)]
     say("dumping")
     core = scratch.path / "core"
+    _dump_rate(plain, core)  # what the machine gives the file for the first time takes it longer
     dumps = [(_dump_rate(sev, core), _dump_rate(plain, core)) for _ in range(runs)]
     read_runs, plain_read_runs = map(list, zip(*reads, strict=True))
     dump_runs, plain_dump_runs = map(list, zip(*dumps, strict=True))
