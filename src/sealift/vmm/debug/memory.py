@@ -221,7 +221,11 @@ class SevDebugMemory(DebugMemory):
 
 
 class Ciphertext(MemoryReader):
-    """What DRAM shows the host: of private pages ciphertext, whatever the policy says."""
+    """What DRAM shows the host: of private pages ciphertext, whatever the policy says.
+
+    Whoever looks keeps the guest still (`Machine.stilled`, or it is paused): a page that it declared shared in between
+    would lose what it wrote there.
+    """
 
     def _read_piece(self, gpa: int, destination: memoryview, view: View) -> None:  # noqa: ARG002  # DRAM has but one
         memory = self._machine.memory
