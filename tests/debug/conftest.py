@@ -39,9 +39,11 @@ def closed(hosts: Path) -> Iterator[rig.World]:
 
 
 @pytest.fixture(scope="module", params=["sev", "plain"])
-def any_guest(world: rig.World, request: pytest.FixtureRequest) -> rig.Guest:
+def any_guest(world: rig.World, request: pytest.FixtureRequest) -> Iterator[rig.Guest]:
     """A running guest of each type, which several tests look at; who stops it lets it go on."""
-    return start(world, request.param)
+    guest = start(world, request.param)
+    yield guest
+    guest.machine.pause()
 
 
 def start(world: rig.World, kind: str) -> rig.Guest:

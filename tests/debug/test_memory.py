@@ -252,7 +252,9 @@ def test_a_migration_loses_no_debug_write(world: rig.World, method: Method) -> N
     assert info.status == "completed", info.error_desc
     assert len(numbers) > 3
     assert refused[0] == "the guest is finish-migrate; its memory can be written to once it runs or is paused"
-    there = debug_memory(moved.guest().machine)
+    arrived = moved.guest().machine
+    arrived.pause()
+    there = debug_memory(arrived)
     for place in places:
         assert there.read(place, 11) == b"write %5d" % numbers[-1]
     with pytest.raises(UserError, match="the guest is postmigrate"):
