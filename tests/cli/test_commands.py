@@ -75,10 +75,12 @@ def test_a_signal_while_the_guest_starts_leaves_nothing_behind(
 
 def test_the_owner_says_once_whom_it_trusts(sealift: Callable[..., Sealift]) -> None:
     first = running(sealift, "a", *SMALL)
-    second = running(sealift, "b", *SMALL)
+    second = running(sealift, "b", *SMALL, "--policy", "nodbg")
     assert "the owner trusts the root" in first.stderr.text
     assert "the owner accepts the installed migration handler" in first.stderr.text
+    assert "warning" not in first.stderr.text
     assert "the owner" not in second.stderr.text
+    assert second.stderr.text.count("warning: with none of nosend, domain and sev the policy lets") == 1
 
 
 def test_a_name_in_use_is_refused_and_the_guest_that_has_it_is_not_disturbed(

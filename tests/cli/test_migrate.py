@@ -129,8 +129,11 @@ def test_a_policy_that_forbids_method_psp_is_named(sealift: Start) -> None:
     guest = source(sealift, *LEDGER)
     migration = sealift("migrate", "a", "tcp:127.0.0.1:1", "--method", "psp")
     assert migration.wait() != 0
-    assert "its policy has NOSEND" in migration.stderr.text
-    assert "launch it without nosend" in migration.stderr.text
+    assert migration.stderr.text == (
+        "sealift: guest a cannot be moved to tcp:127.0.0.1:1: its policy has NOSEND, which forbids its secure "
+        "processor to send it; launch it without nosend (policy-nosend); and nobody listens on tcp:127.0.0.1:1; start "
+        "the target first (target-unreachable)\n"
+    )
     guest.signal(signal.SIGINT)
     assert guest.wait() == 0
 
@@ -159,10 +162,10 @@ def test_a_guest_that_waits_for_no_token_takes_none(sealift: Start, tmp_path: Pa
     guest = source(sealift, *LEDGER)
     token = tmp_path / "token"
     token.write_bytes(bytes(116))
-    settling = sealift("migrate", "a", "--settle", token)
+    settling = sealift("token", "import", "a", token)
     assert settling.wait() == 1
     assert "waits for no token" in settling.stderr.text
-    assert sealift("migrate", "a", "--settle", tmp_path / "missing").wait() == 1
+    assert sealift("token", "import", "a", tmp_path / "missing").wait() == 1
     printed = len(guest.stdout.text)
     guest.stdout.wait_until(lambda text: len(updates(text[printed:])) > 1, "progress")
 

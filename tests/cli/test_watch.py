@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 from base64 import b64decode
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from sealift.cli.qmp_client import QmpClient
-from sealift.cli.watch import Choice, Display, Order, attach, describe, migrate, settle
+from sealift.cli.tokens import brought
+from sealift.cli.watch import Choice, Display, Order, attach, describe, migrate
 from sealift.errors import RefusedError, UserError
 from sealift.vmm.migration.stats import MigrationInfo, RamInfo
 
@@ -112,11 +112,10 @@ def test_of_a_guest_that_is_fenced_nobody_says_where_it_runs() -> None:
 
 
 @pytest.mark.parametrize(("after", "outcome"), [("completed", "runs on the target"), ("failed", "runs on here")])
-def test_a_token_is_brought_as_it_is_and_the_outcome_said(tmp_path: Path, after: str, outcome: str) -> None:
+def test_a_token_is_brought_as_it_is_and_the_outcome_said(after: str, outcome: str) -> None:
     vmm = Vmm([MigrationInfo(after)])
     token = bytes(range(116))
-    (tmp_path / "token").write_bytes(token)
-    assert outcome in settle(cast("QmpClient", vmm), tmp_path / "token")
+    assert outcome in brought(cast("QmpClient", vmm), token)
     assert vmm.token == token
 
 

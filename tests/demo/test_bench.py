@@ -15,13 +15,14 @@ from harness import Sealift
 from sealift.cli.bench.boot import Boot, BootResult, seconds_until
 from sealift.cli.bench.debug import DebugResult, measure_debug
 from sealift.cli.bench.exits import ExitsResult, port_guest
-from sealift.cli.bench.idle import IdleGuest, IdleResult, cpu_s, peak_bytes
+from sealift.cli.bench.idle import IdleGuest, IdleResult, Watch, cpu_s, measure_idle, peak_bytes
 from sealift.cli.bench.migrate import MigrateResult, Wanted, measure_migration
 from sealift.cli.bench.pipe import RECORD_PAGES, raw_pipe, whole_records
 from sealift.cli.bench.qemu import PROGRAM
 from sealift.cli.bench.show import show_boot, show_debug, show_exits, show_idle, show_migration
 from sealift.cli.scratch import scratch
 from sealift.errors import UserError
+from sealift.vmm.migration.stats import DowntimePart
 from sealift.wire import platform as wire
 
 
@@ -116,6 +117,17 @@ def booted(**compared: object) -> BootResult:
     boot = Boot(2.0, "6.1.0", {"port reads": 10_000, "page-state changes": 643})
     result = BootResult("kvm", 1, 256 << 20, boot, 20e-6, 10e-6, 0.05, [2.0, 1.5, 3.0])
     return msgspec.structs.replace(result, **compared)
+
+
+def test_an_idle_guest_is_moved_and_watched() -> None:
+    said: list[str] = []
+    with scratch("test") as place:
+        (guest,) = measure_idle(place, said.append, sizes=[64 << 20], watch=Watch(span_s=0.1, hops=2)).guests
+    assert said == ["launching and moving a guest of 64 MiB", "watching it do nothing for 0.1 s"]
+    assert guest.downtime[DowntimePart.LAST_ROUND.value] == guest.round_s > 0
+    assert guest.memory == 64 << 20
+    assert guest.round_s < guest.downtime_s
+    assert min(guest.source_vmm_peak_bytes, guest.target_vmm_peak_bytes) > 1 << 20
 
 
 def test_a_boot_is_shown_with_its_exits() -> None:

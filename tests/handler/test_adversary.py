@@ -66,6 +66,7 @@ def assert_aborted(hosts: Hosts) -> None:
         hosts.target.open(memoryview(b""))
 
 
+@pytest.mark.attack("records", "drops one, whichever it is", gains="denial of service")
 def test_a_dropped_record_is_refused_whichever_it_is() -> None:
     count = len(course()[1])
     for index in range(count - 1):
@@ -73,6 +74,7 @@ def test_a_dropped_record_is_refused_whichever_it_is() -> None:
         refused(hosts, records[:index] + records[index + 1 :], "out of turn|epoch token is missing|counts other")
 
 
+@pytest.mark.attack("records", "repeats one, whichever it is", gains="denial of service")
 def test_a_repeated_record_is_refused_whichever_it_is() -> None:
     count = len(course()[1])
     for index in range(count - 1):
@@ -80,18 +82,21 @@ def test_a_repeated_record_is_refused_whichever_it_is() -> None:
         refused(hosts, [*records[: index + 1], *records[index:]], "out of turn")
 
 
+@pytest.mark.attack("records", "plays a whole round again", gains="denial of service")
 def test_an_old_round_cannot_be_played_again() -> None:
     hosts, records = course(1)
     end = index_of(records, RecordKind.EPOCH) + 1
     refused(hosts, records[:end] + records[:end], "out of turn")
 
 
+@pytest.mark.attack("records", "reorders two of a channel", gains="denial of service")
 def test_two_records_of_a_channel_cannot_change_places() -> None:
     hosts, records = course(1)
     records[0], records[1] = records[1], records[0]
     refused(hosts, records, "out of turn")
 
 
+@pytest.mark.attack("records", "passes one channel's off as another's", gains="denial of service")
 def test_a_channels_records_cannot_be_passed_off_as_anothers() -> None:
     hosts, records = course(2)
     first = RecordHeader.decode(records[0])
@@ -101,12 +106,14 @@ def test_a_channels_records_cannot_be_passed_off_as_anothers() -> None:
     refused(hosts, [moved.encode() + records[0][HEADER_SIZE:]], "not authentic")
 
 
+@pytest.mark.attack("records", "keeps an epoch token back, to mix two rounds", gains="denial of service")
 def test_no_record_of_the_next_epoch_opens_before_every_channels_token() -> None:
     hosts, records = course(2)
     token = index_of(records, RecordKind.EPOCH, channel=1)
     refused(hosts, records[:token] + records[token + 1 :], "belongs to epoch 2 while 1 is open")
 
 
+@pytest.mark.attack("records", "brings one of an earlier epoch late", gains="denial of service")
 def test_a_record_of_an_earlier_epoch_cannot_come_late() -> None:
     hosts, records = course(2)
     late = index_of(records, RecordKind.PAGES, channel=1)
@@ -115,6 +122,7 @@ def test_a_record_of_an_earlier_epoch_cannot_come_late() -> None:
     refused(hosts, [*kept, records[late]], "out of turn|epoch")
 
 
+@pytest.mark.attack("records", "brings those of another migration of the same guest", gains="denial of service")
 def test_records_of_another_migration_of_the_same_guest_are_refused() -> None:
     hosts, old = course()
     hosts.source.cancel()
@@ -124,6 +132,7 @@ def test_records_of_another_migration_of_the_same_guest_are_refused() -> None:
     refused(hosts, old, "another migration")
 
 
+@pytest.mark.attack("records", "relabels one of another migration as one of this", gains="denial of service")
 def test_a_record_of_another_migration_relabelled_is_refused() -> None:
     hosts, old = course()
     hosts.source.cancel()
@@ -137,6 +146,7 @@ def test_a_record_of_another_migration_relabelled_is_refused() -> None:
     refused(hosts, [relabelled.encode() + old[0][HEADER_SIZE:]], "not authentic")
 
 
+@pytest.mark.attack("records", "reflects them to the source", gains="nothing")
 def test_records_sent_back_to_their_maker_are_refused() -> None:
     hosts, records = course()
     with pytest.raises(UserError, match="cannot open a record in state CLOSED"):
@@ -144,6 +154,7 @@ def test_records_sent_back_to_their_maker_are_refused() -> None:
     assert hosts.source.state is State.CLOSED
 
 
+@pytest.mark.attack("records", "leaves the close record out", gains="denial of service")
 def test_a_stream_cut_short_never_prepares_the_target() -> None:
     hosts, records = course()
     Vmm(hosts, 2).deliver(records[:-1])
@@ -157,6 +168,7 @@ REASONS = (
 )
 
 
+@pytest.mark.attack("records", "changes any bit of any one", gains="denial of service")
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_one_changed_bit_anywhere_in_any_record_is_refused(data: st.DataObject) -> None:
@@ -170,6 +182,7 @@ def test_one_changed_bit_anywhere_in_any_record_is_refused(data: st.DataObject) 
     refused(hosts, [*records[:index], bytes(edited)], REASONS)
 
 
+@pytest.mark.attack("lengths and addresses", "cuts a record off anywhere, or lengthens it", gains="denial of service")
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_record_cut_or_lengthened_anywhere_is_refused(data: st.DataObject) -> None:
@@ -180,6 +193,7 @@ def test_a_record_cut_or_lengthened_anywhere_is_refused(data: st.DataObject) -> 
     refused(hosts, [*records[:index], wrong], "truncated|too long|over the limit")
 
 
+@pytest.mark.attack("lengths and addresses", "brings a record that is longer than any", gains="denial of service")
 def test_a_record_over_the_limit_is_refused_unread() -> None:
     hosts, _ = course()
     refused(hosts, [bytes(MAX_RECORD + 1)], "over the limit")
@@ -193,6 +207,7 @@ def edited_bits(message: bytes) -> Iterator[bytes]:
         yield bytes(edited)
 
 
+@pytest.mark.attack("key exchange", "changes any byte of OFFER", gains="denial of service")
 def test_one_changed_bit_in_the_offer_ends_the_exchange() -> None:
     """Test that the target refuses an edited offer, or answers it in a way the source refuses."""
     hosts = Hosts()
@@ -204,6 +219,7 @@ def test_one_changed_bit_in_the_offer_ends_the_exchange() -> None:
         assert hosts.source.state is State.OFFERED
 
 
+@pytest.mark.attack("key exchange", "changes any byte of ANSWER", gains="nothing")
 def test_one_changed_bit_in_the_answer_is_refused_and_the_true_one_still_taken() -> None:
     hosts = Hosts()
     answer = hosts.target.answer(hosts.source.offer())
@@ -213,6 +229,7 @@ def test_one_changed_bit_in_the_answer_is_refused_and_the_true_one_still_taken()
     hosts.target.confirmed(hosts.source.confirm(answer))
 
 
+@pytest.mark.attack("key exchange", "changes any byte of CONFIRM", gains="denial of service")
 def test_one_changed_bit_in_the_confirmation_aborts_the_target() -> None:
     hosts = Hosts()
     confirm = hosts.source.confirm(hosts.target.answer(hosts.source.offer()))
@@ -236,6 +253,7 @@ def test_truncated_handshake_messages_are_refused(cut: int) -> None:
         hosts.source.confirm(answer[:cut])
 
 
+@pytest.mark.attack("key exchange", "reflects OFFER and ANSWER to their makers", gains="denial of service")
 def test_a_handshake_message_sent_back_to_its_maker_is_refused() -> None:
     hosts = Hosts()
     offer = hosts.source.offer()
@@ -246,6 +264,7 @@ def test_a_handshake_message_sent_back_to_its_maker_is_refused() -> None:
         hosts.target.confirmed(answer)
 
 
+@pytest.mark.attack("tokens", "changes any byte of PREPARED, FINAL and STARTED", gains="nothing")
 def test_edited_tokens_are_refused_and_change_nothing() -> None:
     hosts, records = course()
     Vmm(hosts, 2).deliver(records)
@@ -268,6 +287,7 @@ def test_edited_tokens_are_refused_and_change_nothing() -> None:
         assert hosts.source.state is State.FENCED
 
 
+@pytest.mark.attack("tokens", "reflects them, or brings those of another guest", gains="nothing")
 def test_tokens_sent_back_to_their_maker_or_from_another_migration_are_refused() -> None:
     hosts, records = course()
     Vmm(hosts, 2).deliver(records)
@@ -296,6 +316,7 @@ def between_check_and_use(guest: FakeGuest, change: Callable[[], None]) -> None:
     guest.window = changing  # type: ignore[method-assign]  # one moment in a race, made certain
 
 
+@pytest.mark.attack("memory under way", "rewrites a record between check and use", gains="nothing")
 @pytest.mark.parametrize("start", [0, HEADER_SIZE, HEADER_SIZE + 8, HEADER_SIZE + 8 + 4000])
 def test_a_slot_rewritten_between_check_and_use_changes_nothing(start: int) -> None:
     hosts = Hosts()
@@ -310,6 +331,7 @@ def test_a_slot_rewritten_between_check_and_use_changes_nothing(start: int) -> N
     assert hosts.landed.content(30) == hosts.guest.content(30)
 
 
+@pytest.mark.attack("memory under way", "rewrites the mailbox between check and use", gains="nothing")
 def test_a_mailbox_rewritten_between_check_and_use_changes_nothing() -> None:
     """Test that ENCRYPT and DECRYPT go on with what they copied, and answer the request they were asked."""
     hosts = Hosts()
@@ -373,6 +395,7 @@ def big_hosts() -> Hosts:
     return hosts
 
 
+@pytest.mark.attack("memory under way", "changes a record all the time while it is opened", gains="denial of service")
 @pytest.mark.parametrize("place", [HEADER_SIZE + 9, HEADER_SIZE + 512 * 8 + 1000, HEADER_SIZE + 512 * 8 + 2_000_000])
 def test_a_slot_that_changes_while_it_is_opened_never_gives_wrong_content(place: int) -> None:
     """Test that each racing open is refused, or gives exactly what the source sealed."""
@@ -416,6 +439,9 @@ def test_a_guest_that_writes_a_page_while_it_is_sealed_does_not_break_its_record
         assert sum(a != b for a, b in zip(bytes(hosts.landed.ram), bytes(ram), strict=True)) <= 1
 
 
+@pytest.mark.attack(
+    "memory under way", "changes the mailbox all the time while a page is sealed into it", gains="denial of service"
+)
 def test_a_mailbox_that_changes_while_a_page_is_sealed_never_holds_a_forged_tag() -> None:
     """Test that what ENCRYPT leaves is refused, or opens to the page as it was."""
     outcomes: set[str] = set()

@@ -9,7 +9,10 @@ import pytest
 
 from sealift.errors import PeerError, SealError, UserError
 from sealift.guest.handler.commit import FACTS, START, STEPS, Commit, Event, Role, State
-from sealift.wire.token import TokenKind
+from sealift.guest.handler.keys import mac
+from sealift.launch.secrets import resume_key, resume_request_key
+from sealift.wire.resume import split_request
+from sealift.wire.token import NO_CLOSE, Token, TokenKind
 
 from .rig import Hosts, write_some
 
@@ -19,6 +22,7 @@ TAKEN_BY = {
     Event.TAKE_FINAL: "FINAL",
     Event.TAKE_STARTED: "STARTED",
     Event.TAKE_ABORTED: "ABORTED",
+    Event.TAKE_RESUME: "RESUME",
 }
 
 SNAPSHOT = {State.SAVING, State.HELD, State.SAVED}
@@ -56,20 +60,56 @@ def following(situation: Situation) -> Iterator[Situation]:
             yield source, to, made | {"ABORTED"} if to is State.ABORTED else made, left
 
 
-def test_source_and_target_can_never_both_run() -> None:
-    """Test all interleavings of both tables, tokens being delivered any number of times in any order."""
-    start: Situation = (State.RUNNING, State.WAITING, frozenset(), False)
+def reachable(start: Situation) -> set[Situation]:
+    """Every situation that follows from one, tokens being delivered any number of times in any order."""
     todo, seen = [start], {start}
     while todo:
-        for situation in following(todo.pop()):
-            source, target, *_ = situation
-            assert not (FACTS[source].runs and FACTS[target].runs), situation
-            if situation not in seen:
-                seen.add(situation)
-                todo.append(situation)
+        fresh = set(following(todo.pop())) - seen
+        seen |= fresh
+        todo += fresh
+    return seen
+
+
+def twice(situations: set[Situation]) -> set[Situation]:
+    """Those in which two copies of the guest run."""
+    return {each for each in situations if FACTS[each[0]].runs and FACTS[each[1]].runs}
+
+
+BEGINNING: Situation = (State.RUNNING, State.WAITING, frozenset(), False)
+
+
+@pytest.mark.attack(
+    "tokens", "delivers them any number of times in any order: every course through both tables", gains="nothing"
+)
+def test_source_and_target_can_never_both_run() -> None:
+    """Test all interleavings of both tables, but for what an owner says."""
+    seen = reachable(BEGINNING)
+    assert not twice(seen)
     ends = {(source, target) for source, target, *_ in seen}
     assert (State.GONE, State.STARTED) in ends
     assert (State.RUNNING, State.ABORTED) in ends
+
+
+@pytest.mark.attack(
+    "tokens",
+    "has the owner believe that a target is lost which is not: every course from there",
+    gains="a second copy",
+)
+def test_an_owner_lets_a_source_run_whose_target_is_lost_and_only_a_wrong_one_makes_two() -> None:
+    """The owner's word is right if the target does not run and does nothing any more; no handler can know that."""
+    seen = reachable(BEGINNING)
+    lost = {
+        (source, State.ABORTED, tokens | {"RESUME"}, left)
+        for source, target, tokens, left in seen
+        if target is not State.STARTED
+    }
+    for situation in lost:
+        after = reachable(situation)
+        assert not twice(after)
+        if situation[0] is State.FENCED:
+            assert any(source is State.RUNNING for source, *_ in after), "the guest can run again"
+    wrong = {(source, target, tokens | {"RESUME"}, left) for source, target, tokens, left in seen}
+    assert {each[:2] for situation in wrong for each in twice(reachable(situation))} == {(State.RUNNING, State.STARTED)}
 
 
 def before_it_runs(start: State) -> set[State]:
@@ -133,6 +173,7 @@ def test_after_final_only_the_targets_word_counts() -> None:
     assert not hosts.source.may_run
 
 
+@pytest.mark.attack("tokens", "gives FINAL to a target whose ABORTED gave the guest back", gains="nothing")
 def test_an_aborted_target_gives_the_guest_back_and_never_starts() -> None:
     hosts = prepared()
     hosts.source.deliver(hosts.target.token(TokenKind.PREPARED))
@@ -196,6 +237,7 @@ def test_a_failed_target_tells_the_sending_source_which_then_runs_on() -> None:
     assert hosts.source.state is State.RUNNING
 
 
+@pytest.mark.attack("tokens", "brings an ABORTED of before the close record to a fenced source", gains="nothing")
 def test_an_abort_from_before_the_close_cannot_unfence_the_source() -> None:
     """Test that ABORTED without the close record's digest is refused by a fenced source."""
     hosts = prepared()
@@ -209,6 +251,7 @@ def test_an_abort_from_before_the_close_cannot_unfence_the_source() -> None:
     assert hosts.source.state is State.FENCED
 
 
+@pytest.mark.attack("tokens", "brings a PREPARED about another stream of the same migration", gains="nothing")
 def test_a_token_about_another_stream_of_this_migration_is_refused() -> None:
     hosts = prepared()
     incoming = hosts.target._incoming
@@ -219,6 +262,7 @@ def test_a_token_about_another_stream_of_this_migration_is_refused() -> None:
     assert hosts.source.state is State.CLOSED
 
 
+@pytest.mark.attack("receivers", "offers a receiver a second migration", gains="nothing")
 def test_a_receiver_serves_one_session_in_its_life() -> None:
     hosts = Hosts()
     hosts.connect()
@@ -236,3 +280,68 @@ def test_a_token_of_the_wrong_side_cannot_be_made() -> None:
             handler.token(kind)
     with pytest.raises(UserError, match="no ABORTED token"):
         hosts.source.token(TokenKind.ABORTED)
+
+
+# --- the owner's word ---------------------------------------------------------------------------------------------
+
+
+def fenced() -> Hosts:
+    hosts = prepared()
+    hosts.source.deliver(hosts.target.token(TokenKind.PREPARED))
+    hosts.source.token(TokenKind.FINAL)
+    return hosts
+
+
+def resume_token(hosts: Hosts, migration: bytes | None = None, key: bytes | None = None) -> bytes:
+    """What an owner makes; here from what it knows of the source's launch."""
+    body = Token(TokenKind.RESUME, migration or hosts.source.migration, NO_CLOSE).body()
+    return body + mac(resume_key(key or hosts.source_secret.key), body)
+
+
+def test_a_fenced_source_says_which_migration_left_it_so_and_takes_its_owners_word() -> None:
+    hosts = fenced()
+    request, found = split_request(hosts.source.resume_request())
+    assert found == mac(resume_request_key(hosts.source_secret.key), request.body())
+    assert (request.source, request.target) == (hosts.source.facts.measure, hosts.target.facts.measure)
+    assert (request.migration, request.instance_id) == (hosts.source.migration, hosts.source_secret.instance_id)
+    token = resume_token(hosts)
+    assert hosts.source.deliver(token) is TokenKind.RESUME
+    assert hosts.source.state is State.RUNNING
+    assert hosts.source.deliver(token) is None
+
+
+@pytest.mark.attack(
+    "tokens", "makes the owner's RESUME itself, or takes that of another migration of the same guest", gains="nothing"
+)
+def test_the_word_of_another_owner_or_about_another_migration_is_none() -> None:
+    hosts = fenced()
+    old = resume_token(hosts)
+    for wrong in (
+        resume_token(hosts, migration=bytes(16)),
+        resume_token(hosts, key=bytes(32)),
+        old[:-1] + bytes([old[-1] ^ 1]),
+    ):
+        with pytest.raises(SealError, match="RESUME"):
+            hosts.source.deliver(wrong)
+    assert hosts.source.state is State.FENCED
+    hosts.source.deliver(old)
+    hosts.receive_anew()
+    vmm = hosts.connect()
+    vmm.deliver([*vmm.round(), *vmm.finish()])
+    hosts.source.deliver(hosts.target.token(TokenKind.PREPARED))
+    hosts.source.token(TokenKind.FINAL)
+    with pytest.raises(SealError, match="about another migration"):
+        hosts.source.deliver(old)
+    assert hosts.source.state is State.FENCED
+
+
+def test_only_a_fenced_source_asks_and_is_let_go_on() -> None:
+    hosts = prepared()
+    for handler in (hosts.source, hosts.target):
+        with pytest.raises(UserError, match="cannot ask the owner"):
+            handler.resume_request()
+    with pytest.raises(UserError, match="cannot take the owner's RESUME token in state CLOSED"):
+        hosts.source.deliver(resume_token(hosts))
+    with pytest.raises(SealError, match="a RESUME token is"):
+        hosts.target.deliver(resume_token(hosts))
+    assert (hosts.source.state, hosts.target.state) == (State.CLOSED, State.PREPARED)

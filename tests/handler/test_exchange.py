@@ -32,6 +32,7 @@ WIDER = RamLayout((*LAYOUT.blocks[:1], RamBlock("high", Gpa(1 << 32), 33 * PAGE_
 RENAMED = RamLayout((*LAYOUT.blocks[:1], RamBlock("other", Gpa(1 << 32), 32 * PAGE_SIZE)))
 
 
+@pytest.mark.attack("receivers", "launches one with another policy, memory, C-bit or number of vCPUs", gains="nothing")
 @pytest.mark.parametrize(
     ("facts", "named"),
     [
@@ -52,12 +53,14 @@ def test_a_receiver_for_another_guest_says_all_that_differs(facts: LaunchFacts, 
     assert hosts.target.state is State.WAITING
 
 
+@pytest.mark.attack("receivers", "offers another instance of the same guest", gains="nothing")
 def test_a_receiver_of_another_instance_is_refused() -> None:
     hosts, other = Hosts(), Hosts()
     with pytest.raises(SealError, match="its instance id differ"):
         hosts.target.answer(other.source.offer())
 
 
+@pytest.mark.attack("receivers", "uses one that the owner did not approve", gains="nothing")
 def test_a_receiver_the_owner_did_not_approve_cannot_answer() -> None:
     hosts = Hosts()
     unapproved = MigrationSecret(hosts.instance, os.urandom(32))
@@ -66,6 +69,9 @@ def test_a_receiver_the_owner_did_not_approve_cannot_answer() -> None:
         target.answer(hosts.source.offer())
 
 
+@pytest.mark.attack(
+    "receivers", "uses one that was approved for another guest, or as another receiver", gains="denial of service"
+)
 @pytest.mark.parametrize("stolen", ["another pair key", "another receiver's pair key"])
 def test_a_receiver_with_a_wrong_pair_key_is_found_out(stolen: str) -> None:
     hosts = Hosts()
@@ -77,6 +83,7 @@ def test_a_receiver_with_a_wrong_pair_key_is_found_out(stolen: str) -> None:
     assert hosts.source.may_run
 
 
+@pytest.mark.attack("key exchange", "poses as the source", gains="denial of service")
 def test_a_source_without_the_guests_migration_key_is_found_out() -> None:
     hosts = Hosts()
     thief = Hosts(instance=hosts.instance)
@@ -85,6 +92,7 @@ def test_a_source_without_the_guests_migration_key_is_found_out() -> None:
         thief.source.confirm(answer)
 
 
+@pytest.mark.attack("key exchange", "brings the ANSWER to an earlier OFFER", gains="nothing")
 def test_an_answer_to_an_earlier_offer_is_refused() -> None:
     hosts = Hosts()
     answer = hosts.target.answer(hosts.source.offer())
@@ -93,6 +101,7 @@ def test_an_answer_to_an_earlier_offer_is_refused() -> None:
         hosts.source.confirm(answer)
 
 
+@pytest.mark.attack("key exchange", "puts a key of low order into OFFER or ANSWER", gains="denial of service")
 @pytest.mark.parametrize("point", LOW_ORDER)
 def test_a_public_key_of_low_order_is_refused_by_both(point: bytes) -> None:
     hosts = Hosts()
@@ -106,6 +115,7 @@ def test_a_public_key_of_low_order_is_refused_by_both(point: bytes) -> None:
         hosts.source.confirm(answer.replace(public, point))
 
 
+@pytest.mark.attack("key exchange", "sends the source its own key back", gains="denial of service")
 def test_ones_own_public_key_is_refused() -> None:
     hosts = Hosts()
     offer = hosts.source.offer()
@@ -124,6 +134,7 @@ def test_a_receiver_cannot_offer_nor_a_source_answer() -> None:
         hosts.source.answer(b"")
 
 
+@pytest.mark.attack("lengths and addresses", "brings a key exchange message longer than any", gains="denial of service")
 def test_an_overlong_message_is_refused_unread() -> None:
     with pytest.raises(PeerError, match="over the limit"):
         Hosts().target.answer(bytes(MAX_MESSAGE + 1))

@@ -71,6 +71,7 @@ def test_a_page_comes_as_the_same_record_the_ring_would_carry() -> None:
     assert asking.hosts.landed.content(10) == asking.hosts.guest.content(10)
 
 
+@pytest.mark.attack("requests", "asks the mailbox twice, for two ciphertexts under one nonce", gains="nothing")
 def test_the_same_request_again_gives_the_same_bytes_and_seals_nothing() -> None:
     asking = Asking()
     asking.ask(Command.ENCRYPT, 10 * PAGE_SIZE)
@@ -100,6 +101,9 @@ def test_an_old_number_or_another_command_under_the_last_one_is_stale(number: in
     assert asking.ask(Command.ENCRYPT, 10 * PAGE_SIZE) is Result.OK, "the page was not spent"
 
 
+@pytest.mark.attack(
+    "lengths and addresses", "asks the mailbox for pages that are not in RAM, or never travel", gains="nothing"
+)
 @pytest.mark.parametrize(
     ("gpa", "result"),
     [

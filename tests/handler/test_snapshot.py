@@ -186,6 +186,7 @@ def test_what_the_guest_wrote_is_not_in_its_snapshot(hosts: Hosts) -> None:
 # --- whoever holds the file -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("files", "changes any record of a snapshot", gains="denial of service")
 def test_a_changed_bit_is_refused_in_whichever_record_it_is(hosts: Hosts) -> None:
     snapshot = take(hosts)
     for index, record in enumerate(snapshot.records):
@@ -197,6 +198,7 @@ def test_a_changed_bit_is_refused_in_whichever_record_it_is(hosts: Hosts) -> Non
             refused(receiver, replace(snapshot, records=records), "record|epoch|close")
 
 
+@pytest.mark.attack("files", "drops, repeats or exchanges records of a snapshot", gains="denial of service")
 def test_dropped_repeated_and_exchanged_records_are_refused(hosts: Hosts) -> None:
     snapshot = take(hosts)
     records = snapshot.records
@@ -217,6 +219,7 @@ def test_a_truncated_snapshot_does_not_start(hosts: Hosts) -> None:
     assert not receiver.handler.may_run
 
 
+@pytest.mark.attack("files", "mixes two snapshots of one guest", gains="denial of service")
 @pytest.mark.parametrize("splice", [0, 3, -1])
 def test_records_of_another_snapshot_of_the_same_guest_are_refused(hosts: Hosts, splice: int) -> None:
     older, newer = take(hosts), take(hosts)
@@ -225,11 +228,13 @@ def test_records_of_another_snapshot_of_the_same_guest_are_refused(hosts: Hosts,
     refused(Receiver(hosts, newer.header), replace(newer, records=records), "another migration")
 
 
+@pytest.mark.attack("files", "puts another snapshot's end behind it", gains="denial of service")
 def test_the_end_of_another_snapshot_is_refused(hosts: Hosts) -> None:
     older, newer = take(hosts), take(hosts)
     refused(Receiver(hosts, newer.header), replace(newer, end=older.end), "another migration")
 
 
+@pytest.mark.attack("files", "changes what lies in clear between the records", gains="denial of service")
 def test_whatever_lies_beside_the_records_is_covered_by_the_end(hosts: Hosts) -> None:
     snapshot = take(hosts)
     receiver = Receiver(hosts, snapshot.header)
@@ -246,6 +251,7 @@ def test_no_other_end_will_do(hosts: Hosts, at: int) -> None:
     refused(Receiver(hosts, snapshot.header), replace(snapshot, end=bytes(altered)), "token")
 
 
+@pytest.mark.attack("files", "puts a snapshot's header before another's records", gains="denial of service")
 def test_a_header_put_before_another_snapshots_records_opens_none(hosts: Hosts) -> None:
     """Not even with the id of those records in it."""
     older, newer = take(hosts), take(hosts, channels=2)
@@ -292,6 +298,7 @@ def test_another_instance_is_refused_by_its_name(hosts: Hosts) -> None:
 # --- whoever drives the handlers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("files", "restores twice with one release of the owner", gains="nothing")
 def test_a_receiver_restores_once_in_its_life(hosts: Hosts) -> None:
     receiver = Receiver(hosts, (snapshot := take(hosts)).header)
     receiver.restore(snapshot)
@@ -319,6 +326,7 @@ def test_a_snapshots_end_is_no_final_and_final_is_no_end(hosts: Hosts) -> None:
     assert hosts.target.state is State.PREPARED
 
 
+@pytest.mark.attack("files", "restores a recorded migration as a snapshot", gains="denial of service")
 def test_a_migrations_token_cannot_end_a_snapshot(hosts: Hosts) -> None:
     header, vmm = saving(hosts)
     records = [*vmm.round(), *vmm.finish()]
@@ -328,6 +336,7 @@ def test_a_migrations_token_cannot_end_a_snapshot(hosts: Hosts) -> None:
     refused(Receiver(hosts, header), snapshot, "FINAL token cannot end a snapshot")
 
 
+@pytest.mark.attack("files", "ends a snapshot by a migration's FINAL", gains="denial of service")
 def test_a_restore_takes_no_final_in_the_place_of_its_end(hosts: Hosts) -> None:
     header, vmm = saving(hosts)
     records = [*vmm.round(), *vmm.finish()]

@@ -37,6 +37,7 @@ def test_no_nonce_is_used_twice_over_a_whole_migration() -> None:
         assert sequences == list(range(len(sequences)))
 
 
+@pytest.mark.attack("requests", "repeats a pull, for two ciphertexts under one nonce", gains="nothing")
 def test_a_repeated_pull_gets_nothing_and_seals_nothing() -> None:
     hosts, vmm = sending()
     hosts.source.begin_epoch()
@@ -136,6 +137,7 @@ def test_the_guest_must_be_stopped_before_the_last_round() -> None:
     assert not hosts.source.may_run
 
 
+@pytest.mark.attack("dirty sets", "closes the stream over pages that were written since", gains="nothing")
 def test_the_stream_cannot_close_while_anything_is_unsent() -> None:
     hosts, vmm = sending()
     vmm.round()
@@ -165,6 +167,7 @@ def test_the_stream_cannot_close_while_anything_is_unsent() -> None:
     assert hosts.source.close() == record
 
 
+@pytest.mark.attack("dirty sets", "has FINAL made over a page that was written after the close record", gains="nothing")
 def test_final_is_not_made_once_something_was_written_after_the_close() -> None:
     hosts, _ = closed()
     hosts.source.deliver(hosts.target.token(TokenKind.PREPARED))
@@ -174,6 +177,9 @@ def test_final_is_not_made_once_something_was_written_after_the_close() -> None:
     assert hosts.source.state is State.CLEARED
 
 
+@pytest.mark.attack(
+    "two targets", "seals for one target and offers to another in the middle", gains="denial of service"
+)
 def test_a_new_offer_ends_the_session_before_it() -> None:
     hosts, vmm = sending()
     hosts.source.begin_epoch()

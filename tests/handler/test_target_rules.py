@@ -186,6 +186,7 @@ def test_nothing_is_opened_after_the_close_record() -> None:
         forge.pages([1])
 
 
+@pytest.mark.attack("records", "relabels one as of another leg", gains="denial of service")
 def test_a_record_of_another_leg_is_refused() -> None:
     hosts = Hosts()
     write_some(hosts.guest)

@@ -56,6 +56,7 @@ def test_a_page_may_be_zero_in_one_round_and_not_in_the_next_and_the_other_way_r
     assert hosts.same()
 
 
+@pytest.mark.attack("records", "makes a page one of zeros by its header", gains="denial of service")
 def test_nobody_on_the_wire_can_make_a_page_zero() -> None:
     hosts = Hosts(flags=MigrationFlags.SKIP_ZERO_PAGES)
     vmm = zeroing_some(hosts)

@@ -63,6 +63,7 @@ class Meddler:
         return self._attack(self._seen[:-1], data)
 
 
+@pytest.mark.attack("network", "drops, repeats and replaces records between two hosts", gains="denial of service")
 @pytest.mark.parametrize("attack", [dropped, repeated, replaced_by_an_older_one, sent_again_before_it])
 def test_a_page_that_is_not_where_it_belongs_is_refused_and_the_guest_runs_on(world: rig.World, attack: Attack) -> None:
     guest = world.start()
@@ -103,6 +104,7 @@ def test_two_records_cannot_change_places(world: rig.World) -> None:
     guest.work(8)
 
 
+@pytest.mark.attack("whole migrations", "plays the wire of an earlier one to a new target", gains="denial of service")
 def test_an_earlier_migration_cannot_be_played_to_a_new_target(world: rig.World) -> None:
     """The whole wire of a migration that was given up, sent again: the new receiver has other keys."""
     guest = world.start()

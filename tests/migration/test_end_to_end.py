@@ -47,6 +47,7 @@ def test_a_guest_goes_on_at_the_target_where_it_stopped(world: rig.World, transf
     assert twin.text.startswith(whole[: whole.rindex("\n")])
 
 
+@pytest.mark.attack("requests", "runs a guest on the host that it has left", gains="nothing")
 def test_the_source_cannot_run_what_it_gave_away(world: rig.World) -> None:
     guest = world.start()
     moved(world, guest)
@@ -54,6 +55,7 @@ def test_the_source_cannot_run_what_it_gave_away(world: rig.World) -> None:
     assert guest.machine.platform.status().phase is Phase.GONE
 
 
+@pytest.mark.attack("guest memory", "searches the host that a guest has left", gains="nothing")
 def test_nothing_of_a_guest_that_left_stays_in_the_sources_memory(world: rig.World) -> None:
     guest = world.start()
     guest.work(8)
@@ -104,6 +106,7 @@ def test_a_paused_guest_arrives_paused_and_whole(world: rig.World) -> None:
     there.work(4)
 
 
+@pytest.mark.attack("network", "reads every byte on the wire", gains="nothing: what is shared anyway, and lengths")
 def test_the_wire_shows_what_is_shared_and_nothing_that_is_private(world: rig.World) -> None:
     """The marker stands in every shared page: that it is found says that the search for the secret would find it."""
     guest = world.start()
@@ -345,6 +348,7 @@ def test_a_guest_can_move_after_an_attempt_failed(world: rig.World) -> None:
     there.work(8)
 
 
+@pytest.mark.attack("receivers", "waits with another owner than the guest's", gains="nothing")
 def test_a_target_that_its_owner_does_not_approve_gets_nothing(world: rig.World, hosts: Path) -> None:
     guest = world.start()
     guest.work(4)
@@ -427,7 +431,7 @@ def lost_after_final(world: rig.World, guest: rig.Guest, *, deliver_final: bool)
     info = attempt.end()
     assert info.status == "failed"
     assert info.x_sealift_fenced
-    assert "--settle FILE" in (info.error_desc or "")
+    assert "sealift token import" in (info.error_desc or "")
     assert guest.machine.state is RunState.FINISH_MIGRATE
     assert guest.machine.platform.status().phase is Phase.FENCED
     return attempt

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sealift.errors import SealiftError, UserError
+from sealift.owner.decisions import Outcome
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.transport import SILENCE_LIMIT_S, TcpAddress, connect
 from sealift.vmm.qmp.commands import COMMANDS
@@ -77,7 +78,7 @@ def silenced(world: rig.World, guest: rig.Guest, path: Path, *, swallow_final: b
     assert info.status == "failed"
     assert info.x_sealift_fenced
     assert "has not answered for 1 s" in (info.error_desc or "")
-    assert "sealift migrate ledger --settle FILE" in (info.error_desc or "")
+    assert "sealift token import ledger FILE" in (info.error_desc or "")
     assert guest.machine.platform.status().phase is Phase.FENCED
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     return attempt, path.read_bytes()
@@ -91,6 +92,7 @@ def serve(attempt: rig.Attempt) -> None:
         attempt.refused = str(error)
 
 
+@pytest.mark.attack("network", "swallows everything from FINAL on", gains="denial of service")
 def test_a_swallowed_final_ends_with_the_guest_running_at_the_source_once_the_token_is_brought(
     world: rig.World, tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_swallowed_final_ends_with_the_guest_running_at_the_source_once_the_to
     guest.work(8)
 
 
+@pytest.mark.attack("network", "swallows everything from STARTED on", gains="denial of service")
 def test_a_swallowed_started_ends_with_the_guest_at_the_target_alone(world: rig.World, tmp_path: Path) -> None:
     guest = world.start()
     guest.work(4)
@@ -125,6 +128,55 @@ def test_a_swallowed_started_ends_with_the_guest_at_the_target_alone(world: rig.
     there.work(4)
 
 
+def test_a_guest_whose_target_is_lost_runs_on_at_its_owners_word(world: rig.World, tmp_path: Path) -> None:
+    guest = world.start()
+    guest.work(4)
+    attempt, kept = silenced(world, guest, tmp_path / "token", swallow_final=True)
+    request = attempt.migration.resume_request()
+    for at in (10, 30, 60, 120, 160):
+        altered = bytearray(request)
+        altered[at] ^= 1
+        with pytest.raises(SealiftError):
+            world.owner.resume(bytes(altered))
+    assert attempt.migration.info().x_sealift_fenced
+    word = world.owner.resume(request, "the host burnt down")
+    assert world.owner.resume(request) == word
+    attempt.migration.settle(word)
+    assert guest.machine.platform.status().phase is Phase.RUNNING
+    guest.work(8)
+    with pytest.raises(UserError, match="waits for no token"):
+        attempt.migration.settle(kept)
+    (said, _) = [each for each in world.owner.log.read() if each.outcome is Outcome.RESUMED]
+    assert said.reason.endswith("is lost: the host burnt down")
+    assert said.launch in said.sentence
+    again = rig.attempt(world, guest)
+    again.begin()
+    assert again.end().status == "completed"
+    again.guest().work(4)
+
+
+@pytest.mark.attack(
+    "tokens",
+    "runs the guest after its owner gave it up as lost, and asks for more",
+    gains="a second copy, which can move nowhere",
+)
+def test_what_an_owner_gave_up_as_lost_gets_nothing_more(world: rig.World, tmp_path: Path) -> None:
+    """The owner was wrong: the target runs. Two copies are what it was warned of; one of them goes nowhere."""
+    guest = world.start()
+    guest.work(4)
+    attempt, _ = silenced(world, guest, tmp_path / "token", swallow_final=False)
+    there = attempt.guest()
+    attempt.migration.settle(world.owner.resume(attempt.migration.resume_request()))
+    guest.work(4)
+    onward = rig.attempt(world, there)
+    onward.begin()
+    info = onward.end(listening=True)
+    assert info.status == "failed"
+    assert "what runs there must not be: in migration" in (info.error_desc or "")
+    there.work(4)
+
+
+@pytest.mark.attack("tokens", "forges the token that settles a fenced guest", gains="nothing")
 def test_a_forged_token_settles_nothing(world: rig.World, tmp_path: Path) -> None:
     guest = world.start()
     guest.work(4)

@@ -96,6 +96,7 @@ def test_a_lost_connection_ends_the_migration_on_both_sides_and_the_guest_runs_o
     guest.work(4)
 
 
+@pytest.mark.attack("network", "takes a channel's place with a connection of its own", gains="nothing")
 def test_a_stranger_takes_no_place_among_the_connections() -> None:
     listener = Listener(TcpAddress("127.0.0.1", 0))
     with closing(Reception(listener, Patience(introduction_s=rig.PATIENCE_S), rig.NOBODY)) as reception:
@@ -212,6 +213,7 @@ def test_nobody_waits_for_the_tokens_of_a_channel_that_has_ended() -> None:
     assert sink.taken == [(1, 0)]
 
 
+@pytest.mark.attack("records", "sends one on another channel's connection", gains="denial of service")
 def test_a_record_on_another_channels_connection_ends_the_migration() -> None:
     ours, theirs = socket.socketpair()
     with ours, closing(Alarm()) as alarm:

@@ -57,6 +57,7 @@ def altered(offset: int) -> Callable[[Meddler, OnTheWire], bytes]:
     return meddle
 
 
+@pytest.mark.attack("method psp", "changes a packet", gains="denial of service")
 @pytest.mark.parametrize(
     ("offset", "reason"),
     [(MAC, "the packet's MAC fails"), (PAYLOAD, "the packet's MAC fails"), (NONCE, "the packet is of another session")],
@@ -75,6 +76,7 @@ def test_an_altered_packet_is_refused_and_the_guest_runs_on(sendable: rig.World,
     guest.work(4)
 
 
+@pytest.mark.attack("method psp", "brings a packet of another session", gains="denial of service")
 def test_a_packet_of_another_session_is_refused(sendable: rig.World) -> None:
     """Sessions have keys of their own: what was collected before a SEND_CANCEL is of no use after it."""
     guest = sendable.start()
@@ -97,6 +99,7 @@ def test_a_packet_of_another_session_is_refused(sendable: rig.World) -> None:
     guest.work(4)
 
 
+@pytest.mark.attack("method psp", "alters the target's certificates", gains="denial of service")
 def test_a_tampered_chain_of_the_target_gets_nothing(sendable: rig.World, monkeypatch: pytest.MonkeyPatch) -> None:
     guest = sendable.start()
     guest.work(4)
@@ -142,6 +145,11 @@ def test_a_lost_or_doubled_packet_is_noticed_as_long_as_nobody_hides_it(
     guest.work(4)
 
 
+@pytest.mark.attack(
+    "method psp",
+    "leaves a packet out, and corrects the count",
+    gains="as AMD's protocol gives: the target keeps an older page",
+)
 def test_an_attacker_can_hide_that_a_packet_is_missing(sendable: rig.World) -> None:
     """The count of packets is in clear and authenticated by nothing: the method does not promise completeness."""
 
@@ -164,6 +172,9 @@ def test_an_attacker_can_hide_that_a_packet_is_missing(sendable: rig.World) -> N
     attempt.guest()
 
 
+@pytest.mark.attack(
+    "method psp", "brings an old packet of the session again", gains="as AMD's protocol gives: a page is rolled back"
+)
 def test_an_old_packet_of_the_session_is_taken_for_a_new_one(hosts: Path) -> None:
     """Whatever is sent again is replaced by what was sent first, and nobody but the guest could notice."""
     first: dict[int, bytes] = {}
@@ -195,6 +206,9 @@ def test_an_old_packet_of_the_session_is_taken_for_a_new_one(hosts: Path) -> Non
         assert stale
 
 
+@pytest.mark.attack(
+    "method psp", "exchanges the places of two packets", gains="as AMD's protocol gives: pages change places"
+)
 def test_packets_can_be_put_to_each_others_addresses(sendable: rig.World) -> None:
     """A packet's MAC covers no address."""
 

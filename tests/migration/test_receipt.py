@@ -67,6 +67,7 @@ def test_a_target_that_keeps_its_half_back_keeps_nothing_else(
     assert judged(world, receipt).faults == ("the target's half is missing",)
 
 
+@pytest.mark.attack("tokens", "shows half of an earlier migration's receipt", gains="nothing")
 def test_a_half_of_an_earlier_migration_is_found_out(world: rig.World, monkeypatch: pytest.MonkeyPatch) -> None:
     first, earlier, _ = moved(world, world.start())
     assert earlier is not None

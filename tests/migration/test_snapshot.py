@@ -237,6 +237,7 @@ def test_an_owner_that_lets_nothing_be_restored_is_asked_and_obeyed(world: rig.W
     restored(world, file).work(4)
 
 
+@pytest.mark.attack("files", "restores it on a host of its own", gains="nothing")
 def test_a_host_that_the_owner_did_not_list_restores_nothing(world: rig.World, file: Path) -> None:
     guest = world.start()
     guest.work(4)
@@ -257,6 +258,7 @@ def test_another_owner_cannot_restore_it(world: rig.World, hosts: Path, file: Pa
 # --- whoever holds the file -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("files", "changes a snapshot's file anywhere", gains="denial of service")
 def test_an_altered_file_is_refused_wherever_it_was_altered(world: rig.World, file: Path) -> None:
     """In what is sealed and in what is in clear: headers, shared pages, devices, description, end."""
     guest = world.start()
@@ -278,6 +280,7 @@ def test_an_altered_file_is_refused_wherever_it_was_altered(world: rig.World, fi
         refused(world, altered, "cannot be restored")
 
 
+@pytest.mark.attack("files", "changes a shared page in it, which nothing seals", gains="denial of service")
 def test_a_shared_page_that_was_altered_is_found_by_the_end_alone(world: rig.World, file: Path) -> None:
     guest = world.start()
     guest.work(4)
@@ -287,6 +290,7 @@ def test_a_shared_page_that_was_altered_is_found_by_the_end_alone(world: rig.Wor
     refused(world, file, "the snapshot was altered")
 
 
+@pytest.mark.attack("files", "cuts it off", gains="denial of service")
 @pytest.mark.parametrize("left", [0, 3, 100, -END_SIZE - 1, -END_SIZE, -1])
 def test_a_truncated_file_is_refused(world: rig.World, file: Path, left: int) -> None:
     guest = world.start()
@@ -305,6 +309,7 @@ def test_a_file_with_more_behind_its_end_is_refused(world: rig.World, file: Path
     refused(world, file, "do not end together")
 
 
+@pytest.mark.attack("files", "puts the front of one before the rest of another", gains="denial of service")
 def test_two_snapshots_of_one_guest_cannot_be_mixed(world: rig.World, file: Path) -> None:
     """The older one's front before the newer one's rest, as somebody would who wants both."""
     guest = world.start()

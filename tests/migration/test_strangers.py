@@ -51,6 +51,7 @@ def stranger(attempt: rig.Attempt) -> Iterator[socket.socket]:
         yield sock
 
 
+@pytest.mark.attack("network", "connects first, and says nothing or nonsense", gains="nothing")
 def test_a_silent_stranger_keeps_nobody_waiting_and_a_babbling_one_is_told_why(world: rig.World) -> None:
     guest = world.start()
     guest.work(4)
@@ -119,6 +120,7 @@ def serve(attempt: rig.Attempt) -> None:
         attempt.arrived = attempt.incoming.serve()
 
 
+@pytest.mark.attack("lengths and addresses", "introduces a guest that no machine could hold", gains="nothing")
 @pytest.mark.parametrize(
     "beyond",
     [

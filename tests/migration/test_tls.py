@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from sealift.errors import UserError
+from sealift.errors import LostError, UserError
+from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.parameters import Capability, Parameters
+from sealift.vmm.migration.route import Route
+from sealift.vmm.migration.source import Migration
+from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.tls import Credentials, read_psk
-from sealift.vmm.migration.transport import UnixAddress
+from sealift.vmm.migration.transport import TcpAddress, UnixAddress
 
 from . import rig
 from .certificates import Authority
@@ -57,6 +64,41 @@ def reason(attempt: rig.Attempt) -> str:
     return attempt.info.error_desc or ""
 
 
+def test_a_cancel_ends_a_handshake_that_the_target_is_silent_in(world: rig.World, sides: Sides) -> None:
+    guest = world.start()
+    guest.work(4)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        migration = Migration(
+            guest.machine, guest.launched, guest.name, sides.parameters, lambda _: None, SystemClock()
+        )
+        infos: list[MigrationInfo] = []
+        thread = threading.Thread(
+            target=lambda: infos.append(migration.run(f"tcp:127.0.0.1:{silent.getsockname()[1]}"))
+        )
+        thread.start()
+        met, _ = silent.accept()
+        with met:
+            assert met.recv(1, socket.MSG_PEEK), "the source has begun the handshake"
+            migration.cancel()
+            thread.join(rig.PATIENCE_S)
+            assert met.recv(1 << 16), "the source's first words"
+            assert met.recv(1) == b"", "nothing comes after them"
+    assert [info.status for info in infos] == ["cancelled"]
+    guest.work(4)
+
+
+def test_who_has_hung_up_makes_no_more_connections() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        route = Route(TcpAddress("127.0.0.1", server.getsockname()[1]), "", "")
+        with contextlib.closing(route), route.connect() as first:
+            met, _ = server.accept()
+            with met:
+                route.hang_up()
+                assert (first.recv(1), met.recv(1)) == (b"", b"")
+            with pytest.raises(LostError, match="no more connections"):
+                route.connect()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_guest_moves_through_tls_on_every_connection(hosts: Path, sides: Sides, channels: int) -> None:
     with rig.world(hosts, rig.recipe(megabytes=32)) as world:
@@ -73,6 +115,7 @@ def test_a_guest_moves_through_tls_on_every_connection(hosts: Path, sides: Sides
         attempt.guest().work(8)
 
 
+@pytest.mark.attack("network", "poses as the target of a source that wants TLS", gains="denial of service")
 def test_a_target_whose_certificate_another_authority_signed_gets_nothing(
     world: rig.World, sides: Sides, tmp_path: Path
 ) -> None:
@@ -82,6 +125,7 @@ def test_a_target_whose_certificate_another_authority_signed_gets_nothing(
     assert not attempt.tapes
 
 
+@pytest.mark.attack("network", "poses as a source to a target that wants TLS", gains="nothing")
 def test_a_source_whose_certificate_another_authority_signed_is_not_listened_to(
     world: rig.World, sides: Sides, tmp_path: Path
 ) -> None:

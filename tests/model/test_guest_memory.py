@@ -131,6 +131,9 @@ def _bits_of_memory(truth: Truth) -> dict[str, bool]:
     }
 
 
+@pytest.mark.attack(
+    "page states", "reads the shared plane through any course of writes, flips and host accesses", gains="nothing"
+)
 @pytest.mark.parametrize("launched", [True, False], ids=["launched content", "a hole written through C=0"])
 @given(actions=st.lists(st.sampled_from(Action), max_size=14))
 def test_memory_and_model_agree_on_every_bit_and_no_secret_shows(launched: bool, actions: list[Action]) -> None:  # noqa: FBT001  # a test parameter

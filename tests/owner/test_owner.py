@@ -20,7 +20,7 @@ from sealift.guest.programs import program
 from sealift.launch.image import GuestRecipe
 from sealift.launch.secrets import GUEST_GUID, MigrationFlags, MigrationSecret, pair_key, snapshot_key
 from sealift.owner.definition import GuestDefinition
-from sealift.owner.ledger import BEGUN_LIMIT
+from sealift.owner.ledger import HOST_LIMIT
 from sealift.owner.owner import Owner
 from sealift.owner.receivers import ReceiverRule, Scope
 from sealift.owner.settings import RestoreRule
@@ -89,6 +89,7 @@ def test_any_accepted_handler_may_run_and_no_other(owner: Owner, host: Host, rec
     _launch(owner, host, recipe)
 
 
+@pytest.mark.attack("receivers", "runs another migration handler than it says", gains="nothing")
 def test_a_platform_that_runs_another_handler_than_it_said_gets_nothing(
     owner: Owner, host: Host, recipe: GuestRecipe
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_platform_that_runs_another_handler_than_it_said_gets_nothing(
         owner.release(grant.launch_id, host.load(grant, recipe))
 
 
+@pytest.mark.attack("receivers", "launches something else than the guest", gains="nothing")
 @pytest.mark.parametrize(
     "change",
     [
@@ -148,6 +150,7 @@ def test_a_launch_releases_once(owner: Owner, host: Host, recipe: GuestRecipe) -
         owner.release(grant.launch_id, measure)
 
 
+@pytest.mark.attack("receivers", "asks for one launch's secret twice at once", gains="nothing")
 def test_a_launch_releases_once_to_requests_that_race(
     owner: Owner, host: Host, recipe: GuestRecipe, tmp_path: Path
 ) -> None:
@@ -302,6 +305,7 @@ def test_a_receiver_has_the_guests_policy(
     assert today.begin_receiver(make_host("b").evidence(), source).policy == strict
 
 
+@pytest.mark.attack("receivers", "launches the guest itself in a receiver's place", gains="nothing")
 def test_the_guest_itself_cannot_be_launched_as_a_receiver(
     owner: Owner, make_host: MakeHost, recipe: GuestRecipe
 ) -> None:
@@ -340,6 +344,7 @@ def test_listed_hosts_only(owner: Owner, make_host: MakeHost, recipe: GuestRecip
     _receive(owner, target, recipe, source)
 
 
+@pytest.mark.attack("receivers", "launches the receiver on a platform that is not genuine", gains="nothing")
 def test_a_receiver_must_be_genuine_too(owner: Owner, make_host: MakeHost, recipe: GuestRecipe) -> None:
     source, _ = _launch(owner, make_host("a"), recipe)
     target = make_host("b")
@@ -393,7 +398,7 @@ def test_a_released_launch_keeps_only_what_the_next_hop_needs(
     before = owner.ledger.find(grant.launch_id)
     assert before is not None
     assert before.transport is not None
-    begun = tmp_path / "owner" / "begun" / grant.launch_id
+    (begun,) = (tmp_path / "owner" / "begun").glob(f"{grant.launch_id}.*")
     assert before.transport.tik in begun.read_bytes()
     owner.release(grant.launch_id, host.load(grant, recipe))
     assert not begun.exists()
@@ -403,12 +408,24 @@ def test_a_released_launch_keeps_only_what_the_next_hop_needs(
     assert before.key in record.read_bytes()
 
 
-def test_launches_that_are_only_begun_do_not_fill_the_disk(owner: Owner, host: Host, recipe: GuestRecipe) -> None:
+def test_launches_that_are_only_begun_fill_no_disk_and_cost_another_host_nothing(
+    owner: Owner,
+    host: Host,
+    make_host: MakeHost,
+    recipe: GuestRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = owner.begin(make_host("other").evidence())
     evidence = host.evidence()
     first = owner.begin(evidence)
-    for _ in range(BEGUN_LIMIT):
+    for _ in range(HOST_LIMIT):
         last = owner.begin(evidence)
     assert owner.ledger.find(first.launch_id) is None
+    assert owner.ledger.find(other.launch_id) is not None
+    monkeypatch.setattr("sealift.owner.ledger.BEGUN_LIMIT", 3)
+    assert owner.ledger.find(owner.begin(evidence).launch_id) is not None
+    assert len(list((tmp_path / "owner" / "begun").glob("[0-9a-f]*"))) == 3
     host.restart()
     owner.release(last.launch_id, host.load(last, recipe))
     assert owner.ledger.find(last.launch_id) is not None
@@ -441,7 +458,8 @@ def test_nonsense_is_not_trusted(owner: Owner, ark: bytes) -> None:
 @pytest.mark.parametrize("content", [b"{}x", b'{"receivers": "\xff"}', b'{"x":' + b"[" * 5000])
 def test_damaged_files_have_sentences(owner: Owner, host: Host, tmp_path: Path, content: bytes) -> None:
     grant = owner.begin(host.evidence())
-    (tmp_path / "owner" / "begun" / grant.launch_id).write_bytes(b"\xc1")
+    (begun,) = (tmp_path / "owner" / "begun").glob(f"{grant.launch_id}.*")
+    begun.write_bytes(b"\xc1")
     with pytest.raises(UserError, match=f"the record of launch {grant.launch_id} is damaged"):
         owner.release(grant.launch_id, bytes(48))
     (tmp_path / "owner" / "settings.json").write_bytes(content)

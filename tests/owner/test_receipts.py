@@ -137,6 +137,7 @@ ALTERED: dict[str, tuple[Callable[[Statement], Statement], str]] = {
 }
 
 
+@pytest.mark.attack("tokens", "alters a receipt", gains="nothing")
 @pytest.mark.parametrize("field", ALTERED)
 def test_an_altered_field_of_either_half_is_named(moves: Moves, field: str) -> None:
     source = moves.launch()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sealift.errors import RefusedError, StreamError, UserError
 from sealift.launch.image import GuestRecipe
-from sealift.owner.decisions import LOG_FILE, OLDER_FILE, Decision, DecisionLog, Outcome
+from sealift.owner.decisions import LOG_FILE, REFUSALS_FILE, Decision, DecisionLog, Outcome, folded, older, timestamp
 from sealift.owner.owner import Owner
 from sealift.owner.receivers import ANYWHERE, ReceiverRule, Scope, in_order, require_approved, with_rule
 from sealift.privatefiles import PrivateDirectory
@@ -167,21 +167,47 @@ def test_mistakes_have_sentences(tmp_path: Path, words: tuple[str, ...], status:
 # --- the log ------------------------------------------------------------------------------------------------------
 
 
-def decision(number: int, reason: str = "because") -> Decision:
-    return Decision("2026-01-01T00:00:00Z", Outcome.REFUSED, "a launch", reason, launch=f"{number:032x}")
+def decision(number: int, reason: str = "because", outcome: Outcome = Outcome.REFUSED) -> Decision:
+    return Decision(timestamp(1_800_000_000 + number), outcome, "a launch", reason, launch=f"{number:032x}")
 
 
-def test_the_log_is_bounded_and_keeps_the_latest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("outcome", "file"), [(Outcome.REFUSED, REFUSALS_FILE), (Outcome.BEGAN, LOG_FILE)])
+def test_the_log_is_bounded_and_keeps_the_latest(tmp_path: Path, outcome: Outcome, file: str) -> None:
     directory = PrivateDirectory(tmp_path / "owner", "owner")
     log = DecisionLog(directory, limit=4096)
     for number in range(500):
-        log.add(decision(number))
-        assert directory.size(LOG_FILE) <= 4096
-        assert directory.size(OLDER_FILE) <= 4096
+        log.add(decision(number, outcome=outcome))
+        assert directory.size(file) <= 4096
+        assert directory.size(older(file)) <= 4096
     kept = [int(entry.launch, 16) for entry in log.read()]
     assert kept == list(range(kept[0], 500))
     assert len(kept) > 4096 // 200
-    assert (tmp_path / "owner" / OLDER_FILE).stat().st_mode & 0o077 == 0
+    assert (tmp_path / "owner" / older(file)).stat().st_mode & 0o077 == 0
+
+
+def test_who_is_refused_without_end_pushes_no_decision_out(tmp_path: Path) -> None:
+    log = DecisionLog(PrivateDirectory(tmp_path / "owner", "owner"), limit=4096)
+    taken = [decision(0, outcome=Outcome.BEGAN), decision(250, outcome=Outcome.RELEASED)]
+    for number in range(500):
+        log.add(decision(number))
+        for one in taken:
+            if one.launch == f"{number:032x}":
+                log.add(one)
+    assert [entry for entry in log.read() if entry.outcome is not Outcome.REFUSED] == taken
+    times = [entry.time for entry in log.read()]
+    assert times == sorted(times)
+
+
+def test_refusals_that_repeat_each_other_are_told_once() -> None:
+    decisions = [
+        *(decision(number) for number in range(3)),
+        *(decision(number, outcome=Outcome.BEGAN) for number in (3, 4)),
+        decision(5, "for another reason"),
+    ]
+    told = [repeated.sentence for repeated in folded(decisions)]
+    assert len(told) == 4
+    assert told[0] == f"{decisions[0].sentence} (3 times until {decisions[2].time})"
+    assert told[1:] == [entry.sentence for entry in decisions[3:]]
 
 
 def test_whatever_a_vmm_says_is_one_short_entry(tmp_path: Path) -> None:
@@ -196,7 +222,7 @@ def test_whatever_a_vmm_says_is_one_short_entry(tmp_path: Path) -> None:
 def test_a_damaged_log_has_a_sentence(tmp_path: Path) -> None:
     log = DecisionLog(PrivateDirectory(tmp_path / "owner", "owner"))
     log.add(decision(1))
-    with (tmp_path / "owner" / LOG_FILE).open("ab") as file:
+    with (tmp_path / "owner" / REFUSALS_FILE).open("ab") as file:
         file.write(os.urandom(40) + b"\n")
     with pytest.raises(UserError, match="is damaged"):
         list(log.read())

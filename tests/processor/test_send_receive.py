@@ -200,6 +200,7 @@ def test_queries_tell_the_sizes(launch: Callable[[Policy], Side], there: Side) -
 # --- policies -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("method psp", "sends a guest whose policy says NOSEND", gains="nothing")
 def test_nosend_stays(launch: Callable[[Policy], Side], there: Side) -> None:
     here = launch(Policy.NOSEND)
     assert status_of(here.start_sending, there) is Status.POLICY_FAILURE
@@ -397,6 +398,7 @@ def test_a_sent_guest_stays_sent(moving: tuple[Side, Side]) -> None:
     here.processor.decommission(here.handle)
 
 
+@pytest.mark.attack("method psp", "takes a session to another platform, or under another policy", gains="nothing")
 def test_a_session_is_for_one_platform_and_one_policy(launch: Callable[[Policy], Side], there: Side) -> None:
     here = launch(Policy.NODBG)
     started = here.start_sending(there)
@@ -410,6 +412,11 @@ def test_a_session_is_for_one_platform_and_one_policy(launch: Callable[[Policy],
     assert status_of(receive, there.memory, Policy.NODBG, pdh, started.session) is Status.BAD_MEASUREMENT
 
 
+@pytest.mark.attack(
+    "method psp",
+    "receives one session's packets twice",
+    gains="as AMD's protocol gives: a second copy; NOSEND forbids it",
+)
 def test_a_guest_is_received_twice_from_one_session(launch: Callable[[Policy], Side], there: Side) -> None:
     """Test the fork that AMD's protocol allows, which is why owners set NOSEND."""
     here = launch(Policy(0))

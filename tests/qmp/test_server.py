@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
-from harness import PATIENCE_S
+from harness import PATIENCE_S, readable
 from qmp.conftest import Served
 from sealift.errors import RefusedError
 from sealift.launch.microvm import PM_EVENT_PORT
@@ -282,6 +282,30 @@ def test_a_command_that_waits_keeps_no_other_client_waiting(served: Served, monk
             await waiting
 
     asyncio.run(conversation())
+
+
+def test_however_many_ask_a_silent_target_the_guest_can_be_stopped(served: Served, tmp_path: Path) -> None:
+    many = 20
+
+    async def conversation(silent: socket.socket) -> None:
+        async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as clients, connected(served.path) as other:
+            asking = [await clients.enter_async_context(connected(served.path)) for _ in range(many)]
+            uri = {"uri": f"unix:{silent.getsockname()}"}
+            waiting = [asyncio.create_task(client.execute("x-sealift-preflight", uri)) for client in asking]
+            await asyncio.to_thread(readable, silent.fileno(), PATIENCE_S)
+            await other.execute("stop")
+            assert not await runs(other)
+            await other.execute("cont")
+            assert not any(task.done() for task in waiting)
+            silent.close()
+            answers: list[Any] = await asyncio.gather(*waiting)
+            assert not any(answer["possible"] for answer in answers)
+
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "silent.sock"))
+        silent.listen(many)
+        asyncio.run(conversation(silent))
+    assert ask(served, "query-status")["running"]
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])

@@ -35,3 +35,21 @@ def test_reserved_bits_are_kept_and_found() -> None:
 def test_nonsense_is_refused_with_the_words_that_exist(text: str) -> None:
     with pytest.raises(UserError, match=r"nodbg, noks, es, nosend, domain, sev, api=MAJOR\.MINOR"):
         parse_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("policy", "wanting"),
+    [
+        ("nodbg,nosend", []),
+        ("nodbg,sev", []),
+        ("nodbg,domain,es", []),
+        ("nosend", ["without nodbg"]),
+        ("nodbg,es", ["with none of nosend, domain and sev"]),
+        ("0", ["without nodbg", "with none of nosend, domain and sev"]),
+    ],
+)
+def test_what_lays_a_guest_open_to_its_host_is_a_warning_each(policy: str, wanting: list[str]) -> None:
+    warnings = parse_policy(policy).warnings()
+    assert len(warnings) == len(wanting)
+    for warning, part in zip(warnings, wanting, strict=True):
+        assert warning.startswith(f"warning: {part}")

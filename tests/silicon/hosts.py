@@ -164,16 +164,26 @@ class Hosts:
 
 def migrating(hosts: Hosts) -> tuple[Host, Host]:
     """A source, and a receiver whose owner approved it for that source; both handlers are open."""
-    source, target = hosts.start("a"), hosts.start("b")
-    key, instance = os.urandom(32), os.urandom(16)
-    source.launch(RECIPE, MigrationSecret(instance, key))
-    target.create(RECIPE.layout)
-    target.launch_on(
-        RECIPE.receiver(), lambda measure: MigrationSecret(instance, os.urandom(32), pair_key(key, measure))
-    )
-    source.connect()
-    target.connect()
+    source, target = migrating_to(hosts, "b")
     return source, target
+
+
+def migrating_to(hosts: Hosts, *targets: str) -> tuple[Host, ...]:
+    """A source, and receivers on other hosts whose owner approved them for it; all handlers are open."""
+    key, instance = os.urandom(32), os.urandom(16)
+    source = hosts.start("a")
+    source.launch(RECIPE, MigrationSecret(instance, key))
+    found = [source]
+    for name in targets:
+        target = hosts.start(name)
+        target.create(RECIPE.layout)
+        target.launch_on(
+            RECIPE.receiver(), lambda measure: MigrationSecret(instance, os.urandom(32), pair_key(key, measure))
+        )
+        found.append(target)
+    for host in found:
+        host.connect()
+    return tuple(found)
 
 
 def sendable(hosts: Hosts) -> tuple[Host, Host]:

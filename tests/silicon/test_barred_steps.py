@@ -125,6 +125,7 @@ def test_no_vcpu_enters_before_the_handler_has_taken_its_key_out_of_memory(
     assert platform.enterable(), "and then the guest runs"
 
 
+@pytest.mark.attack("requests", "runs a vCPU in the middle of RECEIVE_FINISH", gains="nothing")
 def test_no_vcpu_enters_before_a_received_guest_is_settled(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +145,7 @@ def test_no_vcpu_enters_before_a_received_guest_is_settled(
     assert platform.enterable()
 
 
+@pytest.mark.attack("requests", "asks the handler in the middle of SEND_FINISH, to lift its bar", gains="nothing")
 def test_asking_the_handler_lets_no_vcpu_past_send_finish(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     platform.launch_until_finish()
     platform.ask(wire.LaunchFinish())

@@ -94,6 +94,7 @@ def test_a_vmsa_is_measured_as_it_was_supplied_and_behind_the_data_before_it(hos
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("registers", "gets or sets registers of an SEV-ES guest", gains="nothing")
 def test_registers_are_refused_from_the_creation_of_the_vm_on(hosts: Hosts) -> None:
     host = created(hosts)
     registers = wire.Registers((0,) * 16, 0, 2, 0, 0, 0, 0, 0)
@@ -194,6 +195,7 @@ COMPUTE = mov("rbx", PLANTED ^ MASK) + mov("rcx", MASK) + b"\x48\x31\xcb"  # xor
 SPREAD = b"".join(b"\x49\x89" + bytes((0xD8 | number,)) for number in range(8))  # mov r8..r15, rbx
 
 
+@pytest.mark.attack("registers", "searches everything it sees for an SEV-ES guest's registers", gains="nothing")
 def test_no_register_ever_reaches_the_vmm(hosts: Hosts) -> None:
     """The guest holds a number that it computed in nine registers, through every kind of exit and its own end."""
     share = write_msr(GHCB_MSR, 2 << 52 | GHCB | 0x014) + VMGEXIT

@@ -280,6 +280,7 @@ def test_a_hypercall_takes_its_result_through_the_page(board: EsBoard) -> None:
     assert board.value("rax") == GHCB, "the register is the guest's own"
 
 
+@pytest.mark.attack("page states", "changes page states through a GHCB that it wrote", gains="nothing")
 def test_nobody_changes_page_states_by_a_page_that_a_vmm_can_write_to(board: EsBoard) -> None:
     answer = exchanged(board, ghcb(ExitCode.VMMCALL, rax=12, cpl=0, rbx=OTHER, rcx=1, rdx=0))
     assert answer.rax == (1 << 64) - 1
@@ -319,6 +320,7 @@ def test_a_page_that_is_taken_back_meanwhile_is_not_written(board: EsBoard) -> N
     assert bytes(board.memory.private.data[GHCB : GHCB + PAGE_SIZE]) == before[0]
 
 
+@pytest.mark.attack("memory under way", "writes rubbish into a GHCB at any time", gains="denial of service")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.binary(min_size=8, max_size=64), code=st.sampled_from([*ExitCode, 0x42]), scratch=st.integers(0, PAGE_SIZE)

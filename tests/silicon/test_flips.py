@@ -184,6 +184,7 @@ def test_private_shared_private_without_writes_gives_the_content_back(
     assert guest.read(PAGE, cbit=True) == SECRET
 
 
+@pytest.mark.attack("page states", "looks at a page through any number of flips", gains="nothing")
 def test_no_number_of_flips_shows_plaintext_to_the_host(guest: ScriptedGuest, memory: GuestMemory) -> None:
     guest.write(PAGE, SECRET, cbit=True)
     for _ in range(3):

@@ -49,6 +49,7 @@ def test_looking_at_holes_does_not_fill_them(guest: ScriptedGuest, memory: Guest
     assert list(memory.private.populated().numbers()) == [1]
 
 
+@pytest.mark.attack("guest memory", "writes ciphertext into a private page", gains="nothing: garbage")
 def test_ciphertext_the_host_writes_decrypts_to_garbage(guest: ScriptedGuest, memory: GuestMemory) -> None:
     guest.write(1, SECRET, cbit=True)
     memory.shared.window(1, 1)[:] = NOTICE
@@ -56,6 +57,9 @@ def test_ciphertext_the_host_writes_decrypts_to_garbage(guest: ScriptedGuest, me
     assert guest.read(1, cbit=True) == decrypted(1, NOTICE)
 
 
+@pytest.mark.attack(
+    "guest memory", "plays old ciphertext of a page back to its place", gains="as on silicon: the old content"
+)
 def test_old_ciphertext_replayed_to_its_place_brings_old_content_back(
     guest: ScriptedGuest, memory: GuestMemory
 ) -> None:
@@ -69,6 +73,7 @@ def test_old_ciphertext_replayed_to_its_place_brings_old_content_back(
     assert guest.read(1, cbit=True) == SECRET
 
 
+@pytest.mark.attack("guest memory", "moves a page's ciphertext to another address", gains="nothing: garbage")
 def test_ciphertext_moved_to_another_address_is_garbage(guest: ScriptedGuest, memory: GuestMemory) -> None:
     guest.write(1, SECRET, cbit=True)
     memory.read_host_view(1, 1)
@@ -166,6 +171,7 @@ def digest_of(memory: GuestMemory) -> bytes:
     return digest.digest()
 
 
+@pytest.mark.attack("memory under way", "changes launch data while it is measured", gains="nothing")
 def test_what_is_measured_is_what_was_loaded_whatever_the_vmm_writes_meanwhile() -> None:
     """A thread rewrites the shared plane all the time; measuring that plane itself is shown to fail."""
     memory = GuestMemory(RamLayout((RamBlock("ram", Gpa(0), 4 << 20),)), KEY)

@@ -68,6 +68,9 @@ def test_the_key_is_gone_from_memory_and_the_guests_own_secret_is_not() -> None:
     assert b"for the guest" in launch.vm.memory.read_private(launch.block.gpa, launch.block.size)
 
 
+@pytest.mark.attack(
+    "guest memory", "has the secret injected twice, or elsewhere, to find the migration key later", gains="nothing"
+)
 @pytest.mark.parametrize(
     "places",
     [(0, ELSEWHERE), (ELSEWHERE,), (0x1000, 0), (0, 0), (ELSEWHERE, ELSEWHERE + 16, 0)],

@@ -117,6 +117,7 @@ def is_message(data: bytes, kinds: Any) -> bool:
     return True
 
 
+@pytest.mark.attack("requests", "sends rubbish to the platform", gains="nothing")
 @settings(max_examples=150, deadline=None)
 @given(data=rubbish.filter(lambda data: not is_message(data, wire.Request)))
 def test_rubbish_on_the_control_socket_is_answered_and_changes_nothing(running: Host, data: bytes) -> None:
@@ -226,6 +227,9 @@ def test_the_memory_of_a_vcpus_messages_cannot_be_taken_away(fuzz_hosts: Hosts) 
     assert_alive(host)
 
 
+@pytest.mark.attack(
+    "memory under way", "changes a vCPU's message pages all the time", gains="denial of service: its own vCPU's"
+)
 @pytest.mark.parametrize("seed", range(4))
 def test_memory_that_changes_all_the_time_costs_a_vmm_its_own_vcpu_and_no_more(fuzz_hosts: Hosts, seed: int) -> None:
     """Both pages, numbers and flags included, are written while the guest makes port accesses."""
@@ -251,6 +255,9 @@ def test_memory_that_changes_all_the_time_costs_a_vmm_its_own_vcpu_and_no_more(f
 HARMLESS = tuple(kind for kind in get_args(wire.Request) if kind is not wire.CreateVm)
 
 
+@pytest.mark.attack(
+    "requests", "sends well-formed requests full of nonsense", gains="denial of service: its own guest's"
+)
 @settings(max_examples=300, deadline=None)
 @given(request=requests_of(HARMLESS))
 def test_no_request_breaks_a_running_guest(running: Host, request: wire.Message) -> None:
@@ -303,6 +310,9 @@ def block(gpa: int, size: int, name: str = "ram") -> wire.Block:
     return wire.Block(name, gpa, size)
 
 
+@pytest.mark.attack(
+    "lengths and addresses", "creates a VM of overlapping, negative, empty or endless RAMBlocks", gains="nothing"
+)
 @pytest.mark.parametrize(
     "request_",
     [
@@ -390,6 +400,9 @@ def test_rubbish_on_the_handlers_socket_is_answered_and_changes_nothing(handling
     assert handling.handler.status() == before
 
 
+@pytest.mark.attack(
+    "requests", "sends the handler well-formed requests full of nonsense", gains="denial of service: its own guest's"
+)
 @settings(max_examples=150, deadline=None)
 @given(request=requests_of(get_args(handler_wire.HandlerRequest)))
 def test_no_request_breaks_a_handler(handling: Host, request: wire.Message) -> None:

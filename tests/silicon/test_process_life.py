@@ -105,6 +105,9 @@ def test_a_terminals_interrupt_does_not_end_it(hosts: Hosts) -> None:
 # --- its walls ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack(
+    "guest memory", "looks for the private plane among its own descriptors and mappings", gains="nothing"
+)
 def test_the_private_plane_is_in_no_hand_but_its_own(hosts: Hosts) -> None:
     """Neither a descriptor nor a mapping of it is in this process, which plays the VMM.
 
@@ -126,6 +129,7 @@ def test_the_private_plane_is_in_no_hand_but_its_own(hosts: Hosts) -> None:
     assert min(held("memfd:sealift-private", host.platform.pid)) > 0
 
 
+@pytest.mark.attack("memory under way", "writes to the ring while records are sealed into it", gains="nothing")
 def test_the_outgoing_ring_cannot_be_written_by_its_vmm(hosts: Hosts) -> None:
     source, _ = migrating(hosts)
     assert source.handler is not None

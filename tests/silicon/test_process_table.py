@@ -234,6 +234,7 @@ def test_the_table_names_every_request_and_every_phase() -> None:
     assert {phase for _, phase in table()} == set(Phase)
 
 
+@pytest.mark.attack("requests", "makes every request in every state", gains="nothing")
 @pytest.mark.parametrize("phase", Phase)
 def test_every_request_is_possible_in_its_phases_and_in_no_other(hosts: Hosts, phase: Phase) -> None:
     host = bring_to(phase, hosts)
@@ -253,6 +254,7 @@ def test_what_ends_a_phase_leads_to_the_next(hosts: Hosts, name: str) -> None:
     assert host.platform.status().phase is there
 
 
+@pytest.mark.attack("requests", "runs a vCPU in every state", gains="nothing")
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.EMPTY])
 def test_a_vcpu_runs_in_its_phase_and_in_no_other(hosts: Hosts, phase: Phase) -> None:
     """The kick makes a Run that is allowed come back at once."""
@@ -305,6 +307,7 @@ def test_a_new_offer_ends_the_stop_like_a_cancel(hosts: Hosts) -> None:
     assert source.run() == wire.Interrupted()
 
 
+@pytest.mark.attack("requests", "has the last round sealed while a vCPU is in the guest", gains="nothing")
 def test_a_stop_is_refused_while_a_vcpu_is_in_guest_mode_and_leaves_it_there(hosts: Hosts) -> None:
     """It waits in a port access, which counts: the instruction is not complete."""
     source, target = migrating(hosts)

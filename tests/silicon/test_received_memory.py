@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from sealift.pageset import PageSet
 from sealift.silicon.memory.guest_memory import GuestMemory
@@ -32,6 +33,7 @@ def test_what_was_received_is_hidden_by_a_flip(guest: ScriptedGuest, memory: Gue
     assert content(memory.shared, PAGE) == encrypted(PAGE, SECRET)
 
 
+@pytest.mark.attack("page states", "declares received pages shared, and private again (method psp)", gains="nothing")
 def test_a_host_that_calls_a_page_shared_and_takes_it_back_sees_no_plaintext(memory: GuestMemory) -> None:
     receive(memory, PAGE, SECRET)
     memory.load_shared(shared(PAGE))

@@ -63,6 +63,7 @@ class History:
         """
         try:
             with self._path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)  # nobody is in the middle of writing it
                 return _parse(file.read(_LIMIT))
         except FileNotFoundError:
             return []

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "console": "Attach to a guest's console.",
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
+    "token": "Settle a handover that broke off.",
     "plan": "Predict what a migration would cost.",
     "history": "List migrations from a host: prediction beside outcome.",
     "snapshot": "Save a running guest to a file.",
@@ -32,6 +33,7 @@ _COMMANDS: Final = {
     "owner": "What a guest's owner does without a VMM.",
     "platform": "A host's secure processor: its state, certificates and owner.",
     "check": "Look whether a guest can be moved, or KVM be used.",
+    "tamper": "Be the hostile network between two hosts.",
     "bench": "Measure this machine: sealed memory in motion, idle guests.",
 }
 """Subcommands in the order of their use: NAME is `sealift.cli.commands.NAME.command`, imported when it is needed."""

@@ -80,6 +80,11 @@ def establish_trust(owner: Owner, manufacturer: Path) -> tuple[str, ...]:
     return (*notes, *accept_installed_handler(owner))
 
 
+def policy_warnings(guest: GuestDefinition | None) -> tuple[str, ...]:
+    """What the policy of the guest to be launched, if there is one, lets its host do."""
+    return () if guest is None else guest.policy.warnings()
+
+
 def accept_installed_handler(owner: Owner) -> tuple[str, ...]:
     """Accept the handler that is installed here; what was changed, as sentences for the user."""
     digest = handler_digest()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from sealift.cli.owner_desk import OwnerDesk, definition_of, establish_trust
+from sealift.cli.owner_desk import OwnerDesk, definition_of, establish_trust, policy_warnings
 from sealift.cli.owner_link import Assignment
 from sealift.errors import LostError, SealiftError
 from sealift.owner.owner import Owner
@@ -36,8 +36,10 @@ def main() -> None:
 def _prepared(assignment: Assignment) -> Callable[[OwnerRequest], OwnerReply]:
     """What answers requests; what went wrong while getting ready is the answer to all of them."""
     try:
-        owner = Owner(Path(assignment.owner), definition_of(assignment))
-        return OwnerDesk(owner, establish_trust(owner, Path(assignment.manufacturer))).answer
+        definition = definition_of(assignment)
+        owner = Owner(Path(assignment.owner), definition)
+        notes = establish_trust(owner, Path(assignment.manufacturer))
+        return OwnerDesk(owner, (*notes, *policy_warnings(definition))).answer
     except SealiftError as error:
         failed = to_failed(error)
         return lambda _: failed

@@ -18,6 +18,7 @@ import msgspec
 from sealift.cli.places import Host
 from sealift.cli.qmp_client import QmpClient
 from sealift.errors import LostError, PeerError, RefusedError, SealiftError, UserError
+from sealift.vmm.migration.stats import MigrationInfo
 
 LAUNCH_PATIENCE_S: Final = 300.0
 """A launch reads, measures and encrypts the payload and may make keys; longer than this and it hangs."""
@@ -36,35 +37,6 @@ _REASON_LIMIT: Final = 8192
 
 class _Processes(msgspec.Struct, frozen=True, rename="kebab"):
     platform_pid: int
-
-
-class MigrationRam(msgspec.Struct, frozen=True, rename="kebab"):
-    """What of query-migrate's `ram` is of use here; bytes, except the count of rounds."""
-
-    transferred: int
-    dirty_sync_count: int
-
-
-class MigrationPages(msgspec.Struct, frozen=True, rename="kebab"):
-    """Query-migrate's `pages`."""
-
-    private_pages: int
-    shared_pages: int
-    hole_pages: int
-
-
-class MigrationState(msgspec.Struct, frozen=True, rename="kebab"):
-    """What of query-migrate is of use here; times in ms."""
-
-    status: str = "none"
-    total_time: int = 0
-    setup_time: int = 0
-    downtime: int = 0
-    downtime_parts: dict[str, float] = {}
-    error_desc: str | None = None
-    ram: MigrationRam = MigrationRam(0, 0)
-    pages: MigrationPages = MigrationPages(0, 0, 0)
-    migration_id: str = ""
 
 
 ENDED: Final = frozenset({"completed", "failed", "cancelled"})
@@ -155,11 +127,11 @@ class VmmProcess:
 
     # --- migration -----------------------------------------------------------------------------------------------
 
-    def migration(self) -> MigrationState:
+    def migration(self) -> MigrationInfo:
         """How its migration goes."""
-        return self.qmp.query("query-migrate", MigrationState)
+        return self.qmp.query("query-migrate", MigrationInfo)
 
-    def migrations_end(self, patience_s: float) -> Iterator[MigrationState]:
+    def migrations_end(self, patience_s: float) -> Iterator[MigrationInfo]:
         """How the migration goes, again and again until it has ended; the last one says how.
 
         Raises:
@@ -175,7 +147,7 @@ class VmmProcess:
                 raise LostError(f"the migration is still {state.status} after {patience_s:.0f} s")
             self.qmp.next_event(_STEP_S)
 
-    def wait_for_migration(self, patience_s: float) -> MigrationState:
+    def wait_for_migration(self, patience_s: float) -> MigrationInfo:
         """Wait until the migration that was begun has ended; unlike `migrations_end`, without looking meanwhile.
 
         Raises:

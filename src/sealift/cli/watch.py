@@ -1,10 +1,9 @@
-"""Ask a VMM to move its guest, and watch until it has, or has not; settle what a lost target left open."""
+"""Ask a VMM to move its guest, and watch until it has, or has not."""
 
 from __future__ import annotations
 
 import enum
 import signal
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Final
 import msgspec
 
 from sealift.cli.qmp_client import QmpClient
-from sealift.cli.recipes import read_file
 from sealift.errors import RefusedError, UserError, sentence
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import ENDED, MigrationStatus
@@ -180,19 +178,6 @@ def _cancel(qmp: QmpClient, display: Display) -> None:
         qmp.execute("migrate_cancel")
     except RefusedError as error:
         display.say(f"{sentence(error)}; waiting for the outcome (Ctrl-C again stops waiting)")
-
-
-def settle(qmp: QmpClient, token: Path) -> str:
-    """Bring a guest that is fenced the token of its target; what became of the guest, in a sentence.
-
-    Raises:
-        UserError: the file cannot be read.
-        RefusedError: the guest waits for no token, or not for this one.
-    """
-    qmp.execute("x-sealift-settle", token=b64encode(read_file("token", token)).decode())
-    if moved(qmp.query("query-migrate", MigrationInfo)):
-        return f"guest {qmp.guest} runs on the target, and has ended here"
-    return f"guest {qmp.guest} did not start on the target, and runs on here"
 
 
 def moved(info: MigrationInfo) -> bool:

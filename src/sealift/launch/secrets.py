@@ -158,5 +158,15 @@ def receipt_key(key: bytes) -> bytes:
     return _derived(key, b"receipt")
 
 
+def resume_request_key(key: bytes) -> bytes:
+    """What a fenced source's handler MACs its request to the owner with; `key` is R of its launch."""
+    return _derived(key, b"resume request")
+
+
+def resume_key(key: bytes) -> bytes:
+    """What the owner MACs its RESUME token with; `key` is R of the fenced source's launch."""
+    return _derived(key, b"resume")
+
+
 def _derived(source_key: bytes, info: bytes) -> bytes:
     return HKDF(hashes.SHA256(), KEY_SIZE, salt=None, info=info).derive(source_key)

@@ -1,14 +1,17 @@
 """The owner's log: every decision with the reason of every refusal, one JSON object a line, bounded in size.
 
-The log has two files: when `owner.log` is full it becomes `owner.log.1`, in the place of the one before. So a VMM that
-asks without end costs a fixed room, and in the worst case the older entries, never the owner's disk.
+Refusals have a file of their own, for anybody can be refused as often as it likes: what a stranger pushes out by asking
+without end are older refusals, never a decision that the owner took. Either file, when it is full, takes the place of
+the one before it, so all of it has a fixed room.
 """
 
 from __future__ import annotations
 
 import enum
+import heapq
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -18,10 +21,10 @@ from sealift.privatefiles import Access, PrivateDirectory
 from sealift.wire.packed import UNDECODABLE
 
 LOG_FILE: Final = "owner.log"
-OLDER_FILE: Final = f"{LOG_FILE}.1"
+REFUSALS_FILE: Final = "owner.refused.log"
 
 LOG_LIMIT: Final = 1 << 20
-"""Bytes of one of the two files: some 3,000 decisions."""
+"""Bytes of a file: some 3,000 decisions."""
 
 _REASON_LIMIT: Final = 1000
 """Characters of a reason: a sentence with its causes; a VMM's own words in it are cut before."""
@@ -35,6 +38,8 @@ class Outcome(enum.Enum):
     RELEASED = "released"
     """It released a secret."""
     REFUSED = "refused"
+    RESUMED = "resumed"
+    """It let a guest run on at a source whose target was lost."""
     CHANGED = "changed"
     """Its user gave it another rule."""
 
@@ -84,10 +89,11 @@ class DecisionLog:
         """
         reason = "".join(char if char.isprintable() else "?" for char in decision.reason[:_REASON_LIMIT])
         line = msgspec.json.encode(msgspec.structs.replace(decision, reason=reason)).decode()
+        name = REFUSALS_FILE if decision.outcome is Outcome.REFUSED else LOG_FILE
         with self._directory.locked(Access.CHANGE):
-            if self._directory.size(LOG_FILE) + len(line) >= self._limit:
-                self._directory.rename(LOG_FILE, OLDER_FILE)
-            self._directory.append(LOG_FILE, line)
+            if self._directory.size(name) + len(line) >= self._limit:
+                self._directory.rename(name, older(name))
+            self._directory.append(name, line)
 
     def read(self) -> Iterator[Decision]:
         """Everything that is still there, the oldest first.
@@ -96,15 +102,62 @@ class DecisionLog:
             UserError: the log cannot be read or is damaged.
         """
         with self._directory.locked(Access.USE):
-            texts = [
-                self._directory.read(name, self._limit) if self._directory.has(name) else b""
-                for name in (OLDER_FILE, LOG_FILE)
-            ]
-        for line in b"".join(texts).splitlines():
+            files = [self._lines(name) for name in (LOG_FILE, REFUSALS_FILE)]
+        yield from heapq.merge(*map(self._parse, files), key=lambda decision: decision.time)
+
+    def _lines(self, name: str) -> list[bytes]:
+        parts = (older(name), name)
+        return [
+            line
+            for part in parts
+            if self._directory.has(part)
+            for line in self._directory.read(part, self._limit).splitlines()
+        ]
+
+    def _parse(self, lines: list[bytes]) -> Iterator[Decision]:
+        for line in lines:
             try:
                 yield msgspec.json.decode(line, type=Decision)
             except UNDECODABLE as error:
                 raise UserError(f"the owner's log in {self._directory.path} is damaged") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Decisions in a row that say the same but for their times, and for the launch that was asked for."""
+
+    first: Decision
+    last: Decision
+    count: int
+
+    @property
+    def sentence(self) -> str:
+        """For a person, on one line."""
+        again = f" ({self.count} times until {self.last.time})" if self.count > 1 else ""
+        return self.first.sentence + again
+
+
+def folded(decisions: Iterable[Decision]) -> Iterator[Repeated]:
+    """Refusals that repeat each other taken together; whatever else was decided stands for itself."""
+    last: Repeated | None = None
+    for decision in decisions:
+        if last is not None and decision.outcome is Outcome.REFUSED and _subject(decision) == _subject(last.first):
+            last = Repeated(last.first, decision, last.count + 1)
+            continue
+        if last is not None:
+            yield last
+        last = Repeated(decision, decision, 1)
+    if last is not None:
+        yield last
+
+
+def _subject(decision: Decision) -> Decision:
+    return msgspec.structs.replace(decision, time="", launch="")
+
+
+def older(name: str) -> str:
+    """The file that a full one became."""
+    return f"{name}.1"
 
 
 def timestamp(seconds: float) -> str:

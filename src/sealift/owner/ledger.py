@@ -2,8 +2,10 @@
 
 ::
 
-    launches/<launch id>     a `Launch`; secret
-    released/<measurement>   the launch id that belongs to a LAUNCH_MEASURE output
+    begun/<launch id>.<CEK fingerprint>   a `Launch` that was begun on that host; secret
+    launches/<launch id>                  a `Launch` whose secret was released; secret
+    released/<measurement>                the launch id that belongs to a LAUNCH_MEASURE output
+    disowned/<launch id>                  why the owner gives what runs there nothing more
 
 A launch is marked released on disk before its secret leaves the owner: a crash in between costs the launch, never a
 second release.
@@ -34,8 +36,14 @@ from sealift.wire.packed import UNDECODABLE
 _RECORD_LIMIT: Final = 16 << 20
 """Bytes of a record: start-up code and secrets, with room to spare."""
 
-BEGUN_LIMIT: Final = 64
-"""Launches begun and not yet released that an owner remembers; a VMM takes seconds from one to the other."""
+_REASON_LIMIT: Final = 1024
+"""Bytes: a sentence of the owner's own."""
+
+HOST_LIMIT: Final = 16
+"""Launches begun and not yet released that an owner remembers of a host; a VMM takes seconds from one to the other."""
+
+BEGUN_LIMIT: Final = 512
+"""The same of all hosts together. So who would push another's out needs 32 hosts with genuine chips."""
 
 _LAUNCH_ID: Final = re.compile(rf"[0-9a-f]{{{LAUNCH_ID_LENGTH}}}")
 
@@ -99,6 +107,7 @@ class Ledger:
         self._begun = PrivateDirectory(path / "begun", "launch records")
         self._launches = PrivateDirectory(path / "launches", "launch records")
         self._released = PrivateDirectory(path / "released", "launch records")
+        self._disowned = PrivateDirectory(path / "disowned", "launch records")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -109,28 +118,33 @@ class Ledger:
     def record(self, launch: Launch) -> None:
         """Write a launch, new or changed; a released one can be found by its measurement from then on.
 
-        Of launches that are begun only the latest are kept: any VMM can begin as many as it likes.
+        Of launches that are begun only the latest of each host are kept: any VMM can begin as many as it likes.
         """
         data = msgspec.msgpack.encode(launch)
         if launch.measure is None:
             with self.alone():
-                self._begun.write(launch.launch_id, data)
-                for name in self._begun.by_age()[:-BEGUN_LIMIT]:
+                self._begun.write(_begun_name(launch), data)
+                begun = self._begun.by_age()
+                of_host = [name for name in begun if name.endswith(_suffix(launch.host))]
+                for name in {*begun[:-BEGUN_LIMIT], *of_host[:-HOST_LIMIT]}:
                     self._begun.remove(name)
         else:
             self._launches.write(launch.launch_id, data)
             self._released.write(launch.measure.hex(), launch.launch_id.encode())
-            self._begun.remove(launch.launch_id)
+            self._begun.remove(_begun_name(launch))
 
     def find(self, launch_id: str) -> Launch | None:
         """The launch of that name, if there is one."""
         if not _LAUNCH_ID.fullmatch(launch_id):
             return None
-        place = self._launches if self._launches.has(launch_id) else self._begun
-        if not place.has(launch_id):
-            return None
+        place, name = self._launches, launch_id
+        if not place.has(name):
+            place = self._begun
+            name = next((begun for begun in place.names() if begun.startswith(f"{launch_id}.")), "")
+            if not name:
+                return None
         try:
-            return msgspec.msgpack.decode(place.read(launch_id, _RECORD_LIMIT), type=Launch)
+            return msgspec.msgpack.decode(place.read(name, _RECORD_LIMIT), type=Launch)
         except UNDECODABLE as error:
             raise UserError(f"the record of launch {launch_id} is damaged; restore it from a copy") from error
 
@@ -139,9 +153,27 @@ class Ledger:
         found = (self.find_released(bytes.fromhex(name)) for name in self._released.names())
         return [launch for launch in found if launch is not None]
 
+    def disown(self, launch: Launch, reason: str) -> None:
+        """From now on what runs there is a copy that must not be: nothing follows from this launch any more."""
+        self._disowned.write(launch.launch_id, reason.encode())
+
+    def why_disowned(self, launch: Launch) -> str | None:
+        """The reason, if it was."""
+        if not self._disowned.has(launch.launch_id):
+            return None
+        return self._disowned.read(launch.launch_id, _REASON_LIMIT).decode(errors="replace")
+
     def find_released(self, measure: bytes) -> Launch | None:
         """The launch whose secret was released for that LAUNCH_MEASURE output, if there is one."""
         name = measure.hex()
         if len(measure) != measurement.SIZE or not self._released.has(name):
             return None
         return self.find(self._released.read(name, LAUNCH_ID_LENGTH).decode("ascii", "replace"))
+
+
+def _begun_name(launch: Launch) -> str:
+    return launch.launch_id + _suffix(launch.host)
+
+
+def _suffix(host: bytes) -> str:
+    return f".{host.hex()}"

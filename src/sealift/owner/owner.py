@@ -24,6 +24,7 @@ from sealift.owner.decisions import Decision, DecisionLog, Outcome, timestamp
 from sealift.owner.definition import GuestDefinition
 from sealift.owner.ledger import Launch, Ledger, fresh_launch_id
 from sealift.owner.receivers import ReceiverRule, require_approved, with_rule
+from sealift.owner.resumption import judge
 from sealift.owner.settings import RestoreRule, Settings
 from sealift.privatefiles import PrivateDirectory
 from sealift.sev import measurement, secret, session
@@ -141,6 +142,35 @@ class Owner:
         """Say whether snapshots may be restored."""
         self._change(lambda old: msgspec.structs.replace(old, restores=rule))
 
+    def resume(self, request: bytes, reason: str = "") -> bytes:
+        """Let a guest run on at a source whose target was lost between FINAL and STARTED: the RESUME token.
+
+        The caller knows that the target does not run the guest; nobody else can. The target's launch gets nothing more:
+        neither a receiver nor a restore may follow from it. Asked again, the token is the same.
+
+        Args:
+            request: what the source's handler made (`sealift.wire.resume`).
+            reason: why, for the log.
+
+        Raises:
+            StreamError, SealError: it does not parse, or is not of that handler.
+            RefusedError: it names launches that this owner did not release for each other.
+        """
+        with self._judging("that a guest runs on where it was fenced", Outcome.RESUMED) as case:
+            lost = judge(request, self._ledger)
+            source, target = lost.source, lost.target
+            case.launch, case.guest, case.host = source.launch_id, source.instance_id, source.host
+            if (gone := self._ledger.why_disowned(source)) is not None:
+                raise RefusedError(gone)
+            migration = lost.migration.hex()
+            self._ledger.disown(
+                target, f"in migration {migration} the owner had the guest run on at launch {source.launch_id}"
+            )
+            case.note = f"migration {migration} to launch {target.launch_id} on host {target.host.hex()} is lost" + (
+                f": {reason}" if reason else ""
+            )
+            return lost.token()
+
     # --- for a VMM --------------------------------------------------------------------------------------------
 
     def begin(self, evidence: PlatformEvidence) -> SessionGrant:
@@ -227,6 +257,8 @@ class Owner:
         if found is None:
             raise RefusedError(_unreleased(measure))
         case.guest = found.instance_id
+        if (reason := self._ledger.why_disowned(found)) is not None:
+            raise RefusedError(f"what runs there must not be: {reason}")
         return found
 
     def _verify(self, evidence: PlatformEvidence, trusted: Settings, case: _Case) -> _Platform:

@@ -46,6 +46,20 @@ class Policy(IntFlag, boundary=KEEP):
         """Four bytes, little-endian: the form every MAC covers."""
         return int(self).to_bytes(4, "little")
 
+    def warnings(self) -> tuple[str, ...]:
+        """What lets the guest's host learn its memory, as warnings; none under the default policy."""
+        found = []
+        if Policy.NODBG not in self:
+            found.append(
+                "warning: without nodbg the policy lets the guest's host read and change its memory (DBG_DECRYPT)"
+            )
+        if not self & (Policy.NOSEND | Policy.DOMAIN | Policy.SEV):
+            found.append(
+                "warning: with none of nosend, domain and sev the policy lets the guest's host send it to whatever "
+                "claims to be a platform (SEND_START), and read it there"
+            )
+        return tuple(found)
+
     def describe(self) -> str:
         """The policy in the words `parse_policy` reads, such as ``nodbg,nosend,api=1.55``; 0 is ``0``."""
         words = [flag.name.lower() for flag in type(self) if flag in self and flag.name]

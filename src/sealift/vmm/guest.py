@@ -402,15 +402,26 @@ class Guest:
         return ()
 
     def settle_migration(self, token: bytes) -> None:
-        """Take the token of a target that was lost, for a guest that is fenced since.
+        """Take the token of a target that was lost, or the owner's in its place, for a guest that is fenced since.
 
         Raises:
             UserError: no token is waited for.
-            SealiftError: it is not the target's word on this migration; nothing has changed.
+            SealiftError: it is nobody's word on this migration; nothing has changed.
         """
+        self._fenced_migration().settle(token)
+
+    def resume_request(self) -> bytes:
+        """What the owner of a guest that is fenced must see to let it run here, should the target be lost.
+
+        Raises:
+            UserError: it is not fenced, or no handler moved it.
+        """
+        return self._fenced_migration().resume_request()
+
+    def _fenced_migration(self) -> Migration:
         if not isinstance(self._migration, Migration):
-            raise UserError(f"guest {self.name} waits for no token of a target")
-        self._migration.settle(token)
+            raise UserError(f"guest {self.name} waits for no token")
+        return self._migration
 
     def continue_migration(self, expected: MigrationStatus) -> None:
         """Let a migration go on that waits for its user in status `expected`.

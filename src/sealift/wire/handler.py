@@ -148,6 +148,10 @@ class GetReceipt(Message, frozen=True):
     """This side's half of the receipt of the migration that ended last. Reply: Blob (`sealift.wire.receipt`)."""
 
 
+class GetResumeRequest(Message, frozen=True):
+    """What a fenced source asks its owner, should the target be lost. Reply: Blob (`sealift.wire.resume`)."""
+
+
 class Cancel(Message, frozen=True):
     """Source: end the migration before FINAL, or the snapshot; the guest may run."""
 
@@ -229,6 +233,7 @@ HandlerRequest: TypeAlias = (
     | Fetch
     | Deliver
     | GetReceipt
+    | GetResumeRequest
     | Cancel
     | GetStatus
 )

@@ -1,4 +1,4 @@
-"""Commit tokens: the four short messages that make a guest run in exactly one place.
+"""Commit tokens: the short messages that make a guest run in exactly one place.
 
 ::
 
@@ -18,6 +18,9 @@ and be delivered twice. An ABORTED of a target that never accepted a close recor
 
 A fifth, SNAPSHOT, stands at the end of a snapshot in the place of FINAL: it speaks for all bytes before it, so its
 digest is `whole_digest`. No migration takes it, and no snapshot takes any other.
+
+A sixth, RESUME, is the owner's word to a FENCED source whose target was lost (`sealift.wire.resume`). The owner does
+not know the close record, so it carries `NO_CLOSE`.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ class TokenKind(enum.IntEnum):
     STARTED = 3
     ABORTED = 4
     SNAPSHOT = 5
+    RESUME = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +28,15 @@ SIZES: Final = (64 << 20, 8 << 30)
 """Guest RAM, small and large; nearly all of it is never touched."""
 
 _PAYLOAD: Final = 1 << 20
-_SPAN_S: Final = 5.0
-_HOPS: Final = 5
-"""Moves of each guest; medians count."""
 _PEAK: Final = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How long each guest is watched, in seconds, after how many moves; medians of those count."""
+
+    span_s: float = 5.0
+    hops: int = 5
 
 
 class IdleGuest(msgspec.Struct, frozen=True):
@@ -55,27 +62,27 @@ class IdleResult(msgspec.Struct, frozen=True):
     guests: list[IdleGuest]
 
 
-def measure_idle(scratch: Scratch, say: Say) -> IdleResult:
-    """Launch, move and watch a guest of each size.
+def measure_idle(scratch: Scratch, say: Say, sizes: Sequence[int] = SIZES, watch: Watch = Watch()) -> IdleResult:
+    """Launch, move and watch a guest of each size in bytes.
 
     Raises:
         SealiftError: a guest could not be launched or moved.
     """
-    return IdleResult([_measure(scratch, number, memory, say) for number, memory in enumerate(SIZES)])
+    return IdleResult([_measure(scratch, number, memory, watch, say) for number, memory in enumerate(sizes)])
 
 
-def _measure(scratch: Scratch, number: int, memory: int, say: Say) -> IdleGuest:
+def _measure(scratch: Scratch, number: int, memory: int, watch: Watch, say: Say) -> IdleGuest:
     say(f"launching and moving a guest of {memory >> 20:,} MiB")
     guest = HoppingGuest(scratch, f"idle-{number}", RING, Burden(_PAYLOAD, memory=memory))
     source = guest.vmm
     peaks: list[int] = []
     hops = [guest.hop(lambda: peaks.append(peak_bytes(source.pid)))]
     target_peak = peak_bytes(guest.vmm.pid)
-    hops += [guest.hop() for _ in range(_HOPS - 1)]
+    hops += [guest.hop() for _ in range(watch.hops - 1)]
     vmm, platform = guest.vmm.pid, guest.vmm.platform_pid()
-    say(f"watching it do nothing for {_SPAN_S:.0f} s")
+    say(f"watching it do nothing for {watch.span_s:g} s")
     before, begun = (cpu_s(vmm), cpu_s(platform)), time.monotonic()
-    time.sleep(_SPAN_S)
+    time.sleep(watch.span_s)
     after, span = (cpu_s(vmm), cpu_s(platform)), time.monotonic() - begun
     guest.close()
     return IdleGuest(

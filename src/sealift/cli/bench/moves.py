@@ -15,9 +15,10 @@ from typing import Final
 from sealift.address import PAGE_SIZE
 from sealift.cli.places import Host
 from sealift.cli.scratch import Scratch
-from sealift.cli.vmm_process import MigrationState, VmmProcess
+from sealift.cli.vmm_process import VmmProcess
 from sealift.cli.way import Way
-from sealift.errors import PeerError
+from sealift.errors import InternalError, PeerError
+from sealift.vmm.migration.stats import DowntimePart, MigrationInfo
 
 IDLE: Final = "idle"
 WRITER: Final = "writer"
@@ -80,7 +81,7 @@ class Hop:
     @property
     def last_round_s(self) -> float:
         """Seconds of the last round, in which a guest that does nothing has nothing to send."""
-        return self.downtime["last-round"]
+        return self.downtime[DowntimePart.LAST_ROUND.value]
 
     @property
     def bytes_per_s(self) -> float:
@@ -134,13 +135,13 @@ class HoppingGuest:
         source.qmp.execute("migrate-set-parameters", **self._way.parameters)
         source.qmp.execute("migrate-set-capabilities", capabilities=self._way.capabilities)
         source.qmp.execute("migrate", uri=uri)
-        state = source.wait_for_migration(_PATIENCE_S)
-        if state.status != "completed":
-            raise PeerError(f"the migration has {state.status}: {state.error_desc or 'no reason is known'}")
+        info = source.wait_for_migration(_PATIENCE_S)
+        if info.status != "completed":
+            raise PeerError(f"the migration has {info.status}: {info.error_desc or 'no reason is known'}")
         moved()
         source.close()
         self._vmm = target
-        return _hop(state)
+        return _hop(info)
 
     def close(self) -> None:
         """End the guest."""
@@ -156,9 +157,11 @@ class HoppingGuest:
         return vmm
 
 
-def _hop(state: MigrationState) -> Hop:
-    downtime = {part: milliseconds / 1e3 for part, milliseconds in state.downtime_parts.items()}
-    return Hop(state.pages.private_pages, (state.total_time - state.setup_time) / 1e3, downtime)
+def _hop(info: MigrationInfo) -> Hop:
+    if info.pages is None or info.setup_time is None or info.x_sealift_downtime_parts is None:
+        raise InternalError("a completed migration without figures")
+    downtime = {part: milliseconds / 1e3 for part, milliseconds in info.x_sealift_downtime_parts.items()}
+    return Hop(info.pages.private_pages, (info.total_time - info.setup_time) / 1e3, downtime)
 
 
 def _write_random(path: Path, size: int) -> None:

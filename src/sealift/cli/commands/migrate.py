@@ -31,7 +31,6 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
         "sealift migrate demo tcp:192.0.2.7:4444 --receipt moved.json",
         "sealift migrate demo",
         "sealift migrate demo tcp:b.example:4444 --multifd 4 --tls-creds ~/pki --auto-converge",
-        "sealift migrate demo --settle demo.token",
     ),
 )
 @click.argument("name")
@@ -79,13 +78,6 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
     help="Instead of moving it: let a migration go on that waits before the switchover.",
 )
 @click.option(
-    "--settle",
-    "token",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Instead of moving it: bring a guest whose target was lost the token that the target left.",
-)
-@click.option(
     "--receipt",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -97,7 +89,6 @@ def command(
     host: Host,
     name: str,
     uri: str | None,
-    token: Path | None,
     *,
     go_on: bool,
     as_json: bool,
@@ -112,7 +103,7 @@ def command(
     only when the guest runs on the other host, or may yet, because you detached.
 
     If the target is lost while the guest is handed over, nobody can know whether it runs there, and it stays stopped
-    here. --settle brings the token that the target keeps of such a guest.
+    here until `sealift token import` brings the token that the target keeps of such a guest, or its owner's.
     """
     from sealift.cli.receipt_file import write_receipt
     from sealift.cli.watch import Order, describe, goes_on, moved
@@ -123,12 +114,10 @@ def command(
     if options["multifd"] is not None:
         capabilities.append("multifd")
     parameters = parameters_of(options)
-    if token is not None or go_on:
-        if uri is not None or parameters or capabilities or (go_on and token is not None):
-            raise click.UsageError(
-                "give either the URI of a target, --continue or --settle", click.get_current_context()
-            )
-        _end_otherwise(host, name, token)
+    if go_on:
+        if uri is not None or parameters or capabilities:
+            raise click.UsageError("give either the URI of a target or --continue", click.get_current_context())
+        _continue(host, name)
         return 0
     if uri is None and (parameters or capabilities or receipt is not None):
         raise click.UsageError(
@@ -149,14 +138,6 @@ def command(
     if receipt is not None and order is not None:
         write_receipt(receipt, name, order.uri, info)
     return 0
-
-
-def _end_otherwise(host: Host, name: str, token: Path | None) -> None:
-    """Settle a migration that broke off, or let one go on that waits."""
-    if token is None:
-        _continue(host, name)
-    else:
-        click.echo(_settle(host, name, token))
 
 
 def _receipt_place(options: dict[str, object]) -> Path | None:
@@ -181,14 +162,6 @@ def _continue(host: Host, name: str) -> None:
 
     with QmpClient(host.run, name) as qmp:
         qmp.execute("migrate-continue", state="pre-switchover")
-
-
-def _settle(host: Host, name: str, token: Path) -> str:
-    from sealift.cli.qmp_client import QmpClient
-    from sealift.cli.watch import settle
-
-    with QmpClient(host.run, name) as qmp:
-        return settle(qmp, token)
 
 
 def _migrate(host: Host, name: str, order: Order | None) -> MigrationInfo:

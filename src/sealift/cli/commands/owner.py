@@ -12,6 +12,7 @@ from sealift.cli.commands import (
     owner_receivers,
     owner_report,
     owner_restores,
+    owner_resume,
     owner_secret,
     owner_serve,
     owner_session,
@@ -44,7 +45,7 @@ _STEPS = (
     *(owner_chain.command, owner_session.command, owner_measure.command, owner_validate.command),
     *(owner_secret.command, owner_report.command),
     *(owner_receivers.approve, owner_receivers.revoke, owner_receivers.show, owner_restores.command),
-    *(owner_receipt.command, owner_log.command, owner_serve.command),
+    *(owner_receipt.command, owner_resume.command, owner_log.command, owner_serve.command),
 )
 for _step in _STEPS:
     command.add_command(_step)

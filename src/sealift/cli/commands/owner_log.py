@@ -21,16 +21,19 @@ from sealift.cli.owner_options import directory_option
 def command(owner: Path, *, refused: bool, as_json: bool) -> None:
     """Print every decision, the oldest first: launches, receivers, restores, secrets, changed rules.
 
-    The log keeps the last two thousand decisions at least; who asks without end can push older ones out.
+    The log keeps some 3,000 decisions at least, and as many refusals: who asks without end pushes nothing but older
+    refusals out. Refusals that repeat each other are shown as one; --json has each.
     """
     from sealift.cli.owner_options import print_json
-    from sealift.owner.decisions import Outcome
+    from sealift.owner.decisions import Outcome, folded
     from sealift.owner.owner import Owner
 
-    for decision in Owner(owner.absolute()).log.read():
-        if refused and decision.outcome is not Outcome.REFUSED:
-            continue
-        if as_json:
+    decisions = Owner(owner.absolute()).log.read()
+    if refused:
+        decisions = (decision for decision in decisions if decision.outcome is Outcome.REFUSED)
+    if as_json:
+        for decision in decisions:
             print_json(decision)
-        else:
-            click.echo(decision.sentence)
+    else:
+        for repeated in folded(decisions):
+            click.echo(repeated.sentence)

@@ -87,7 +87,7 @@ def _desk(directory: Path, trust: tuple[str, ...], options: defaults.GuestOption
     Raises:
         UserError: it trusts no root, or the guest's files cannot be read.
     """
-    from sealift.cli.owner_desk import OwnerDesk, accept_installed_handler, definition_of
+    from sealift.cli.owner_desk import OwnerDesk, accept_installed_handler, definition_of, policy_warnings
     from sealift.cli.owner_link import assignment_of
     from sealift.owner.owner import Owner
 
@@ -97,7 +97,7 @@ def _desk(directory: Path, trust: tuple[str, ...], options: defaults.GuestOption
         owner.pin(chip_or_root(root, root=True))
     if not owner.settings.roots:
         raise UserError("this owner trusts no root, so no host can prove to be genuine; name one with --trust")
-    for note in accept_installed_handler(owner):
+    for note in (*accept_installed_handler(owner), *policy_warnings(guest)):
         _say(note)
     return OwnerDesk(owner)
 

@@ -76,6 +76,8 @@ def command(
         raise UserError("there is no PDH among the certificates, and a session is made for one")
     made = session_files(session.offer(certificates.pdh, wanted), directory, name, SessionFormat(form))
     write(made, replace=force)
+    for warning in wanted.warnings():
+        click.echo(f"sealift: {warning}", err=True)
     click.echo(f"a session for policy {int(wanted):#x} ({wanted.describe()})")
     width = max(len(str(file.path)) for file in made)
     for file in made:

@@ -13,10 +13,12 @@ from sealift.cli.demo.report import LaunchReport, MigrationReport, Report, Secre
 from sealift.cli.demo.screen import Screen
 from sealift.cli.demo.secrecy import Hunt, hunt
 from sealift.cli.demo.stage import Stage
-from sealift.cli.vmm_process import MigrationState, VmmProcess
+from sealift.cli.vmm_process import VmmProcess
 from sealift.cli.way import Way
-from sealift.errors import PeerError, RefusedError, SealiftError
+from sealift.errors import InternalError, PeerError, RefusedError, SealiftError
 from sealift.owner.ledger import Launch
+from sealift.vmm.migration.stats import MigrationInfo
+from sealift.vmm.migration.status import MigrationStatus
 
 _WIRE_PATIENCE_S: Final = 60.0
 """For the end of a connection whose migration is over."""
@@ -87,20 +89,20 @@ class Story:
             source.qmp.execute("migrate-set-parameters", **self._part.way.parameters)
             source.qmp.execute("migrate-set-capabilities", capabilities=self._part.way.capabilities)
             source.qmp.execute("migrate", uri=relay.uri)
-            state = MigrationState()
-            for state in source.migrations_end(_MIGRATION_PATIENCE_S):
-                step.progress(words.progress(state))
-            if state.status != "completed":
-                raise PeerError(f"the migration has {state.status}: {state.error_desc or 'no reason is known'}")
+            info = MigrationInfo()
+            for info in source.migrations_end(_MIGRATION_PATIENCE_S):
+                step.progress(words.progress(info))
+            if info.status != MigrationStatus.COMPLETED.value:
+                raise PeerError(f"the migration has {info.status}: {info.error_desc or 'no reason is known'}")
             if not relay.finished(_WIRE_PATIENCE_S):
                 raise PeerError("the migration is over, but its connection is still open")
-            report = _migration_report(state, self._part.way)
+            report = _migration_report(info, self._part.way)
             step.outcome = words.migrated(report)
         return report
 
     def _search(self, source: VmmProcess, target: VmmProcess, relay: RecordingRelay) -> SecrecyReport:
         with self._screen.step("Secret", "Searching all that a VMM or the network could see …") as step:
-            migration = bytes.fromhex(source.migration().migration_id)
+            migration = bytes.fromhex(source.migration().migration_id or "")
             planted = Hunt(self._stage.secret, self._stage.marker, migration)
             report = hunt(planted, source, target, relay, self._part.disk)
             step.outcome = words.searched(report)
@@ -108,16 +110,18 @@ class Story:
         return report
 
 
-def _migration_report(state: MigrationState, way: Way) -> MigrationReport:
+def _migration_report(info: MigrationInfo, way: Way) -> MigrationReport:
+    if info.ram is None or info.pages is None or info.downtime is None:
+        raise InternalError("a completed migration without figures")
     return MigrationReport(
-        status=state.status,
+        status=info.status,
         transfer=way.name,
-        total_time_ms=state.total_time,
-        downtime_ms=state.downtime,
-        rounds=state.ram.dirty_sync_count,
-        private_pages=state.pages.private_pages,
-        shared_pages=state.pages.shared_pages,
-        hole_pages=state.pages.hole_pages,
-        bytes=state.ram.transferred,
+        total_time_ms=info.total_time,
+        downtime_ms=info.downtime,
+        rounds=info.ram.dirty_sync_count,
+        private_pages=info.pages.private_pages,
+        shared_pages=info.pages.shared_pages,
+        hole_pages=info.pages.hole_pages,
+        bytes=info.ram.transferred,
         method=way.method.value,
     )

@@ -6,7 +6,7 @@ from typing import Final
 
 from sealift.cli.demo.report import GuestReport, LaunchReport, LinuxGuestReport, MigrationReport, Report, SecrecyReport
 from sealift.cli.demo.screen import Outcome
-from sealift.cli.vmm_process import MigrationState
+from sealift.vmm.migration.stats import MigrationInfo
 
 HEADING: Final = "A confidential guest moves from host-a to host-b, alive and unseen"
 
@@ -73,10 +73,13 @@ def watching(counter: int, disk: int, working_set: int) -> Outcome:
     )
 
 
-def progress(state: MigrationState) -> str:
+def progress(info: MigrationInfo) -> str:
     """While the guest moves."""
-    pages = state.pages.private_pages + state.pages.shared_pages
-    return f"Moving the running guest to host-b …  round {state.ram.dirty_sync_count}, {pages:,} pages"
+    moving = "Moving the running guest to host-b …"
+    if info.pages is None or info.ram is None:
+        return moving
+    pages = info.pages.private_pages + info.pages.shared_pages
+    return f"{moving}  round {info.ram.dirty_sync_count}, {pages:,} pages"
 
 
 def migrated(report: MigrationReport) -> Outcome:

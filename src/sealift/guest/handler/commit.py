@@ -4,7 +4,7 @@
 
     source  RUNNING ─ OFFERED ─ SENDING ─ STOPPED ─ CLOSED ─ CLEARED ─ FENCED ─ GONE
                ▲          cancel, or ABORTED before FINAL │              │
-               └──────────────────────────────────────────┘◄── ABORTED ──┘
+               └──────────────────────────────────────────┘◄── ABORTED ──┘ or the owner's RESUME
             RUNNING ─ YIELDED ─ RUNNING: the secure processor sends the guest, or did until that was cancelled
     target  WAITING ─ ANSWERED ─ RECEIVING ─ PREPARED ─ READY ─ STARTED (then a source, for its next hop)
                └───────────┴──────────┴──────────┴────────┴──► ABORTED
@@ -15,7 +15,8 @@ The design's SENDING, STOPPED, FENCED and GONE are told apart further: OFFERED h
 made its close record, CLEARED holds the target's PREPARED. The guest may run in RUNNING, YIELDED, OFFERED, SENDING and
 SAVING on the source and in STARTED on the target. Never two: the source leaves the states that may run before it makes
 FINAL, the target enters its only one after it took FINAL, and what leads the source out of FENCED back to RUNNING is a
-token that a target makes only on entering a state from which there is no way to STARTED.
+token that a target makes only on entering a state from which there is no way to STARTED. Or it is the owner's RESUME,
+for a target that is lost: whether that one runs is then for the owner to know, and no handler can.
 
 WAITING is a receiver before it serves: its own start-up code may run, which holds nothing of the guest to come.
 
@@ -83,6 +84,8 @@ class Event(enum.Enum):
     TAKE_PREPARED = "take a PREPARED token"
     MAKE_FINAL = "make the FINAL token"
     TAKE_STARTED = "take a STARTED token"
+    ASK_OWNER = "ask the owner to let the guest run here"
+    TAKE_RESUME = "take the owner's RESUME token"
     SAVE = "begin a snapshot"
     END_SNAPSHOT = "end the snapshot"
     ANSWER = "answer an offer"
@@ -114,7 +117,7 @@ FACTS: Mapping[State, StateFacts] = MappingProxyType(
         State.STOPPED: StateFacts(runs=False, way_out="finish the last round and close the stream, or cancel"),
         State.CLOSED: StateFacts(runs=False, way_out="deliver the target's PREPARED token, or cancel"),
         State.CLEARED: StateFacts(runs=False, way_out="make the FINAL token, or cancel"),
-        State.FENCED: StateFacts(runs=False, way_out="deliver the target's STARTED or ABORTED token"),
+        State.FENCED: StateFacts(runs=False, way_out="deliver the target's STARTED or ABORTED token, or the owner's"),
         State.GONE: StateFacts(runs=False, way_out="the guest runs on the target; end this one"),
         State.SAVING: StateFacts(runs=True, way_out="stop the guest for the snapshot's last round, or cancel"),
         State.HELD: StateFacts(runs=False, way_out="finish the snapshot's last round and close it, or cancel"),
@@ -159,6 +162,8 @@ STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
         Event.TAKE_PREPARED: {State.CLOSED: State.CLEARED},
         Event.MAKE_FINAL: {State.CLEARED: State.FENCED},
         Event.TAKE_STARTED: {State.FENCED: State.GONE},
+        Event.ASK_OWNER: {State.FENCED: State.FENCED},
+        Event.TAKE_RESUME: {State.FENCED: State.RUNNING},
         Event.SAVE: dict.fromkeys(_AT_HOME, State.SAVING),
         Event.END_SNAPSHOT: {State.SAVED: State.RUNNING},
         Event.ANSWER: {State.WAITING: State.ANSWERED},

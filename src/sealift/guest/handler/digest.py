@@ -37,6 +37,7 @@ MODULES = (
     f"{_PACKAGE}.opener",
     f"{_PACKAGE}.outgoing",
     f"{_PACKAGE}.receipts",
+    f"{_PACKAGE}.resumption",
     f"{_PACKAGE}.rounds",
     f"{_PACKAGE}.sealer",
     f"{_PACKAGE}.snapshot",
@@ -51,6 +52,7 @@ MODULES = (
     "sealift.wire.mailbox",
     "sealift.wire.receipt",
     "sealift.wire.record",
+    "sealift.wire.resume",
     "sealift.wire.token",
 )
 """In the order they are hashed; each counts with its name and its length."""

@@ -32,7 +32,7 @@ from typing import TypeVar
 import numpy as np
 
 from sealift.errors import InternalError, RefusedError, SealError, UserError
-from sealift.guest.handler import receipts, snapshot
+from sealift.guest.handler import receipts, resumption, snapshot
 from sealift.guest.handler.channels import Carried, Sealed
 from sealift.guest.handler.commit import Commit, Event, Role, State
 from sealift.guest.handler.exchange import NO_KEY, Initiator, Session, respond
@@ -46,7 +46,7 @@ from sealift.launch.secrets import MigrationSecret
 from sealift.pageset import PageNumbers, PageSet
 from sealift.wire.receipt import Side
 from sealift.wire.record import MAX_CHANNELS, RecordKind
-from sealift.wire.token import TokenKind
+from sealift.wire.token import TokenKind, split_token
 
 EXCHANGE_LIMIT_S = 60.0
 """How long ephemeral keys wait for the peer's next message; Intel's MigTD allows each phase as much."""
@@ -62,6 +62,7 @@ _TAKES = {
     TokenKind.FINAL: Event.TAKE_FINAL,
     TokenKind.STARTED: Event.TAKE_STARTED,
     TokenKind.ABORTED: Event.TAKE_ABORTED,
+    TokenKind.RESUME: Event.TAKE_RESUME,
 }
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ class MigrationHandler:
             return self._made[kind]
 
     def deliver(self, token: bytes) -> TokenKind | None:
-        """Take a token of the peer; its kind, or None if it had already been taken.
+        """Take a token of the peer, or the owner's; its kind, or None if it had already been taken.
 
         Raises:
             StreamError, SealError: it is not authentic or belongs elsewhere; nothing has changed.
@@ -172,9 +173,9 @@ class MigrationHandler:
         with self._lock:
             if token in self._taken:
                 return None
-            kind = self._desk().check(token, fenced=self._commit.state is State.FENCED)
+            kind = self._kind(token)
             self._commit.step(_TAKES[kind])
-            if kind is TokenKind.ABORTED:
+            if kind in {TokenKind.ABORTED, TokenKind.RESUME}:
                 self._end_source()
             elif kind is TokenKind.STARTED:
                 outgoing = _held(self._outgoing)
@@ -193,6 +194,16 @@ class MigrationHandler:
             if not self._receipt:
                 raise UserError("there is no receipt: no migration by this handler has ended")
             return self._receipt
+
+    def resume_request(self) -> bytes:
+        """What the owner must see to let the guest run here again, should the target be lost; changes nothing.
+
+        Raises:
+            UserError: the state forbids it: no FINAL was made.
+        """
+        with self._lock:
+            self._commit.require(Event.ASK_OWNER)
+            return resumption.request(self.facts, self._owners_secret(), _held(self._outgoing).session)
 
     def leave_to_processor(self) -> None:
         """The secure processor is to send the guest: nothing can be offered until `reclaim`.
@@ -471,6 +482,11 @@ class MigrationHandler:
         if session is None:
             raise SealError("a token came while no migration is under way")
         return session.desk
+
+    def _kind(self, token: bytes) -> TokenKind:
+        if self._outgoing is not None and split_token(token)[0].kind is TokenKind.RESUME:
+            return resumption.check(token, self._owners_secret(), self._outgoing.session)
+        return self._desk().check(token, fenced=self._commit.state is State.FENCED)
 
     def _make(self, kind: TokenKind) -> None:
         match kind:

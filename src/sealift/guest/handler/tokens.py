@@ -51,6 +51,8 @@ class TokenDesk:
         token = self._authentic(data)
         if token.kind is TokenKind.SNAPSHOT:
             raise SealError("a SNAPSHOT token ends a snapshot, and has no place in a migration")
+        if token.kind is TokenKind.RESUME:
+            raise SealError("a RESUME token is the owner's, and for a fenced source")
         unclosed = token.kind is TokenKind.ABORTED and token.close_digest == NO_CLOSE and not fenced
         if token.close_digest != self.close_digest and not unclosed:
             raise SealError(f"a {token.kind.name} token is about another stream than this one")

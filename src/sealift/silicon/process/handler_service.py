@@ -186,8 +186,9 @@ class HandlerService:
                 return self._round(request)
             case wire.GetStatus():
                 return handler_status(handler)
-            case wire.GetReceipt():
-                return wire.Blob(handler.receipt())
+            case wire.GetReceipt() | wire.GetResumeRequest():
+                stated = handler.receipt if isinstance(request, wire.GetReceipt) else handler.resume_request
+                return wire.Blob(stated())
             case _:
                 return self._exchange(request)
 

@@ -81,12 +81,21 @@ class SourceMethod(RoundsMethod, Protocol):
     def release(self, answer: bytes) -> bool:
         """Take the target's last word: True, it runs the guest; False, it never will, and this side may again.
 
+        The guest's owner may say the latter of a target that is lost.
+
         Raises:
             SealiftError: the word is not authentic; nothing has changed.
         """
 
     def receipt(self) -> bytes:
         """After `release`: this side's half of the migration's receipt; empty if the method has none."""
+
+    def resume_request(self) -> bytes:
+        """While fenced: what the guest's owner must see to let the guest run here, should the target be lost.
+
+        Raises:
+            UserError: it is not, or the method knows no owner.
+        """
 
     def fenced(self) -> bool:
         """Whether `fence` has taken effect and nothing has taken it back."""

@@ -223,16 +223,20 @@ class HandlerSource(HandlerRounds):
         """The source's statement."""
         return _receipt(self._handler)
 
+    def resume_request(self) -> bytes:
+        """What the handler asks its owner."""
+        return self._handler.blob(wire.GetResumeRequest())
+
     def fenced(self) -> bool:
         """Whether FINAL was made and is not taken back."""
         self._handler.drain(_PATIENCE_S)
         return self._handler.status().state == _FENCED
 
     def way_out(self, name: str) -> str:
-        """The target's token decides."""
+        """The target's token decides, or else the owner."""
         return (
-            "it is not known whether the guest runs on the target, so it stays stopped here; bring the target's "
-            f"token: sealift migrate {name} --settle FILE"
+            "it is not known whether the guest runs on the target, so it stays stopped here; bring the target's token "
+            f"(sealift token import {name} FILE), or if the target is lost, its owner's (sealift token export {name})"
         )
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from sealift.errors import RefusedError, StreamError
+from sealift.errors import RefusedError, StreamError, UserError
 from sealift.pageset import PageSet
 from sealift.vmm.launch import PLAIN_LAUNCH
 from sealift.vmm.machine import Machine
@@ -95,6 +95,10 @@ class PlainSource:
         """None: there are no keys."""
         return b""
 
+    def resume_request(self) -> bytes:
+        """None: its owner has no word in it."""
+        raise UserError("only a guest that its own handler was moving can be let run on by its owner (method mh)")
+
     def fenced(self) -> bool:
         """Whether FINAL was said."""
         return self._fenced
@@ -103,7 +107,7 @@ class PlainSource:
         """The target's token, if it runs there."""
         return (
             "it is not known whether the guest runs on the target, so it stays stopped here; if it does run there, say "
-            f"so with the target's token: sealift migrate {name} --settle FILE"
+            f"so with the target's token: sealift token import {name} FILE"
         )
 
 

@@ -111,7 +111,7 @@ def examine(candidate: Candidate, uri: str, clock: Clock, wall_clock: Callable[[
     try:
         route = Route(address, parameters.tls_creds, parameters.tls_hostname)
         route.check(parameters.channels)
-        with contextlib.closing(route.connect()) as sock:
+        with contextlib.closing(route), contextlib.closing(route.connect()) as sock:
             inquiry = Inquiry(sock, clock)
             answer = inquiry.ask(question)
             skew = answer.wall_clock - wall_clock()  # it looked when it had judged, which may have taken a while

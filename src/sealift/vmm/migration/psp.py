@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sealift.address import PAGE_SHIFT, RamLayout
-from sealift.errors import RefusedError, StreamError
+from sealift.errors import RefusedError, StreamError, UserError
 from sealift.pageset import PageSet
 from sealift.sev.policy import Policy
 from sealift.vmm.launch import Launched
@@ -189,6 +189,10 @@ class PspSource(PspRounds):
         """None: secure processors share no key with the guest's owner that outlives the launch."""
         return b""
 
+    def resume_request(self) -> bytes:
+        """None: its owner has no word in it."""
+        raise UserError("only a guest that its own handler was moving can be let run on by its owner (method mh)")
+
     def fenced(self) -> bool:
         """Whether SEND_FINISH took effect; nothing takes it back."""
         return self._platform.status().phase is Phase.GONE
@@ -197,7 +201,7 @@ class PspSource(PspRounds):
         """There is none but the target."""
         return (
             "it is not known whether the guest runs on the target, and SEND_FINISH has closed it here for good; if it "
-            f"does run there, say so with the target's token: sealift migrate {name} --settle FILE"
+            f"does run there, say so with the target's token: sealift token import {name} FILE"
         )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 from typing import Protocol
 
-from sealift.errors import RefusedError, UserError
+from sealift.errors import LostError, RefusedError, UserError
 from sealift.vmm.migration.handed import ExecAddress, FdAddress, OneConnection, take
+from sealift.vmm.migration.streamio import shut_down
 from sealift.vmm.migration.tls import Credentials
 from sealift.vmm.migration.transport import (
     Address,
@@ -26,11 +28,14 @@ TO_A_FILE = (
 
 
 class Route:
-    """One target; every connection of a migration is made here."""
+    """One target; every connection of a migration is made here, and can be ended here. Close it."""
 
     def __init__(self, address: Address, tls_creds: str, tls_hostname: str) -> None:
         """`tls_creds` is a directory, or empty; `tls_hostname` replaces the address' host in the target's proof."""
         self._address = address
+        self._lock = threading.Lock()
+        self._watched: list[socket.socket] = []
+        self._hung_up = False
         self._credentials = Credentials(Path(tls_creds)) if tls_creds else None
         self._hostname = tls_hostname
 
@@ -57,7 +62,7 @@ class Route:
         Raises:
             UserError: the address or the credentials cannot be used.
             RefusedError: one side does not trust the other.
-            LostError: nobody listens there, or does not speak TLS.
+            LostError: nobody listens there, or does not speak TLS; or `hang_up` was called.
         """
         match self._address:
             case TcpAddress() | UnixAddress():
@@ -67,9 +72,32 @@ class Route:
                 tune(sock)
             case FileAddress():
                 raise RefusedError(TO_A_FILE)
+        self._watch(sock)
         if self._credentials is None:
             return sock
         return self._credentials.connect(sock, self._host())
+
+    def hang_up(self) -> None:
+        """End every connection, one whose TLS is being negotiated too, and make no more; from any thread."""
+        with self._lock:
+            self._hung_up = True
+            for sock in self._watched:
+                shut_down(sock)
+
+    def close(self) -> None:
+        """Watch over the connections no more; they are whose they were given to."""
+        with self._lock:
+            for sock in self._watched:
+                sock.close()
+            self._watched.clear()
+
+    def _watch(self, sock: socket.socket) -> None:
+        """Keep a descriptor of our own: TLS takes the socket's for itself."""
+        with self._lock:
+            if self._hung_up:
+                sock.close()
+                raise LostError("no more connections are made to the target")
+            self._watched.append(sock.dup())
 
     def _host(self) -> str:
         if self._hostname:

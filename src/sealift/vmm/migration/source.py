@@ -64,28 +64,40 @@ class Migration(Attempt):
         self._launched = launched
         self._parameters = parameters
         self._go_ahead = threading.Event()
+        self._route: Route | None = None
         self._sock: socket.socket | None = None
         self._method: SourceMethod | None = None
 
     def settle(self, token: bytes) -> None:
-        """Take a token of the target that came by another way (a file), for a guest that was left fenced.
+        """Take a token that came by another way (a file), the target's or the owner's, for a guest left fenced.
 
         Raises:
             UserError: this migration left nothing open.
-            SealiftError: the token is not the target's word on this migration.
+            SealiftError: the token is nobody's word on this migration.
         """
         with self._lock:
             method = self._method
             if not self._stats.fenced or method is None:
-                raise UserError(f"guest {self._name} waits for no token of a target")
+                raise UserError(f"guest {self._name} waits for no token")
             runs_there = method.release(token)
             self._stats.fenced, self._method = False, None
             if runs_there:
                 self._stats.error = None
                 self._complete()
             else:
-                self._stats.error = "the target gave up, and the guest runs on here"
+                self._stats.error = "the target does not run the guest, which runs on here"
                 self._machine.take_back()  # should a disk be in other hands, the guest is paused and can be resumed
+
+    def resume_request(self) -> bytes:
+        """What the owner of a guest that was left fenced must see to let it run here.
+
+        Raises:
+            UserError: this migration left nothing open, or its method knows no owner.
+        """
+        with self._lock:
+            if not self._stats.fenced or self._method is None:
+                raise UserError(f"guest {self._name} waits for no token")
+            return self._method.resume_request()
 
     def proceed(self, expected: MigrationStatus) -> None:
         """Let a migration go on that waits in status `expected` (capability pause-before-switchover).
@@ -105,6 +117,9 @@ class Migration(Attempt):
         method = source_method(self._machine, self._launched, self._parameters)
         route = Route(parse_uri(place), self._parameters.tls_creds, self._parameters.tls_hostname)
         route.check(self._parameters.channels)
+        with self._lock:
+            self._route = route
+            self._check()
         sock = self._connect(route)
         self._method = method
         throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
@@ -150,8 +165,8 @@ class Migration(Attempt):
         return UserError("the guest is being handed over to the target; it is too late to cancel")
 
     def _wake(self) -> None:
-        if self._sock is not None:
-            shut_down(self._sock)
+        if self._route is not None:
+            self._route.hang_up()
 
     # --- the way back --------------------------------------------------------------------------------------------
 
@@ -186,6 +201,9 @@ class Migration(Attempt):
     def _let_go(self) -> None:
         with self._lock:
             sock, self._sock = self._sock, None
+            route, self._route = self._route, None
+        if route is not None:
+            route.close()
         if sock is not None:
             shut_down(sock)
             sock.close()

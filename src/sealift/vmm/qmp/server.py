@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Final
 
 from sealift.vmm.control import post, serve_clients
@@ -18,12 +19,14 @@ from sealift.vmm.qmp.commands.control import version_info
 from sealift.vmm.qmp.events import qmp_events
 from sealift.vmm.qmp.message import event_message
 from sealift.vmm.qmp.session import Session
+from sealift.vmm.qmp.table import Runs
 
 CLIENTS_LIMIT: Final = 64
 """Clients of one socket at once; each costs a descriptor and at most an outbox."""
 
-_THREADS: Final = 8
-"""Commands that may wait at once; `quit`, `query-status` and what else never waits need none of them."""
+_THREADS: Final = MappingProxyType({Runs.IN_THREAD: 8, Runs.AT_LEISURE: 4})
+"""Commands that may wait at once; `quit`, `query-status` and what else never waits need none of them. However many ask
+what another host says, `stop` and `migrate_cancel` find a thread."""
 
 
 class QmpServer:
@@ -33,7 +36,7 @@ class QmpServer:
         self._guest = guest
         self._deserted = deserted
         self._sessions: set[Session] = set()
-        self._threads = ThreadPoolExecutor(_THREADS, "qmp")
+        self._threads = {runs: ThreadPoolExecutor(count, "qmp") for runs, count in _THREADS.items()}
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -50,7 +53,8 @@ class QmpServer:
                     sockets.create_task(serve_clients(one, self._client, CLIENTS_LIMIT))
         finally:
             self._guest.events.unlisten(self._happened)
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            for threads in self._threads.values():
+                threads.shutdown(wait=False, cancel_futures=True)
 
     async def _client(self, reader: asyncio.StreamReader, outbox: Outbox) -> None:
         session = Session(COMMANDS, self._guest, self._threads, outbox)

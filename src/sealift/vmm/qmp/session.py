@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import Final
 
@@ -36,7 +37,7 @@ class Session:
     of this machine, as HTTP with requests in its body.
     """
 
-    def __init__(self, table: CommandTable, guest: Guest, threads: Executor, outbox: Outbox) -> None:
+    def __init__(self, table: CommandTable, guest: Guest, threads: Mapping[Runs, Executor], outbox: Outbox) -> None:
         self._table = table
         self._guest = guest
         self._threads = threads
@@ -85,7 +86,7 @@ class Session:
         call = command.bind(request, self._guest)
         if command.runs is Runs.AT_ONCE:
             return call()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await asyncio.get_running_loop().run_in_executor(self._threads[command.runs], call)
 
     def _negotiate(self, request: Request) -> None:
         if request.execute != NEGOTIATE:

@@ -27,6 +27,8 @@ class Runs(enum.Enum):
     """On the event loop: it never waits."""
     IN_THREAD = enum.auto()
     """In a thread: it waits for vCPUs or for the platform."""
+    AT_LEISURE = enum.auto()
+    """In one of few threads of its own kind: it waits for another host, or looks at the guest for a while."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,6 @@ def _curve(samples: tuple[Sample, ...]) -> tuple[DirtySample, ...]:
 COMMANDS = (
     Command("calc-dirty-rate", CalcDirtyRate, calc_dirty_rate),
     Command("query-dirty-rate", QueryDirtyRate, query_dirty_rate),
-    Command("x-sealift-preflight", ToTarget, preflight, Runs.IN_THREAD),
-    Command("x-sealift-plan", PlanArguments, plan, Runs.IN_THREAD),
+    Command("x-sealift-preflight", ToTarget, preflight, Runs.AT_LEISURE),
+    Command("x-sealift-plan", PlanArguments, plan, Runs.AT_LEISURE),
 )

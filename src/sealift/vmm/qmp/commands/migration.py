@@ -67,9 +67,15 @@ class ContinueArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class SettleArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The target's token, in base64."""
+    """The target's token or the owner's, in base64."""
 
     token: bytes
+
+
+class ResumeRequestInfo(msgspec.Struct, frozen=True):
+    """What a fenced guest's owner must see, in base64 (`sealift owner resume`)."""
+
+    request: bytes
 
 
 class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True):
@@ -177,6 +183,11 @@ def settle(guest: Guest, arguments: SettleArguments) -> None:
     guest.settle_migration(arguments.token)
 
 
+def resume_request(guest: Guest, _: NoArguments) -> ResumeRequestInfo:
+    """What a fenced guest's owner must see to let it run on here."""
+    return ResumeRequestInfo(guest.resume_request())
+
+
 def query_migrate(guest: Guest, _: NoArguments) -> MigrationInfo:
     """The last migration, if there was any, and what stands in the way of another one."""
     info = guest.migration() or MigrationInfo()
@@ -217,6 +228,7 @@ COMMANDS = (
     Command("migrate-continue", ContinueArguments, migrate_continue, Runs.IN_THREAD),
     Command("x-sealift-snapshot", SnapshotArguments, snapshot, Runs.IN_THREAD),
     Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
+    Command("x-sealift-resume-request", NoArguments, resume_request, Runs.IN_THREAD),
     Command("query-migrate", NoArguments, query_migrate, Runs.IN_THREAD),
     Command("query-migrate-parameters", NoArguments, query_parameters),
     Command("migrate-set-parameters", MigrationParameters, set_parameters),
