@@ -13,12 +13,13 @@ import pytest
 
 from harness import Sealift
 from sealift.cli.bench.boot import Boot, BootResult, seconds_until
+from sealift.cli.bench.debug import DebugResult, measure_debug
 from sealift.cli.bench.exits import ExitsResult, port_guest
 from sealift.cli.bench.idle import IdleGuest, IdleResult, Watch, cpu_s, measure_idle, peak_bytes
 from sealift.cli.bench.migrate import MigrateResult, Wanted, measure_migration
 from sealift.cli.bench.pipe import RECORD_PAGES, raw_pipe, whole_records
 from sealift.cli.bench.qemu import PROGRAM
-from sealift.cli.bench.show import show_boot, show_exits, show_idle, show_migration
+from sealift.cli.bench.show import show_boot, show_debug, show_exits, show_idle, show_migration
 from sealift.cli.scratch import scratch
 from sealift.errors import UserError
 from sealift.vmm.migration.stats import DowntimePart
@@ -85,6 +86,21 @@ def test_where_the_time_of_an_exit_goes_is_shown() -> None:
     assert len({len(line) for line in lines[2:6]}) == 1
     assert "0.50 of the bare ping-pong" in shown
     assert "20.0 us are the engine's" in lines[-1]
+
+
+def test_debugging_is_measured_beside_a_plain_guest() -> None:
+    with scratch("bench") as place:
+        result = measure_debug(place, 1 << 20, 1, lambda _: None)
+    assert min(result.read_runs + result.plain_read_runs + result.dump_runs + result.plain_dump_runs) > 0
+    assert result.dump_ratio == pytest.approx(result.dump_bytes_per_s / result.plain_dump_bytes_per_s)
+
+
+def test_debugging_is_shown_in_rows() -> None:
+    runs = ([1e8, 2e8], [1e9, 2e9], [6e8, 5e8], [1e9, 1e9])
+    shown = show_debug(DebugResult(1 << 30, 65536, 1.5e8, 1.5e9, 5.5e8, 1e9, 0.55, *runs)).splitlines()
+    assert shown[0] == "1,024 MiB of random memory, read by 64 KiB, and dumped to a file"
+    assert shown[3].split() == ["reads,", "SEV", "0.10", "GB/s", "0.20", "GB/s", "0.15", "GB/s"]
+    assert shown[-1] == "A decrypted dump reaches 0.55 of a plain guest's."
 
 
 def test_idle_guests_are_shown_a_line_each() -> None:

@@ -475,5 +475,5 @@ class Anybody(RuleBasedStateMachine):
     gains="denial of service",
 )
 def test_whatever_anybody_brings_anywhere_one_guest_runs_and_is_whole() -> None:
-    calm = settings(max_examples=300, stateful_step_count=40, deadline=None)
+    calm = settings(max_examples=150, stateful_step_count=40, deadline=None)
     run_state_machine_as_test(Anybody, settings=calm)

@@ -148,7 +148,7 @@ def test_a_lost_or_doubled_packet_is_noticed_as_long_as_nobody_hides_it(
 @pytest.mark.attack(
     "method psp",
     "leaves a packet out, and corrects the count",
-    gains="as AMD's protocol gives: the target keeps an older page",
+    gains="as AMD's protocol gives: a page is missing",
 )
 def test_an_attacker_can_hide_that_a_packet_is_missing(sendable: rig.World) -> None:
     """The count of packets is in clear and authenticated by nothing: the method does not promise completeness."""

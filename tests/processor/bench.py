@@ -135,7 +135,7 @@ _GUEST_ARGUMENTS: dict[Command, Callable[[Bench], dict[str, Any]]] = {
     Command.RECEIVE_UPDATE_DATA: lambda bench: {**_packet(bench), "gpa": 0, "length": len(DATA)},
     Command.RECEIVE_UPDATE_VMSA: lambda bench: {**_packet(bench), "vcpu": 0},
     Command.RECEIVE_FINISH: _nothing,
-    Command.DBG_DECRYPT: lambda _: {"gpa": 0, "length": 4096},
+    Command.DBG_DECRYPT: lambda _: {"gpa": 0, "destination": memoryview(bytearray(4096))},
     Command.DBG_ENCRYPT: lambda _: {"gpa": 0, "data": DATA},
 }
 

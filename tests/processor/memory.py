@@ -49,6 +49,10 @@ class Memory:
         self._check(gpa, length)
         return memoryview(self.private)[gpa : gpa + length].toreadonly()
 
+    def copy_private(self, gpa: int, destination: memoryview) -> None:
+        """Fill `destination` with what the guest finds there."""
+        destination[:] = self.view_private(gpa, len(destination))
+
     def place_vmsa(self, vcpu: int, page: bytes) -> None:
         """Make `page` the vCPU's registers."""
         if not 0 <= vcpu < self.vcpus:

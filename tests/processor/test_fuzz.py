@@ -142,9 +142,10 @@ def test_arbitrary_secrets_and_packets(bench: Bench, header: bytes, payload: byt
 def test_arbitrary_numbers(bench: Bench, handle: int, asid: int, gpa: int, length: int) -> None:
     """Test that numbers out of any range end with a status, whichever command they are given to."""
     bench.put(PlatformState.WORKING, GuestState.RUNNING)
+    destination = memoryview(bytearray(max(length, 0) % 8192))
     for number in (handle, bench.handle):
         bench.call(Command.ACTIVATE, {"handle": number, "asid": asid})
-        bench.call(Command.DBG_DECRYPT, {"handle": number, "gpa": gpa, "length": length})
+        bench.call(Command.DBG_DECRYPT, {"handle": number, "gpa": gpa, "destination": destination})
         bench.call(Command.LAUNCH_UPDATE_DATA, {"handle": number, "gpa": gpa, "length": length})
         bench.call(Command.SEND_UPDATE_DATA, {"handle": number, "gpa": gpa, "length": length, "trans_room": length})
         bench.call(Command.SEND_UPDATE_VMSA, {"handle": number, "vcpu": asid})

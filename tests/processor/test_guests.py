@@ -74,7 +74,7 @@ def test_what_needs_an_asid_is_inactive_without_one(processor: SecureProcessor, 
     processor.launch_update_data(handle, 0, 16)
     processor.deactivate(handle)
     assert status_of(processor.launch_update_data, handle, 0, 16) is Status.INACTIVE
-    assert status_of(processor.dbg_decrypt, handle, 0, 16) is Status.INACTIVE
+    assert status_of(processor.dbg_decrypt, handle, 0, memoryview(bytearray(16))) is Status.INACTIVE
 
 
 def test_a_report_is_the_peks_word_on_digest_and_policy(processor: SecureProcessor, memory: Memory) -> None:

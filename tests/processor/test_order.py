@@ -222,7 +222,7 @@ ORDERS: dict[Command, tuple[Fault, ...]] = {
     Command.DBG_DECRYPT: (
         PLATFORM,
         ADDRESS,
-        LENGTH,
+        Fault("length", Status.INVALID_LENGTH, _set("destination", memoryview(bytearray(17)))),
         HANDLE,
         Fault("NODBG", Status.POLICY_FAILURE, _policy(Policy.NODBG)),
         ASID,

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealift.errors import StreamError
-from sealift.wire.platform import Halt, Interrupted, Registers
+from sealift.wire.platform import Halt, Interrupted, Registers, Table
 
 from .board import CODE, DATA, OTHER, Board, timeless
 from .code import HLT, INC_AT_RBX, RDMSR, WRMSR, forever, inc, load, mov, times
@@ -151,6 +151,18 @@ def test_descriptor_tables_move_too(make_board: Callable[[int], Board]) -> None:
     assert target.run() == Halt()
     stored = target.memory.read_private(DATA, 32)
     assert struct.unpack_from("<HQ", stored) == struct.unpack_from("<HQ", stored, 16) == table
+
+
+def test_segments_and_descriptor_tables_are_those_that_the_guest_loaded(board: Board) -> None:
+    """And code is 64-bit code, whatever selectors an engine gives a vCPU to start with."""
+    board.memory.write_private(DATA, struct.pack("<HQ", 0x37, 0x1234_5000))
+    tables = b"\x0f\x01\x13\x0f\x01\x1b"  # lgdt [rbx]; lidt [rbx]
+    assert board.execute(tables + write_msrs() + HLT, rbx=DATA) == Halt()
+    found = board.vcpus[0].system_registers()
+    assert (found.fs.base, found.gs.base, found.kernel_gs_base) == tuple(MSRS.values())[:3]
+    assert found.gdtr == found.idtr == Table(0x1234_5000, 0x37)
+    assert found.cs.attributes & 0x2FF == 0x29B
+    assert (found.cs.base, found.ss.base) == (0, 0)
 
 
 def test_a_restored_vcpu_uses_no_translation_of_its_past(board: Board) -> None:

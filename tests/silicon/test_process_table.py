@@ -76,6 +76,13 @@ PdhGen               x      x        x        x       x       x         x       
 GetAttestation       -      -        x        x       x       x         x        x      x     x      -
 LaunchUpdateVmsa     -      -        x        -       -       -         -        -      -     -      -
 OpenHandler          -      -        -        x       x       x         x        x      x     x      -
+OpenDebugWindow      -      x        x        x       x       x         x        x      x     x      -
+DbgDecrypt           -      -        -        x       x       -         -        x      -     -      -
+DbgEncrypt           -      -        -        x       x       -         -        -      -     -      -
+DbgDecryptVmsa       -      -        -        x       x       -         -        x      -     -      -
+DbgEncryptVmsa       -      -        -        x       x       -         -        -      -     -      -
+InvalidateCode       -      -        -        -       -       -         -        -      -     -      x
+GetSystemRegisters   -      x        x        x       x       -         -        x      -     -      x
 Run                  -      -        -        x       x       -         -        -      -     -      x
 """
 """What an owner would want: where the guest runs, and only there, can the host write its memory."""
@@ -143,6 +150,13 @@ SAMPLES: dict[str, wire.Message] = {
         wire.GetVcpuState(9),
         wire.SetVcpuState(9, b""),
         wire.OpenHandler(),
+        wire.OpenDebugWindow(),
+        wire.DbgDecrypt(0, 0),
+        wire.DbgEncrypt(0, 0),
+        wire.DbgDecryptVmsa(9),
+        wire.DbgEncryptVmsa(9),
+        wire.InvalidateCode(0, 0),
+        wire.GetSystemRegisters(9),
     )
 }
 """One request of each kind, in the order of the table; none but `LEADS_ON` leads to another phase (LaunchFinish comes

@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "plan": "Predict what a migration would cost.",
     "history": "List migrations from a host: prediction beside outcome.",
     "snapshot": "Save a running guest to a file.",
+    "dump": "Write a guest's memory and registers to a core file.",
     "qmp": "Send a guest's VMM a QMP command.",
     "owner": "What a guest's owner does without a VMM.",
     "platform": "A host's secure processor: its state, certificates and owner.",

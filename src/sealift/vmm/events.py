@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from sealift.vmm.debug.dump import DumpInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.runstate import RunState
 
@@ -71,7 +72,14 @@ class PowerButtonPressed:
     """Somebody asked the guest to shut down."""
 
 
-GuestEvent: TypeAlias = RunStateChanged | MigrationChanged | PassBegun | PowerButtonPressed | Ending
+@dataclass(frozen=True, slots=True)
+class DumpEnded:
+    """A dump of the guest's memory is over."""
+
+    info: DumpInfo
+
+
+GuestEvent: TypeAlias = RunStateChanged | MigrationChanged | PassBegun | PowerButtonPressed | DumpEnded | Ending
 Listener: TypeAlias = Callable[[GuestEvent], None]
 
 

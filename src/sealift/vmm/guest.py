@@ -16,8 +16,10 @@ from typing import Final
 
 from sealift.errors import LostError, UserError
 from sealift.vmm.console import Console
+from sealift.vmm.debug.dump import Dump, DumpInfo, DumpWishes
 from sealift.vmm.events import (
     Direction,
+    DumpEnded,
     Ending,
     Events,
     MigrationChanged,
@@ -50,6 +52,9 @@ _LOST: Final = frozenset({RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR, RunS
 NOTHING_ELSE: Final[Mapping[Capability, bool]] = MappingProxyType({})
 """Capabilities as they are set."""
 
+_DUMP_LIMIT_S: Final = 10.0
+"""How long it waits for a dump that was cancelled: it looks after every few MiB."""
+
 _HANDOVER_LIMIT_S: Final = 10.0
 """How long the end of a guest waits for its migration's: a handover takes milliseconds, unless the target is lost."""
 
@@ -77,6 +82,8 @@ class Guest:
         self._migration: Migration | Snapshot | Save | None = None
         self._migrating: threading.Thread | None = None
         self._arrival: MigrationInfo | None = None
+        self._dump: Dump | None = None
+        self._dumping: threading.Thread | None = None
         self.destination: str | None = None
         self._plan: Plan | None = None
         self._planned: Plan | None = None
@@ -161,6 +168,7 @@ class Guest:
         Raises:
             UserError: it is just being handed over to another host.
         """
+        self._check_no_dump()
         self.machine.pause()
         if self.state is RunState.FINISH_MIGRATE:
             raise UserError("Migration is not finalized yet")
@@ -173,6 +181,7 @@ class Guest:
         """
         if self._machine is None:
             raise UserError(f"guest {self.name} has not arrived yet; it runs once it has")
+        self._check_no_dump()
         if self._launch is not None and self.state is RunState.PRELAUNCH:
             self._launch.finish()
         if self._machine.resume():
@@ -210,6 +219,9 @@ class Guest:
             if self._migration is not None:
                 self._migration.cancel(self._ending())
         self.dirty_rate.close()
+        self.cancel_dump()
+        if self._dumping is not None:
+            self._dumping.join(_DUMP_LIMIT_S)
         if self._migrating is not None:
             self._migrating.join(_HANDOVER_LIMIT_S)
         if self._machine is not None:
@@ -218,6 +230,36 @@ class Guest:
     def _ending(self) -> str:
         report = None if self._machine is None else self._machine.report
         return f"the guest has ended: {report}" if report else "the guest was ended"
+
+    # --- debugging -----------------------------------------------------------------------------------------------
+
+    def dump(self, wishes: DumpWishes) -> Dump:
+        """Begin to write memory and registers to a file, the guest standing still meanwhile; returns at once.
+
+        Raises:
+            UserError: it cannot be dumped now, or there is nothing to dump.
+        """
+        with self._lock:
+            self._check_idle()
+            self._check_no_dump()
+            dump = Dump(self.machine, wishes, lambda info: self.events.publish(DumpEnded(info)))
+            self._dump = dump
+            self._dumping = threading.Thread(target=dump.run, name="dump", daemon=True)
+            self._dumping.start()
+            return dump
+
+    def dump_info(self) -> DumpInfo:
+        """How the last dump goes or went."""
+        return DumpInfo() if self._dump is None else self._dump.info
+
+    def cancel_dump(self) -> None:
+        """Give up the dump that is underway, if any is."""
+        if self._dump is not None:
+            self._dump.cancel()
+
+    def _check_no_dump(self) -> None:
+        if self._dump is not None and self._dump.active:
+            raise UserError("There is a dump in process, please wait")
 
     # --- migration -----------------------------------------------------------------------------------------------
 
@@ -261,6 +303,7 @@ class Guest:
         """Begin one of the two, which are never underway together."""
         with self._lock:
             self._check_idle()
+            self._check_no_dump()
             if self._launched is None or self.state not in _MOVABLE:
                 raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
             if reasons := self.blocked_reasons():

@@ -11,14 +11,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from sealift.address import PAGE_SHIFT, RamLayout
 from sealift.errors import GuestError, SealiftError, UserError, sentence
 from sealift.launch.machine import MachineType
-from sealift.pageset import PageSet
+from sealift.pageset import PageSet, Span
 from sealift.vmm.console import Console
 from sealift.vmm.cpu_throttle import CpuThrottle
 from sealift.vmm.devices.disk import DiskImage
@@ -175,6 +176,23 @@ class Machine:
         """A guest that came here as a migration stays paused, as it was."""
         with self._order_lock:
             self._run_state.move(RunState.PAUSED)
+
+    @contextmanager
+    def stilled(self) -> Iterator[RunState]:
+        """Neither vCPUs nor devices write to memory until the block ends; the run state, which this gives, stays.
+
+        For looks at registers and for debug writes, which must come neither between a guest's own load and store nor
+        behind a migration's last round. Not to be called by who gives orders to this machine in the block.
+        """
+        with self._order_lock:
+            running = self.state is RunState.RUNNING
+            if running:
+                self._stop_vcpus()
+            try:
+                yield self.state
+            finally:
+                if running and self.state is RunState.RUNNING:
+                    self._start_vcpus()
 
     # A migration's part: from `begin_handover` on the machine is its own until `take_back` or `handed_over`.
 
@@ -368,6 +386,14 @@ class Machine:
                 self.shared_pages.remove_range(offset >> PAGE_SHIFT, pages)
             else:
                 self.shared_pages.add_range(offset >> PAGE_SHIFT, pages)
+
+    def shared_among(self, first: int, count: int) -> PageSet:
+        """Those of some pages that are in shared state, numbered from `Span.covering(first, count).base`."""
+        span = Span.covering(first, count)
+        found = span.of_range(first, count)
+        with self._states_lock:
+            found &= self.shared_pages.part(span)
+        return found
 
     def shared_pages_now(self) -> PageSet:
         """A copy of the set of shared pages."""

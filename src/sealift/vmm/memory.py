@@ -31,13 +31,19 @@ class Mapping:
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED, offset, length)
 
+    def remove(self, offset: int, length: int) -> None:
+        """Give pages of the memfd back to the machine; they read as zeros from now on."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_REMOVE, offset, length)
+
     def close(self) -> None:
         """Let go of the memory: it is unmapped when the last view of it, wherever that may be, has gone as well."""
         with contextlib.suppress(BufferError):  # someone still reads through a view of this view
             self.view.release()
         self.view = memoryview(b"")
         self._map = None
-        os.close(self.fd)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
 
 
 class SharedMemory:
@@ -109,6 +115,12 @@ class SharedMemory:
         """A device reads."""
         offset = self._offset(gpa, length)
         return bytes(self.mapping.view[offset : offset + length])
+
+    def read_into(self, gpa: int, destination: memoryview) -> None:
+        """Fill `destination`; through the memfd, so that looking at memory that nobody has used does not fill it."""
+        offset, done = self._offset(gpa, len(destination)), 0
+        while done < len(destination):
+            done += os.preadv(self.mapping.fd, [destination[done:]], offset + done)
 
     def view(self, gpa: int, length: int) -> memoryview:
         """A window for a device that marks by itself."""

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -83,6 +84,8 @@ class Platform:
         self._handler_lock = threading.Lock()
         self._packets: PacketSlots | None = None
         self._packets_lock = threading.Lock()
+        self._debug: Mapping | None = None
+        self._debug_lock = threading.Lock()
         self.cpu = ANY_CPU
 
     @classmethod
@@ -142,6 +145,10 @@ class Platform:
             if self._bitmap is not None:
                 self._bitmap.close()
                 self._bitmap = None
+        with self._debug_lock:
+            if self._debug is not None:
+                self._debug.close()
+                self._debug = None
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -245,6 +252,24 @@ class Platform:
                     opened.slot_size, Mapping(outgoing, size, writable=False), Mapping(incoming, size)
                 )
             return self._packets
+
+    @contextmanager
+    def debug_window(self) -> Iterator[memoryview]:
+        """The memory through which DBG_DECRYPT and DBG_ENCRYPT move data: ours alone until the block ends.
+
+        Raises:
+            RefusedError: the guest is not confidential, and needs none.
+        """
+        with self._debug_lock:
+            if self._debug is None:
+                opened, fds = self._exchange(wire.OpenDebugWindow(), wire.DebugWindow)
+                (fd,) = _expect_fds(fds, 1)
+                self._debug = Mapping(fd, opened.size)
+            yield self._debug.view
+
+    def system_registers(self, index: int) -> wire.SystemRegisters:
+        """Segments and descriptor tables of a vCPU."""
+        return self.request(wire.GetSystemRegisters(index), wire.VcpuSystemRegisters).registers
 
     def registers(self, index: int) -> wire.Registers:
         """General and control registers of a vCPU."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sealift.cli.bench.boot import MARGIN, BootResult
+from sealift.cli.bench.debug import DebugResult
 from sealift.cli.bench.exits import ExitsResult
 from sealift.cli.bench.idle import IdleResult
 from sealift.cli.bench.migrate import MigrateResult
@@ -132,6 +133,20 @@ def show_idle(result: IdleResult) -> str:
     ]
     title = f"Processor time of idle guests in {span:.0f} s, peak memory, and what their moves take beside pages"
     return "\n".join((title, "", *_aligned(rows)))
+
+
+def show_debug(result: DebugResult) -> str:
+    """The runs, their medians, and the ratio."""
+    rows = [
+        ("", *(f"run {run}" for run in range(1, len(result.read_runs) + 1)), "median"),
+        ("reads, SEV", *map(_rate, result.read_runs), _rate(result.read_bytes_per_s)),
+        ("reads, plain", *map(_rate, result.plain_read_runs), _rate(result.plain_read_bytes_per_s)),
+        ("dump, SEV", *map(_rate, result.dump_runs), _rate(result.dump_bytes_per_s)),
+        ("dump, plain", *map(_rate, result.plain_dump_runs), _rate(result.plain_dump_bytes_per_s)),
+    ]
+    title = f"{result.size >> 20:,} MiB of random memory, read by {result.read_size >> 10} KiB, and dumped to a file"
+    ratio = f"A decrypted dump reaches {result.dump_ratio:.2f} of a plain guest's."
+    return "\n".join((title, "", *_aligned(rows), "", ratio))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,7 +12,7 @@ from sealift.cli.options import SizeType, engine_option, examples
 from sealift.wire.record import MAX_CHANNELS
 
 
-@click.group("bench", short_help="Measure this machine: sealed memory in motion, exits, boots, idle guests.")
+@click.group("bench", short_help="Measure this machine: sealed memory in motion, exits, boots, debugging, idle guests.")
 def command() -> None:
     """Measure what Sealift costs on this machine, with real processes and in one run with what it is compared to."""
 
@@ -137,6 +137,31 @@ def idle(*, as_json: bool) -> None:
     with _saying() as say, scratch("bench") as place:
         result = measure_idle(place, say)
     click.echo(msgspec.json.encode(result).decode() if as_json else show_idle(result))
+
+
+@command.command(
+    "debug",
+    short_help="Reads of private memory and dumps, beside a plain guest's.",
+    epilog=examples("sealift bench debug --size 256M", "sealift bench debug --json | jq .dump_ratio"),
+)
+@click.option("--size", type=SizeType(), default="1G", show_default=True, help="Random memory of each guest.")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Of each; medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
+def debug(size: int, runs: int, *, as_json: bool) -> None:
+    """Read and dump a guest whose policy lets its host debug it, and a plain guest with as much memory.
+
+    Private memory goes through the secure processor's DBG_DECRYPT, to another process and back. Needs memory of four
+    times the size, and a temporary directory with room for it.
+    """
+    import msgspec
+
+    from sealift.cli.bench.debug import measure_debug
+    from sealift.cli.bench.show import show_debug
+    from sealift.cli.scratch import scratch
+
+    with _saying() as say, scratch("bench") as place:
+        result = measure_debug(place, size, runs, say)
+    click.echo(msgspec.json.encode(result).decode() if as_json else show_debug(result))
 
 
 @contextmanager

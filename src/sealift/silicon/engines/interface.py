@@ -8,7 +8,17 @@ from typing import Final, Protocol, TypeAlias
 
 from sealift.silicon.memory.guest_memory import GuestMemory, Windows
 from sealift.wire.obstacle import Obstacle
-from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
+from sealift.wire.platform import (
+    Fault,
+    Halt,
+    Interrupted,
+    MmioRead,
+    MmioWrite,
+    PortIn,
+    PortOut,
+    Registers,
+    SystemRegisters,
+)
 
 MAP_GPA_RANGE: Final = 12
 """KVM_HC_MAP_GPA_RANGE, the hypercall that declares pages private or shared."""
@@ -57,6 +67,9 @@ class Vcpu(Protocol):
 
     def set_registers(self, registers: Registers) -> None:
         """Load general and control registers; raises as `registers`."""
+
+    def system_registers(self) -> SystemRegisters:
+        """Segments and descriptor tables; raises as `registers`."""
 
     def save(self) -> bytes:
         """The whole architectural state, for sealed migration state; only this engine reads it."""

@@ -340,17 +340,28 @@ class GuestMemory:
             FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
         """
         offset = self._offset(gpa, len(data))
-        first, count = offset >> PAGE_SHIFT, pages_spanned(offset, len(data))
-        span = Span.covering(first, count)
         with self._quiesced():
             self.private.data[offset : offset + len(data)] = data
             self._written(offset, len(data))
-            with self._lock:
-                if self._windows is not None:
-                    self._windows.remap(span, span.of_range(first, count), self.states.part(span))
+            self.invalidate(offset >> PAGE_SHIFT, pages_spanned(offset, len(data)))
+
+    def invalidate(self, first: int, count: int) -> None:
+        """Somebody else than the guest wrote to these pages: what vCPUs had cached of them, code included, goes."""
+        span = Span.covering(first, count)
+        with self._quiesced(), self._lock:
+            if self._windows is not None:
+                self._windows.remap(span, span.of_range(first, count), self.states.part(span))
+
+    def copy_private(self, gpa: int, destination: memoryview) -> None:
+        """Fill `destination` from the private plane (DBG_DECRYPT); looking at a hole does not fill it.
+
+        Raises:
+            FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
+        """
+        self.private.read_into(self._offset(gpa, len(destination)), destination)
 
     def view_private(self, gpa: int, length: int) -> memoryview:
-        """The private plane itself, to read inside the boundary (SEND_UPDATE_DATA, DBG_DECRYPT).
+        """The private plane itself, to read inside the boundary (SEND_UPDATE_DATA).
 
         Raises:
             FirmwareError: INVALID_ADDRESS, not all of the range is RAM.

@@ -66,6 +66,12 @@ class Plane:
         """A writable view of `count` contiguous pages."""
         return self.data[first << PAGE_SHIFT : (first + count) << PAGE_SHIFT]
 
+    def read_into(self, offset: int, destination: memoryview) -> None:
+        """Fill `destination` from byte `offset` on; through the memfd, so that looking at a hole does not fill it."""
+        done = 0
+        while done < len(destination):
+            done += os.preadv(self.fd, [destination[done:]], offset + done)
+
     def gather(self, numbers: PageNumbers, out: memoryview) -> None:
         """Copy pages to `out` (len(numbers) * 4096 bytes)."""
         target = np.frombuffer(out, np.uint64).reshape(-1, PAGE_SIZE // 8)

@@ -13,6 +13,7 @@ from sealift.sev.policy import Policy
 from sealift.silicon.engines.choice import Chosen
 from sealift.silicon.engines.interface import VmShape
 from sealift.silicon.process.bitmap import BitmapArea
+from sealift.silicon.process.debug_service import DebugService
 from sealift.silicon.process.platform_service import PlatformService
 from sealift.silicon.process.ring import SLOT_SIZE, SLOTS
 from sealift.silicon.process.transfer_service import TransferService
@@ -47,6 +48,7 @@ class Server:
         self._vm: VirtualMachine | None = None
         self._bitmap: BitmapArea | None = None
         self._transfer: TransferService | None = None
+        self._debug: DebugService | None = None
         # Now, while the files are what was just loaded: an upgrade may replace them under a running platform.
         self._digest = handler_digest()
         self._handle = 0
@@ -81,6 +83,7 @@ class Server:
             wire.GetAttestation: self._attestation,
             wire.OpenHandler: self._open_handler,
             wire.OpenPackets: self._open_packets,
+            wire.OpenDebugWindow: self._open_debug_window,
             wire.ReceiveStart: self._receive_start,
         }
         self._platform = PlatformService(processor)
@@ -117,6 +120,8 @@ class Server:
                 return of_platform(request), ()
             if self._transfer is not None and (moves := self._transfer.handlers.get(type(request))) is not None:
                 return moves(request), ()
+            if self._debug is not None and (looks := self._debug.handlers.get(type(request))) is not None:
+                return looks(request), ()
             return self._handlers[type(request)](request)
         except SealiftError as error:
             return to_failed(error), ()
@@ -168,6 +173,7 @@ class Server:
         vm = VirtualMachine(layout, shape, self._engine.factory, self._launch_phase, self._digest)
         area = self._bitmap = BitmapArea(layout.pages)
         self._transfer = TransferService(self._processor, vm, area, lambda: self._handle)
+        self._debug = DebugService(self._processor, vm, lambda: self._handle)
         self._vm = vm
         if request.prealloc:
             vm.memory.private.touch()
@@ -246,19 +252,14 @@ class Server:
         return self._bitmap
 
     def _read_host_view(self, request: wire.ReadHostView) -> _Answer:
-        self._require_pages(request.first, request.count)
+        self._machine.require_pages(request.first, request.count)
         self._machine.memory.read_host_view(request.first, request.count)
         return wire.Done(), ()
 
     def _write_host_view(self, request: wire.WriteHostView) -> _Answer:
-        self._require_pages(request.first, request.count)
+        self._machine.require_pages(request.first, request.count)
         self._machine.memory.write_host_view(request.first, request.count)
         return wire.Done(), ()
-
-    def _require_pages(self, first: int, count: int) -> None:
-        pages = self._machine.layout.pages
-        if not 0 <= first <= first + count <= pages:
-            raise RefusedError(f"pages {first} to {first + count} are not all among the {pages} of RAM")
 
     # --- secure processor ----------------------------------------------------------------------------------------
 
@@ -368,6 +369,14 @@ class Server:
         self._activate()
         self._mover.packets.begin(request.session)
         return wire.Done(), ()
+
+    # --- debugging -----------------------------------------------------------------------------------------------
+
+    def _open_debug_window(self, _: wire.OpenDebugWindow) -> _Answer:
+        if self._debug is None:
+            raise InternalError("a VM exists without the service that looks into it")
+        window = self._debug.window
+        return wire.DebugWindow(window.size), (window.fd,)
 
     # --- handler -------------------------------------------------------------------------------------------------
 

@@ -120,6 +120,16 @@ class VirtualMachine:
             kinds = ("without", "with") if self._es else ("with", "without")
             raise RefusedError(f"the policy is of a guest {kinds[0]} SEV-ES, and the VM was created for one {kinds[1]}")
 
+    def require_pages(self, first: int, count: int) -> None:
+        """Demand that RAM has these pages.
+
+        Raises:
+            RefusedError: it does not.
+        """
+        pages = self.layout.pages
+        if not 0 <= first <= first + count <= pages:
+            raise RefusedError(f"pages {first} to {first + count} are not all among the {pages} of RAM")
+
     # --- vCPUs ---------------------------------------------------------------------------------------------------
 
     def create_vcpu(self, index: int, link: PlatformEnd) -> None:

@@ -38,6 +38,9 @@ class FirmwareMemory(Protocol):
     def view_private(self, gpa: int, length: int) -> memoryview:
         """The private plane itself, to read; a guest that runs changes it meanwhile."""
 
+    def copy_private(self, gpa: int, destination: memoryview) -> None:
+        """Fill `destination` with what lies there on the private plane, which a guest that runs changes meanwhile."""
+
     def write_private(self, gpa: int, data: bytes) -> None:
         """Put `data` on the private plane of a guest that is not running, and mark it unsent."""
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,35 +12,26 @@ from typing import Final
 from sealift.errors import StreamError, UserError
 from sealift.vmm.memory import Buffer
 from sealift.vmm.migration.streamio import ByteReader, EndedError
+from sealift.vmm.wholefile import WholeFile
 from sealift.wire.snapshot_file import END_SIZE, decode_end, encode_end
 
 _CHUNK: Final = 1 << 20
 """Bytes hashed at once."""
 
 
-class SnapshotWriter:
-    """Writes a file that nobody but the user can read (`streamio.Writer`), `spend` (of a `Throttle`) willing.
+class SnapshotWriter(WholeFile):
+    """Writes a snapshot or a stream (`streamio.Writer`), `spend` (of a `Throttle`) willing.
 
     Attributes:
         sent: bytes so far.
-
-    Raises:
-        UserError: there is such a file already, or none can be made there.
     """
 
     def __init__(self, path: Path, spend: Callable[[int], None], what: str = "snapshot") -> None:
-        """`what` is written, in messages."""
+        """`what` is written, in messages; raises as a `WholeFile`."""
+        super().__init__(path, what)
         self.sent = 0
-        self._what = what
-        self._path = path
         self._spend = spend
         self._hash = hashlib.sha256()
-        self._refuse_existing()
-        try:
-            self._fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        except OSError as error:
-            raise UserError(f"no {what} can be written in {path.parent}") from error
-        self._fresh: Path | None = Path(name)
 
     def write(self, *parts: Buffer) -> None:
         """Write the parts one behind the other, without joining them.
@@ -50,32 +39,13 @@ class SnapshotWriter:
         Raises:
             UserError: they do not all fit there, or the medium failed.
         """
-        left = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
-        length = sum(part.nbytes for part in left)
+        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        length = sum(view.nbytes for view in views)
         self._spend(length)
-        for part in left:
-            self._hash.update(part)
-        try:
-            while left:
-                done = os.writev(self._fd, left)
-                while left and done >= left[0].nbytes:
-                    done -= left.pop(0).nbytes
-                if left:
-                    left[0] = left[0][done:]
-        except OSError as error:
-            raise self._unwritten() from error
+        for view in views:
+            self._hash.update(view)
+        super().write(*views)
         self.sent += length
-
-    def skip(self, offset: int) -> None:
-        """Begin so many bytes into the file, behind a hole.
-
-        Raises:
-            UserError: there can be no such file.
-        """
-        try:
-            os.lseek(self._fd, offset, os.SEEK_SET)
-        except OSError as error:
-            raise self._unwritten() from error
 
     def digest(self) -> bytes:
         """SHA-256 of everything so far."""
@@ -89,58 +59,6 @@ class SnapshotWriter:
         """
         self.write(encode_end(end))
         self.sync()
-
-    def sync(self) -> None:
-        """Return when all of it will last.
-
-        Raises:
-            UserError: see `write`.
-        """
-        try:
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._unwritten() from error
-
-    def publish(self) -> None:
-        """Give it its name.
-
-        Raises:
-            UserError: it has been taken meanwhile, or the directory failed.
-        """
-        self._refuse_existing()
-        if self._fresh is not None:
-            try:
-                self._fresh.rename(self._path)
-                self._fresh = None
-                _sync_directory(self._path.parent)
-            except OSError as error:
-                raise self._unwritten() from error
-        self.discard()
-
-    def discard(self) -> None:
-        """Remove what was not published, and close the file; again does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._fresh is not None:
-            with contextlib.suppress(OSError):  # somebody else removed it
-                self._fresh.unlink()
-            self._fresh = None
-
-    def _refuse_existing(self) -> None:
-        if os.path.lexists(self._path):
-            raise UserError(f"{self._path} exists already; choose another name, or remove it first")
-
-    def _unwritten(self) -> UserError:
-        return UserError(f"the {self._what} cannot be written to {self._path}")
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class FileReader(ByteReader):

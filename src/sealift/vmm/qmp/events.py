@@ -8,7 +8,9 @@ from typing import Final, assert_never
 
 import msgspec
 
+from sealift.vmm.debug.dump import DumpInfo, DumpStatus
 from sealift.vmm.events import (
+    DumpEnded,
     Ending,
     GuestEvent,
     MigrationChanged,
@@ -42,6 +44,20 @@ class GuestPanickedData(msgspec.Struct, frozen=True):
     action: GuestPanicAction
 
 
+class DumpQueryResult(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=True):
+    """QEMU's DumpQueryResult, in bytes of memory; `x_sealift_note` is what a reader has to know of the file."""
+
+    status: DumpStatus
+    completed: int
+    total: int
+    x_sealift_note: str | None = None
+
+    @classmethod
+    def of(cls, info: DumpInfo) -> DumpQueryResult:
+        """In QEMU's names."""
+        return cls(info.status, info.completed, info.total, info.note)
+
+
 class MigrationData(msgspec.Struct, frozen=True):
     """The migration's new status."""
 
@@ -54,7 +70,15 @@ class MigrationPassData(msgspec.Struct, frozen=True):
     number: int = msgspec.field(name="pass")
 
 
+class DumpCompletedData(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a dump ended, and why it failed if it did."""
+
+    result: DumpQueryResult
+    error: str | None = None
+
+
 EVENTS: Final[dict[str, type[msgspec.Struct] | None]] = {
+    "DUMP_COMPLETED": DumpCompletedData,
     "GUEST_PANICKED": GuestPanickedData,
     "MIGRATION": MigrationData,
     "MIGRATION_PASS": MigrationPassData,
@@ -63,7 +87,7 @@ EVENTS: Final[dict[str, type[msgspec.Struct] | None]] = {
     "SHUTDOWN": ShutdownData,
     "STOP": None,
 }
-"""Every event there is, with the type of its data (qapi/run-state.json, qapi/migration.json)."""
+"""Every event there is, with the type of its data (qapi/run-state.json, qapi/migration.json, qapi/dump.json)."""
 
 
 def qmp_events(event: GuestEvent, capabilities: Collection[Capability]) -> Iterator[Event]:
@@ -79,6 +103,8 @@ def qmp_events(event: GuestEvent, capabilities: Collection[Capability]) -> Itera
                 yield Event("MIGRATION_PASS", MigrationPassData(number))
         case PowerButtonPressed():
             yield Event("POWERDOWN")
+        case DumpEnded(info):
+            yield Event("DUMP_COMPLETED", DumpCompletedData(DumpQueryResult.of(info), info.error))
         case Ending(cause):
             yield Event("SHUTDOWN", ShutdownData(cause.by_guest, cause))
         case _:

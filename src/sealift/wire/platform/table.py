@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from sealift.wire.platform.debug import (
+    DbgDecrypt,
+    DbgDecryptVmsa,
+    DbgEncrypt,
+    DbgEncryptVmsa,
+    DebugWindow,
+    GetSystemRegisters,
+    InvalidateCode,
+    OpenDebugWindow,
+    VcpuSystemRegisters,
+)
 from sealift.wire.platform.firmware import (
     AttestationReport,
     GetAttestation,
@@ -137,6 +148,13 @@ Request: TypeAlias = (
     | GetVcpuState
     | SetVcpuState
     | OpenHandler
+    | OpenDebugWindow
+    | DbgDecrypt
+    | DbgEncrypt
+    | DbgDecryptVmsa
+    | DbgEncryptVmsa
+    | InvalidateCode
+    | GetSystemRegisters
 )
 
 Reply: TypeAlias = (
@@ -160,6 +178,8 @@ Reply: TypeAlias = (
     | VmState
     | VcpuState
     | HandlerOpened
+    | DebugWindow
+    | VcpuSystemRegisters
     | Done
     | Failed
 )
@@ -229,6 +249,14 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetVcpuState: _SENDING | _PLAIN,
     SetVcpuState: _RECEIVING | _PLAIN,
     OpenHandler: _MADE - _SETUP - _PLAIN,
+    # In a guest that has been launched: before, the owner's secret still holds the migration key.
+    OpenDebugWindow: _MADE - _PLAIN,
+    DbgDecrypt: _ALIVE,
+    DbgEncrypt: _RUNNING,
+    DbgDecryptVmsa: _ALIVE,
+    DbgEncryptVmsa: _RUNNING,
+    InvalidateCode: _PLAIN,
+    GetSystemRegisters: _SETUP | _ALIVE | _PLAIN,
     Run: _RUNNING | _PLAIN,
 }
 """For every request the phases in which it may be made; a request that is missing here is never allowed."""

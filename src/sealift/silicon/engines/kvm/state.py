@@ -16,7 +16,7 @@ from sealift.errors import StreamError
 from sealift.silicon.engines.kvm import abi
 from sealift.silicon.engines.kvm.kernel import fetch, give
 from sealift.wire.packed import unpack
-from sealift.wire.platform import Registers
+from sealift.wire.platform import Registers, Segment, SystemRegisters, Table
 
 _STATE_VERSION: Final = 1
 _MSRS_LIMIT: Final = abi.MSR_LIST_ROOM
@@ -27,6 +27,7 @@ _MAX_64: Final = (1 << 64) - 1
 
 CODE_SELECTOR, DATA_SELECTOR, TASK_SELECTOR = 0x10, 0x18, 0x20
 
+_KERNEL_GS_BASE: Final = 0xC000_0102
 _MTRR_DEF_TYPE: Final = 0x2FF
 _MTRR_ON_WRITE_BACK: Final = 0xC06
 """Memory types work, and the default is write-back: with them off, Linux leaves its page-attribute table unset."""
@@ -165,6 +166,27 @@ def read_registers(fd: int) -> Registers:
         cr4=sregs.cr4,
         efer=sregs.efer,
     )
+
+
+def read_system_registers(fd: int) -> SystemRegisters:
+    """Segments and descriptor tables."""
+    sregs = fetch(fd, abi.GET_SREGS, abi.Sregs)
+    return SystemRegisters(
+        **{name: _segment(getattr(sregs, name)) for name in ("es", "cs", "ss", "ds", "fs", "gs")},
+        ldtr=_segment(sregs.ldt),
+        tr=_segment(sregs.tr),
+        gdtr=Table(sregs.gdt.base, sregs.gdt.limit),
+        idtr=Table(sregs.idt.base, sregs.idt.limit),
+        cr8=sregs.cr8,
+        kernel_gs_base=_get_msr(fd, _KERNEL_GS_BASE) or 0,
+    )
+
+
+def _segment(segment: abi.Segment) -> Segment:
+    """KVM's fields put together as a VMCB has them."""
+    low = segment.type | segment.s << 4 | segment.dpl << 5 | segment.present << 7
+    high = segment.avl | segment.l << 1 | segment.db << 2 | segment.g << 3
+    return Segment(segment.selector, segment.base, segment.limit, low | high << 8)
 
 
 def write_registers(fd: int, registers: Registers, *, flat: bool) -> None:

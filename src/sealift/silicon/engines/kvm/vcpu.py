@@ -14,8 +14,18 @@ from sealift.silicon.engines.kvm import abi
 from sealift.silicon.engines.kvm.kernel import ask, give
 from sealift.silicon.engines.kvm.msrs import GuestMsrs
 from sealift.silicon.engines.kvm.quiescence import Quiescence
-from sealift.silicon.engines.kvm.state import VcpuState, read_registers, write_registers
-from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
+from sealift.silicon.engines.kvm.state import VcpuState, read_registers, read_system_registers, write_registers
+from sealift.wire.platform import (
+    Fault,
+    Halt,
+    Interrupted,
+    MmioRead,
+    MmioWrite,
+    PortIn,
+    PortOut,
+    Registers,
+    SystemRegisters,
+)
 
 KICK_SIGNAL: Final = signal.SIGUSR1
 
@@ -194,6 +204,10 @@ class KvmVcpu:
     def registers(self) -> Registers:
         """General and control registers."""
         return read_registers(self._fd)
+
+    def system_registers(self) -> SystemRegisters:
+        """Segments and descriptor tables."""
+        return read_system_registers(self._fd)
 
     def set_registers(self, values: Registers) -> None:
         """Load general and control registers; the first ones start the vCPU, in flat 64-bit mode."""

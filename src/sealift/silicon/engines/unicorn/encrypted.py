@@ -25,12 +25,13 @@ from sealift.silicon.engines.unicorn.registers import MSRS
 from sealift.silicon.engines.unicorn.vcpu import SEV_ENABLED, Board, Reason, UnicornVcpu, Unsettled
 from sealift.silicon.engines.unicorn.vmgexit import GhcbPort
 from sealift.wire.packed import unpack
-from sealift.wire.platform import Fault, MmioRead, PortIn, Registers
+from sealift.wire.platform import Fault, MmioRead, PortIn, Registers, SystemRegisters
 
 _STATE_VERSION: Final = 1
 _SEV_ES_ENABLED: Final = 1 << 1
 _OWN_MSRS: Final = frozenset(MSRS.values()) | {0xC000_0100, 0xC000_0101}
 """MSRs of the vCPU itself, which KVM lets an SEV-ES guest reach without an exit; FS base and GS base among them."""
+_ENCRYPTED: Final = "the registers of an SEV-ES guest are encrypted: nobody outside the guest can read them"
 _HIDDEN: Final = "the guest shut down; what it was doing stays its own, since its registers are encrypted"
 _VMGEXIT: Final = b"\xf3\x0f\x01\xd9"
 _VMMCALL: Final = b"\x0f\x01\xd9"
@@ -75,7 +76,11 @@ class EncryptedVcpu(UnicornVcpu):
 
     def registers(self) -> Registers:
         """They are the guest's own."""
-        raise RefusedError("the registers of an SEV-ES guest are encrypted: nobody outside the guest can read them")
+        raise RefusedError(_ENCRYPTED)
+
+    def system_registers(self) -> SystemRegisters:
+        """They are the guest's own."""
+        raise RefusedError(_ENCRYPTED)
 
     def set_registers(self, values: Registers) -> None:  # noqa: ARG002  # they are refused
         """They are the guest's own."""

@@ -16,7 +16,7 @@ from unicorn import x86_const as x86
 
 from sealift.errors import GuestError, StreamError
 from sealift.wire.packed import unpack
-from sealift.wire.platform import Registers
+from sealift.wire.platform import Registers, Segment, SystemRegisters, Table
 
 _STATE_VERSION = 1
 _GENERAL = (
@@ -42,6 +42,9 @@ MSRS = {
     "PAT": 0x277,
 }
 _EFER = MSRS["EFER"]
+_FLAT = 0xFFFF_FFFF
+_CODE_64, _DATA = 0xA9B, 0xC93
+"""Attributes as in a VMCB: 64-bit code, and writable data, both accessed."""
 _MAX_64 = (1 << 64) - 1
 _MAX_16 = (1 << 16) - 1
 
@@ -73,6 +76,28 @@ def read_registers(uc: Uc) -> Registers:
         cr3=uc.reg_read(x86.UC_X86_REG_CR3),
         cr4=uc.reg_read(x86.UC_X86_REG_CR4),
         efer=uc.msr_read(_EFER),
+    )
+
+
+def read_system_registers(uc: Uc) -> SystemRegisters:
+    """Segments and descriptor tables of a stopped emulator; segments are flat, as programs of this engine have them."""
+    bases = {"fs": uc.reg_read(x86.UC_X86_REG_FS_BASE), "gs": uc.reg_read(x86.UC_X86_REG_GS_BASE)}
+    flat = {
+        name: Segment(
+            uc.reg_read(_register(name.upper())), bases.get(name, 0), _FLAT, _CODE_64 if name == "cs" else _DATA
+        )
+        for name in ("es", "cs", "ss", "ds", "fs", "gs")
+    }
+    system = {name: uc.reg_read(_register(name.upper())) for name in ("ldtr", "tr", "gdtr", "idtr")}
+    segments = {name: Segment(selector, base, limit, 0) for name, (selector, base, limit, _) in system.items()}
+    return SystemRegisters(
+        **flat,
+        ldtr=segments["ldtr"],
+        tr=segments["tr"],
+        gdtr=Table(segments["gdtr"].base, segments["gdtr"].limit),
+        idtr=Table(segments["idtr"].base, segments["idtr"].limit),
+        cr8=uc.reg_read(x86.UC_X86_REG_CR8),
+        kernel_gs_base=uc.msr_read(MSRS["KERNEL_GS_BASE"]),
     )
 
 

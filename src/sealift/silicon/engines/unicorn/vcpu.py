@@ -30,7 +30,17 @@ from sealift.silicon.engines.unicorn.stops import HLT, RDMSR, WRMSR, Stops
 from sealift.silicon.engines.unicorn.turn import Turn
 from sealift.silicon.engines.unicorn.walker import Access, PageFault, Translation, Walker
 from sealift.silicon.memory.guest_memory import GuestMemory
-from sealift.wire.platform import Fault, Halt, Interrupted, MmioRead, MmioWrite, PortIn, PortOut, Registers
+from sealift.wire.platform import (
+    Fault,
+    Halt,
+    Interrupted,
+    MmioRead,
+    MmioWrite,
+    PortIn,
+    PortOut,
+    Registers,
+    SystemRegisters,
+)
 
 SHARED_WINDOW = 1 << 52
 """Emulator-physical address at which the shared plane is mapped; the private plane is mapped at 0."""
@@ -232,6 +242,11 @@ class UnicornVcpu:
             registers.write_registers(self._uc, values)
             self.request_code_flush()
             self.started = True
+
+    def system_registers(self) -> SystemRegisters:
+        """Segments and descriptor tables."""
+        with self._board.turn.held():
+            return registers.read_system_registers(self._uc)
 
     def save(self) -> bytes:
         """The whole architectural state."""

@@ -7,7 +7,7 @@ import functools
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.qmp.commands import control, foresight, human, machine, migration, run_state, sev
+from sealift.vmm.qmp.commands import control, dump, foresight, human, machine, migration, run_state, sev
 from sealift.vmm.qmp.events import EVENTS
 from sealift.vmm.qmp.schema import AnyInfo, schema
 from sealift.vmm.qmp.table import Command, CommandTable, NoArguments
@@ -43,6 +43,7 @@ COMMANDS = CommandTable(
         *machine.COMMANDS,
         *migration.COMMANDS,
         *foresight.COMMANDS,
+        *dump.COMMANDS,
         *sev.COMMANDS,
         *human.COMMANDS,
     )

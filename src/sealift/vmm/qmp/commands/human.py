@@ -15,6 +15,7 @@ from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Capability
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
+from sealift.vmm.qmp.commands import human_memory
 from sealift.vmm.qmp.commands.control import version_info
 from sealift.vmm.qmp.commands.machine import query_cpus_fast, query_memory
 from sealift.vmm.qmp.commands.migration import MigrationParameters
@@ -245,7 +246,7 @@ ACTIONS: Final = (
     ),
 )
 
-MONITOR: Final = HumanMonitor(ACTIONS, {"info": INFO})
+MONITOR: Final = HumanMonitor((*ACTIONS, *human_memory.ACTIONS), {"info": (*INFO, *human_memory.INFO)})
 """Every command of the human monitor there is."""
 
 COMMANDS: Final = (Command("human-monitor-command", HumanMonitorArguments, human_monitor_command, Runs.IN_THREAD),)
