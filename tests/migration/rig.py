@@ -26,6 +26,7 @@ from sealift.vmm.console import Console
 from sealift.vmm.launch import Launched, launch, load_plain
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import Buffer
+from sealift.vmm.migration.attempt import Attempt as SealiftAttempt
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.examining import Examiner
 from sealift.vmm.migration.landing import TargetHost
@@ -294,6 +295,16 @@ def attempt(
 
     migration.make_writer = tape
     return Attempt(migration, incoming, screen, world, statuses, tapes)
+
+
+def chase(migration: SealiftAttempt, guest: Guest, rounds: int = 2) -> None:
+    """Hold each of the first rounds up until the guest has written, however fast this machine copies."""
+
+    def hold(number: int) -> None:
+        if number <= rounds:
+            guest.work(16)
+
+    migration.pass_begun = hold
 
 
 def chain_in(text: str) -> dict[int, str]:

@@ -153,6 +153,7 @@ def test_a_guest_that_writes_too_fast_is_slowed_until_it_converges_and_then_no_m
             set_throttle(percentage)
 
         guest.machine.throttle.set = noted  # type: ignore[method-assign]  # looked at, not replaced
+        rig.chase(attempt.migration, guest)
         attempt.begin()
         info = attempt.end()
         assert info.status == "completed", info

@@ -123,11 +123,14 @@ def test_rounds_follow_a_guest_that_writes_while_they_last(hosts: Path) -> None:
     with rig.world(hosts, rig.recipe(command_line=slow)) as world:
         guest = world.start()
         guest.work(4)
-        there, attempt = moved(world, guest, Parameters(max_bandwidth=1_000_000, downtime_limit_ms=10))
-        assert attempt.info is not None
-        assert attempt.info.ram is not None
-        assert attempt.info.ram.dirty_sync_count >= 3
-        there.work(20)
+        attempt = rig.attempt(world, guest, Parameters(max_bandwidth=1_000_000, downtime_limit_ms=10))
+        rig.chase(attempt.migration, guest)
+        attempt.begin()
+        info = attempt.end()
+        assert info.status == "completed", info
+        assert info.ram is not None
+        assert info.ram.dirty_sync_count >= 3
+        attempt.guest().work(20)
 
 
 def test_what_query_migrate_says_adds_up(world: rig.World) -> None:

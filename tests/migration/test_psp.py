@@ -48,11 +48,15 @@ def test_no_page_is_lost_while_several_vcpus_write_and_flip_pages(hosts: Path) -
     with rig.world(hosts, made, psp.SENDABLE) as world:
         guest = world.start()
         guest.work(48)
-        there, attempt = psp.moved(world, guest, replace(psp.PARAMETERS, max_bandwidth=1_000_000, downtime_limit_ms=40))
-        assert attempt.info is not None
-        assert attempt.info.ram is not None
-        assert attempt.info.ram.dirty_sync_count >= 3
-        there.work(2 * 96)
+        parameters = replace(psp.PARAMETERS, max_bandwidth=1_000_000, downtime_limit_ms=40)
+        attempt = rig.attempt(world, guest, parameters)
+        rig.chase(attempt.migration, guest)
+        attempt.begin()
+        info = attempt.end()
+        assert info.status == "completed", info
+        assert info.ram is not None
+        assert info.ram.dirty_sync_count >= 3
+        attempt.guest().work(96)
 
 
 def test_the_registers_of_an_es_guest_move_encrypted(hosts: Path) -> None:

@@ -178,12 +178,11 @@ def test_its_memory_belongs_to_nobody_who_could_be_its_user() -> None:
 # --- its idleness -------------------------------------------------------------------------------------------------
 
 
-def burn(seconds: float) -> float:
-    """Compute for so long; the CPU time it took."""
-    start, until = time.process_time(), time.monotonic() + seconds
-    while time.monotonic() < until:
+def burn(seconds: float) -> None:
+    """Compute until that took so much CPU time, however little of it there is."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
         sum(range(1000))
-    return time.process_time() - start
 
 
 @pytest.mark.parametrize("state", ["nothing asked", "guest halted", "handler open"])
@@ -200,10 +199,8 @@ def test_an_idle_platform_uses_no_cpu(hosts: Hosts, state: str) -> None:
             host = hosts.start()
             host.platform.status()
     before = cpu_ticks(host.platform.pid)
-    burnt = burn(0.4)
-    used = (cpu_ticks(host.platform.pid) - before) * TICK_S
-    assert burnt > 5 * TICK_S, "this process hardly ran: the test showed nothing"
-    assert used <= TICK_S
+    burn(20 * TICK_S)
+    assert (cpu_ticks(host.platform.pid) - before) * TICK_S <= TICK_S
 
 
 def test_a_vcpu_waiting_for_its_port_uses_no_cpu(hosts: Hosts) -> None:
@@ -211,5 +208,5 @@ def test_a_vcpu_waiting_for_its_port_uses_no_cpu(hosts: Hosts) -> None:
     host.launch_code(forever(b"\xec"), rdx=0x80)
     assert host.run() == wire.PortIn(0x80, 1)
     before = cpu_ticks(host.platform.pid)
-    assert burn(0.4) > 5 * TICK_S
+    burn(20 * TICK_S)
     assert (cpu_ticks(host.platform.pid) - before) * TICK_S <= TICK_S
