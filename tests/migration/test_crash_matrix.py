@@ -7,11 +7,10 @@ platform (`tests/silicon/test_process_life.py`); VMMs that are killed themselves
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,8 @@ from sealift.vmm.platform import Platform
 from sealift.wire.platform import Phase
 
 from . import rig
-from .network import Network, network
-
-ON_THE_WIRE = {
-    "offer": "hello",
-    "epoch token": "epoch",
-    "machine state": "state",
-    "close record": "close",
-    "PREPARED": "prepared",
-    "FINAL": "final",
-    "ABORTED": "aborted",
-    "STARTED": "started",
-}
-"""What `sealift.tamper` calls our messages, where it has another word."""
+from .losses import on_the_wire, once, rules
+from .network import network
 
 
 @dataclass
@@ -46,17 +34,12 @@ class Crash:
     world: rig.World
     guest: rig.Guest
     attempt: rig.Attempt
-    receivers: list[Platform] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.world.target = self._receiver
-
-    def _receiver(self) -> Platform:
-        self.receivers.append(self.world.platform("b"))
-        return self.receivers[-1]
+    receivers: list[Platform]
 
     def lose(self, lost: Lost) -> None:
         """Kill it, and wait until it is dead; a link is cut by its network."""
+        if lost is Lost.TARGET and not self.receivers:  # it is not even known yet who comes
+            self.attempt.incoming.cancel()
         platforms = {Lost.SOURCE: [self.guest.machine.platform], Lost.TARGET: self.receivers, Lost.LINK: []}[lost]
         for platform in platforms:
             with contextlib.suppress(ProcessLookupError):
@@ -64,39 +47,34 @@ class Crash:
         wait_for_end_of([platform.pid for platform in platforms])
 
     def run(self, passage: Passage, lost: Lost) -> None:
-        """Move the guest, and lose it while the message is on its way."""
-        name = ON_THE_WIRE.get(passage.message, passage.message)
-        cut = [f"cut:{name}"] if lost is Lost.LINK else []
-        with network(self.attempt, *cut) as net:
-            if passage.message == "ABORTED":
-                net.at["final"] = self.attempt.incoming.cancel
+        """Move the guest, and lose it while the message is on its way: nobody gets to read that."""
+        name = on_the_wire(passage)
+        with network(self.attempt, *rules(passage)) as net:
             net.at[name] = once(lambda: self.lose(lost))
             self.attempt.begin()
             self.attempt.end(listening=True)
-            assert came(net, name, passage), net.log
-
-
-def once(act: Callable[[], None]) -> Callable[[], None]:
-    """Only the first time."""
-    times = itertools.count()
-    return lambda: act() if next(times) == 0 else None
-
-
-def came(net: Network, name: str, passage: Passage) -> bool:
-    """Whether the message was sent by the side that the table says."""
-    return name in net.names(passage.sender.name.lower())
+            assert name in net.names(passage.sender.name.lower()), net.log
 
 
 @pytest.fixture
-def crash(world: rig.World, tmp_path: Path) -> Crash:
+def crash(world: rig.World, tmp_path: Path) -> Iterator[Crash]:
     """A guest that is to be moved."""
     world.token_path = tmp_path / "token"
     guest = world.start()
     guest.work(4)
+    receivers: list[Platform] = []
+
+    def receiver() -> Platform:
+        receivers.append(world.platform("b"))
+        return receivers[-1]
+
+    world.target = receiver
     attempt = rig.attempt(world, guest)
-    attempt.migration.patience = Patience(reply_s=20.0)
-    attempt.incoming.patience = Patience(reply_s=20.0, last_word_s=2.0)
-    return Crash(world, guest, attempt)
+    attempt.migration.patience = Patience(reply_s=20.0, last_word_s=0.5)
+    attempt.incoming.patience = Patience(reply_s=20.0, last_word_s=0.5)
+    yield Crash(world, guest, attempt, receivers)
+    if attempt.arrived is not None:
+        attempt.guest()  # to be ended with all others
 
 
 def runs(platform: Platform) -> bool:
