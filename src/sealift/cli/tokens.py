@@ -29,7 +29,8 @@ def exported(host: Host, name: str) -> tuple[bytes, str]:
     if path.exists():
         token = read_file("token", path)
         kind = split_token(token)[0].kind.name
-        return token, f"a {kind} token: {_MEANING.get(kind, 'made by this host')}; it is for the source of the guest"
+        meaning = _MEANING.get(kind, "made by this host")
+        return token, f"the {kind} token that it kept: {meaning}; it is for the source of the guest"
     try:
         with QmpClient(host.run, name) as qmp:
             request = b64decode(str(qmp.execute("x-sealift-resume-request")["request"]))

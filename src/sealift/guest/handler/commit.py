@@ -186,6 +186,71 @@ STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
 )
 """For every event the states that allow it, and where it leads; a pair that is missing is refused."""
 
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A message of a migration, and where both handlers are while it is on its way."""
+
+    message: str
+    sender: Role
+    source: State
+    target: State
+
+
+HANDOVER = (
+    Passage("offer", Role.SOURCE, State.OFFERED, State.WAITING),
+    Passage("answer", Role.TARGET, State.OFFERED, State.ANSWERED),
+    Passage("confirm", Role.SOURCE, State.SENDING, State.ANSWERED),
+    Passage("record", Role.SOURCE, State.SENDING, State.RECEIVING),
+    Passage("epoch token", Role.SOURCE, State.SENDING, State.RECEIVING),
+    Passage("machine state", Role.SOURCE, State.STOPPED, State.RECEIVING),
+    Passage("close record", Role.SOURCE, State.CLOSED, State.RECEIVING),
+    Passage("PREPARED", Role.TARGET, State.CLOSED, State.PREPARED),
+    Passage("FINAL", Role.SOURCE, State.FENCED, State.PREPARED),
+    Passage("ABORTED", Role.TARGET, State.FENCED, State.ABORTED),
+    Passage("STARTED", Role.TARGET, State.FENCED, State.STARTED),
+    Passage("taken", Role.SOURCE, State.GONE, State.STARTED),
+)
+"""Every message of a migration in its order; ABORTED here is that of a target that gives up instead of starting."""
+
+
+class Lost(enum.Enum):
+    """Who is lost while a message is on its way."""
+
+    SOURCE = "the source's VMM or platform"
+    TARGET = "the target's VMM or platform"
+    LINK = "the link"
+
+
+class Fate(enum.Enum):
+    """What becomes of the guest."""
+
+    HERE = "runs on at the source"
+    THERE = "runs at the target"
+    SETTLED_HERE = "waits at the source for the target's token, and runs on there"
+    SETTLED_THERE = "runs at the target; the source waits for its token, and ends"
+    OWNER = "waits at the source for its owner's word"
+    NOWHERE = "is lost with its only right to run"
+
+
+def fate(passage: Passage, lost: Lost) -> Fate:
+    """What becomes of the guest if somebody is lost just then; it follows from the states."""
+    started = passage.target is State.STARTED
+    match lost:
+        case Lost.SOURCE:
+            return Fate.THERE if started else Fate.NOWHERE
+        case Lost.TARGET if passage.source is State.GONE:
+            return Fate.NOWHERE
+        case Lost.LINK if passage.source is State.GONE:
+            return Fate.THERE
+        case _ if passage.source in STEPS[Event.CANCEL]:
+            return Fate.HERE
+        case Lost.TARGET:
+            return Fate.OWNER
+        case Lost.LINK:
+            return Fate.SETTLED_THERE if started else Fate.SETTLED_HERE
+
+
 START = MappingProxyType({Role.SOURCE: State.RUNNING, Role.TARGET: State.WAITING, Role.RESTORE: State.BLANK})
 
 
