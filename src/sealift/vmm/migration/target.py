@@ -159,8 +159,8 @@ class Incoming:
             try:
                 return caller, self._admitted(caller.introduction.hello)
             except (RefusedError, StreamError) as error:
-                reception.turn_away(caller, error)
                 self._host.notify(f"a source was sent away: {sentence(error)}")
+                reception.turn_away(caller, error)
             except SealiftError as error:
                 reception.turn_away(caller, error)
                 raise
