@@ -246,8 +246,8 @@ class Incoming:
                     raise RefusedError("a guest is awaited here whose source was lost, and no other")
                 answer = guest.method.answer_leg(hello.offer)
             except SealiftError as error:
-                reception.turn_away(caller, error)
                 self._host.notify(f"a source was sent away: {sentence(error)}")
+                reception.turn_away(caller, error)
                 continue
             self._adopt(caller.sock)
             reception.expect(hello.ticket, hello.connections)
