@@ -92,7 +92,7 @@ def test_the_stream_cannot_end_beside_a_record_that_is_still_being_opened() -> N
     # The token of channel 1 waits behind its record; without it no state is due. So forge what a faulty source
     # could send: state in the epoch that is open.
     channel = SealingChannel(0, incoming.session)
-    channel._sequence = incoming.opener._channels[0].sequence
+    channel.sequence = incoming.opener._channels[0].sequence
     state = channel.seal_bytes(RecordKind.STATE, incoming.opener.epoch, StatePiece(4, 0, b"stat").encode())
     with pytest.raises(SealError, match="still being opened"):
         hosts.target.open(memoryview(state))

@@ -16,6 +16,7 @@ _PARAMETERS: Final = {
     "packet_pages": "x-sealift-packet-pages",
     "downtime_limit": "downtime-limit",
     "max_bandwidth": "max-bandwidth",
+    "resume_window": "x-sealift-resume-window",
     "multifd": "multifd-channels",
     "tls_creds": "tls-creds",
     "tls_hostname": "tls-hostname",

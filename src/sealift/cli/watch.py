@@ -55,12 +55,14 @@ class Order:
         parameters: what differs from the guest's own parameters, for this one migration, in QEMU's names.
         capabilities: to be on for this one migration, in QEMU's names.
         check: whether to ask first what is in the way.
+        resume: whether it goes on with one whose connections were lost.
     """
 
     uri: str
     parameters: dict[str, object]
     capabilities: tuple[str, ...] = ()
     check: bool = True
+    resume: bool = False
 
 
 def migrate(qmp: QmpClient, order: Order, display: Display) -> MigrationInfo:
@@ -75,9 +77,9 @@ def migrate(qmp: QmpClient, order: Order, display: Display) -> MigrationInfo:
     """
 
     def begin() -> None:
-        if order.check:
+        if order.check and not order.resume:  # whose target would say that it waits for nobody else
             _require_free_way(qmp, order.uri, display)
-        qmp.execute("migrate", uri=order.uri, **_once(order.capabilities))
+        qmp.execute("migrate", uri=order.uri, resume=order.resume, **_once(order.capabilities))
 
     return _watched(qmp, order.parameters, begin, display)
 

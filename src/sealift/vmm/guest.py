@@ -37,7 +37,7 @@ from sealift.vmm.migration.plan import Plan, Wishes, make_plan
 from sealift.vmm.migration.preflight import Candidate, Findings, examine
 from sealift.vmm.migration.snapshot import Snapshot
 from sealift.vmm.migration.socket_address import socket_addresses
-from sealift.vmm.migration.source import Migration
+from sealift.vmm.migration.source import NOT_INTERRUPTED, Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.stream_file import Save
@@ -281,6 +281,31 @@ class Guest:
         to_file = isinstance(parse_uri(uri), FileAddress) and self._parameters.method is Method.PLAIN
         self._begin(Save if to_file else Migration, uri, Direction.OUTGOING, _switched(self._parameters, once))
 
+    def resume_migration(self, uri: str) -> None:
+        """Go on with a migration whose connections were lost, over others; returns at once, as `migrate`.
+
+        Raises:
+            UserError: there is none, `uri` is no address, or the guest cannot be moved now.
+        """
+        parse_uri(uri)
+        self._begin(self._next_leg, uri, Direction.OUTGOING, self._parameters)
+
+    def _next_leg(
+        self,
+        machine: Machine,
+        launched: Launched,
+        name: str,
+        parameters: Parameters,
+        listener: Callable[[MigrationStatus], None],
+        clock: Clock,
+    ) -> Migration:
+        """The migration that goes on with what the last one left, as far as `parameters` can change that."""
+        before = self._migration
+        if not isinstance(before, Migration):
+            raise UserError(NOT_INTERRUPTED)
+        leg = before.interrupted()
+        return Migration(machine, launched, name, before.parameters.going_on(parameters), listener, clock, leg)
+
     def snapshot(self, path: Path, *, without_disks: bool) -> None:
         """Begin to save the guest to a file, `without_disks` as its user knows; returns at once, as `migrate`.
 
@@ -298,9 +323,13 @@ class Guest:
         self._begin(Snapshot, str(path), Direction.SNAPSHOT, self._parameters)
 
     def _begin(
-        self, kind: type[Migration | Snapshot | Save], place: str, direction: Direction, parameters: Parameters
+        self,
+        make: Callable[..., Migration | Snapshot | Save],
+        place: str,
+        direction: Direction,
+        parameters: Parameters,
     ) -> None:
-        """Begin one of the two, which are never underway together."""
+        """Begin one of them, which are never underway together; what another one left to go on with is given up."""
         with self._lock:
             self._check_idle()
             self._check_no_dump()
@@ -310,7 +339,7 @@ class Guest:
                 raise UserError(f"guest {self.name} cannot be migrated: {'; and '.join(reasons)}")
             self._planned = self._plan if self._plan is not None and self._plan.uri == place else None
             self._plan, self.destination = None, place
-            self._migration = kind(
+            attempt = make(
                 self.machine,
                 self._launched,
                 self.name,
@@ -318,8 +347,13 @@ class Guest:
                 lambda status: self.events.publish(MigrationChanged(direction, status)),
                 self._clock,
             )
+            if self._migration is not None:
+                self._migration.cancel()
+            self._migration = attempt
             self._migration.pass_begun = lambda number: self.events.publish(PassBegun(number))
-            self._migrating = threading.Thread(target=self._migration.run, args=(place,), name=kind.what, daemon=True)
+            self._migrating = threading.Thread(
+                target=self._migration.run, args=(place,), name=attempt.what, daemon=True
+            )
             self._migrating.start()
 
     def preflight(self, uri: str) -> Findings:

@@ -46,6 +46,22 @@ class Confirmed(Message, frozen=True):
     confirm: bytes
 
 
+class AskForLeg(Message, frozen=True):
+    """Source: the migration's connections were lost. Reply: Blob (`sealift.wire.leg`), for the target's handler."""
+
+
+class AnswerLeg(Message, frozen=True):
+    """Target: take the source's request for a new leg. Reply: Blob, for the source's handler."""
+
+    request: bytes
+
+
+class BeginLeg(Message, frozen=True):
+    """Source: take the target's answer; what it did not accept is unsent again."""
+
+    answer: bytes
+
+
 class Save(Message, frozen=True):
     """Source: begin a snapshot over `channels` channels. Reply: Blob, its header."""
 
@@ -216,6 +232,9 @@ HandlerRequest: TypeAlias = (
     | Answer
     | Confirm
     | Confirmed
+    | AskForLeg
+    | AnswerLeg
+    | BeginLeg
     | Save
     | EndSnapshot
     | Restore

@@ -100,6 +100,10 @@ FRAME_LIMITS = {
 """Longest payload of each kind; whatever is longer is refused unread."""
 
 
+KEEP_LIMIT_S = 3600
+"""A target that waits for a lost source holds the memory of its guest."""
+
+
 class SealedKind(enum.IntEnum):
     """What a piece of the `sealift/sealed` section holds; 0 is invalid."""
 
@@ -225,6 +229,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         offer: the method's own; opaque here.
         connections: this one, and those that will come beside it (`sealift.wire.side_connection`).
         ticket: tells those from strangers'; empty if there are none.
+        keep_s: should the connections be lost, the target keeps what has come for so many seconds (method mh).
+        resumes: it is such a source that comes back, and the offer is for a new leg of its migration.
     """
 
     method: str
@@ -235,6 +241,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offer: bytes
     connections: int = 1
     ticket: bytes = b""
+    keep_s: int = 0
+    resumes: bool = False
 
     def encode(self) -> bytes:
         """Version and content."""
@@ -271,9 +279,17 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise StreamError("the source's guest has hardware that makes no sense")
         if not 0 < hello.vcpus <= VCPUS_LIMIT:
             raise StreamError(f"the source's guest has {hello.vcpus} vCPUs; this target takes 1 to {VCPUS_LIMIT}")
-        if not 1 <= hello.connections <= MAX_CHANNELS or len(hello.ticket) != (hello.connections > 1) * TICKET_SIZE:
-            raise StreamError(f"the source wants {hello.connections} connections, which makes no sense")
+        _check_connections(hello)
         return hello
+
+
+def _check_connections(hello: Hello) -> None:
+    if not 1 <= hello.connections <= MAX_CHANNELS or len(hello.ticket) != (hello.connections > 1) * TICKET_SIZE:
+        raise StreamError(f"the source wants {hello.connections} connections, which makes no sense")
+    if not 0 <= hello.keep_s <= KEEP_LIMIT_S:
+        raise StreamError(f"the source asks to be waited for {hello.keep_s} s, should it be lost")
+    if (hello.keep_s or hello.resumes) and hello.method != Method.MH.value:
+        raise StreamError(f"the source wants to come back, which method {hello.method} does not know")
 
 
 class HandlerOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

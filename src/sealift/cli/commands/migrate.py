@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sealift.cli.watch import Choice, Order
     from sealift.vmm.migration.stats import MigrationInfo
 
+_OF_THE_WAY: Final = {"max-bandwidth", "downtime-limit", "tls-creds", "tls-hostname", "x-sealift-resume-window"}
+"""Parameters that may be others when a migration goes on: they are about the way, not about what travels."""
+
 _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
 """Options that are QEMU's capabilities."""
 
@@ -29,6 +32,8 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
         "sealift migrate demo unix:/run/sealift/b.sock --downtime-limit 100 --json",
         "sealift migrate demo tcp:192.0.2.7:4444 --method psp",
         "sealift migrate demo tcp:192.0.2.7:4444 --receipt moved.json",
+        "sealift migrate demo tcp:192.0.2.7:4444 --resume-window 300",
+        "sealift migrate demo tcp:192.0.2.7:4444 --resume",
         "sealift migrate demo",
         "sealift migrate demo tcp:b.example:4444 --multifd 4 --tls-creds ~/pki --auto-converge",
     ),
@@ -72,6 +77,18 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
     help="Stop the guest and wait for `sealift migrate NAME --continue` before its rest moves.",
 )
 @click.option(
+    "--resume-window",
+    type=click.IntRange(0, 3600),
+    metavar="SECONDS",
+    show_default="as set over QMP, at first 0",
+    help="Should the connections be lost, the target keeps what has come for so long, for --resume (method mh).",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with a migration whose connections were lost: only what did not arrive, or is newer, is sent.",
+)
+@click.option(
     "--continue",
     "go_on",
     is_flag=True,
@@ -91,6 +108,7 @@ def command(
     uri: str | None,
     *,
     go_on: bool,
+    resume: bool,
     as_json: bool,
     **options: object,
 ) -> int:
@@ -115,10 +133,10 @@ def command(
         capabilities.append("multifd")
     parameters = parameters_of(options)
     if go_on:
-        if uri is not None or parameters or capabilities:
-            raise click.UsageError("give either the URI of a target or --continue", click.get_current_context())
-        _continue(host, name)
+        _continue(host, name, alone=not (uri or parameters or capabilities or resume))
         return 0
+    if resume:
+        _check_resume(uri, parameters, capabilities)
     if uri is None and (parameters or capabilities or receipt is not None):
         raise click.UsageError(
             "a migration that has begun keeps its parameters, and its receipt is for who began it",
@@ -126,7 +144,7 @@ def command(
         )
     if uri is not None and uri.startswith("file:"):  # the VMM does not know what a path is relative to
         uri = f"file:{Path(uri.removeprefix('file:')).absolute()}"
-    order = None if uri is None else Order(uri, parameters, tuple(capabilities), check)
+    order = None if uri is None else Order(uri, parameters, tuple(capabilities), check, resume)
     info = _migrate(host, name, order)
     if as_json:
         click.echo(_json(info))
@@ -138,6 +156,14 @@ def command(
     if receipt is not None and order is not None:
         write_receipt(receipt, name, order.uri, info)
     return 0
+
+
+def _check_resume(uri: str | None, parameters: dict[str, object], capabilities: list[str]) -> None:
+    if uri is None or parameters.keys() - _OF_THE_WAY or capabilities:
+        raise click.UsageError(
+            "a migration goes on to a URI, with the method, the channels and the capabilities that it began with",
+            click.get_current_context(),
+        )
 
 
 def _receipt_place(options: dict[str, object]) -> Path | None:
@@ -157,8 +183,11 @@ def _receipt_place(options: dict[str, object]) -> Path | None:
     return path
 
 
-def _continue(host: Host, name: str) -> None:
+def _continue(host: Host, name: str, *, alone: bool) -> None:
     from sealift.cli.qmp_client import QmpClient
+
+    if not alone:
+        raise click.UsageError("give either the URI of a target or --continue", click.get_current_context())
 
     with QmpClient(host.run, name) as qmp:
         qmp.execute("migrate-continue", state="pre-switchover")

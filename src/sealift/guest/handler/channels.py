@@ -23,7 +23,6 @@ from sealift.guest.handler.exchange import Session
 from sealift.pageset import PageNumbers
 from sealift.wire.record import (
     FIRST_EPOCH,
-    FIRST_LEG,
     MAX_PAGES,
     MAX_SEQUENCE,
     TAG_SIZE,
@@ -84,32 +83,35 @@ class SealingChannel:
     """One ordered stream of records.
 
     Attributes:
+        number: the channel's.
+        sequence: of the next record.
         pages: sealed so far.
         length: bytes of the records so far.
     """
 
-    def __init__(self, number: int, session: Session) -> None:
+    def __init__(self, number: int, session: Session, ended_epoch: int = FIRST_EPOCH - 1) -> None:
         self.lock = threading.Lock()
-        self._number = number
+        self.number = number
         self._migration = session.migration
+        self._leg = session.leg
         self._cipher = AESGCM(session.keys.records_forward)
-        self._sequence = 0
+        self.sequence = 0
         self._tags = hashlib.sha256()
         self._staging: bytearray | None = None
         self.pages = self.length = 0
         self.last_request = 0
         self.epoch_token = b""
-        self.ended_epoch = FIRST_EPOCH - 1
+        self.ended_epoch = ended_epoch
 
     def seal(self, kind: RecordKind, epoch: int, numbers: PageNumbers, plain: Buffer, out: memoryview) -> int:
         """Seal one record to the front of `out`; its length. The caller holds the lock and saw to the room."""
-        if self._sequence > MAX_SEQUENCE:
-            raise UserError(f"channel {self._number} has spent all sequence numbers; cancel and offer anew")
+        if self.sequence > MAX_SEQUENCE:
+            raise UserError(f"channel {self.number} has spent all sequence numbers; cancel and offer anew")
         header = RecordHeader(
-            kind, FIRST_LEG, self._number, epoch, self._sequence, self._migration, numbers.size, len(plain)
+            kind, self._leg, self.number, epoch, self.sequence, self._migration, numbers.size, len(plain)
         )
-        nonce = _NONCE.pack(self._number, self._sequence)
-        self._sequence += 1
+        nonce = _NONCE.pack(self.number, self.sequence)
+        self.sequence += 1
         associated = header.encode() + numbers.astype("<u8", copy=False).tobytes()
         out[: header.body] = associated
         self._cipher.encrypt_into(nonce, plain, associated, out[header.body : header.size])
@@ -126,7 +128,7 @@ class SealingChannel:
 
     def end(self) -> ChannelEnd:
         """How the channel stands."""
-        return ChannelEnd(self._sequence, self._tags.digest())
+        return ChannelEnd(self.sequence, self._tags.digest())
 
     def staging(self, length: int) -> memoryview:
         """`length` bytes of private memory, the same at every call."""
@@ -145,12 +147,12 @@ class OpeningChannel:
         length: bytes of the records so far.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, epoch: int) -> None:
         self.lock = threading.Lock()
         self._cipher = AESGCM(session.keys.records_forward)
         self._tags = hashlib.sha256()
         self.sequence = 0
-        self.epoch = FIRST_EPOCH
+        self.epoch = epoch
         self.pages = self.length = 0
 
     def unseal(self, header: RecordHeader, record: memoryview, plain: memoryview) -> None:

@@ -18,6 +18,7 @@ FINAL, the target enters its only one after it took FINAL, and what leads the so
 token that a target makes only on entering a state from which there is no way to STARTED. Or it is the owner's RESUME,
 for a target that is lost: whether that one runs is then for the owner to know, and no handler can.
 
+Should the connections be lost in SENDING, source and target may agree on a new leg (NEW_LEG, ANSWER_LEG) and go on.
 WAITING is a receiver before it serves: its own start-up code may run, which holds nothing of the guest to come.
 
 A snapshot gives nobody the right to run but whom the owner lets restore it, so its source just runs on. BLANK is a
@@ -77,6 +78,7 @@ class Event(enum.Enum):
     YIELD = "leave the guest to its secure processor"
     RECLAIM = "take the guest back from its secure processor"
     CONFIRM = "confirm the exchange"
+    NEW_LEG = "go on after a lost connection"
     SEND = "seal pages of a round"
     STOP = "stop the guest for the last round"
     SEAL_STATE = "seal the machine state"
@@ -90,6 +92,7 @@ class Event(enum.Enum):
     END_SNAPSHOT = "end the snapshot"
     ANSWER = "answer an offer"
     TAKE_CONFIRM = "take the source's confirmation"
+    ANSWER_LEG = "let the source go on after a lost connection"
     OPEN = "open a record"
     ACCEPT = "accept the stream"
     TAKE_FINAL = "take a FINAL token"
@@ -150,6 +153,7 @@ STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
         Event.RECLAIM: {State.YIELDED: State.RUNNING},
         Event.OFFER: dict.fromkeys((*_AT_HOME, *_BEFORE_FENCE), State.OFFERED),
         Event.CONFIRM: {State.OFFERED: State.SENDING},
+        Event.NEW_LEG: {State.SENDING: State.SENDING},
         Event.SEND: {state: state for state in (State.SENDING, State.STOPPED, State.SAVING, State.HELD)},
         Event.STOP: {State.SENDING: State.STOPPED, State.SAVING: State.HELD},
         Event.SEAL_STATE: {State.STOPPED: State.STOPPED, State.HELD: State.HELD},
@@ -168,6 +172,7 @@ STEPS: Mapping[Event, Mapping[State, State]] = MappingProxyType(
         Event.END_SNAPSHOT: {State.SAVED: State.RUNNING},
         Event.ANSWER: {State.WAITING: State.ANSWERED},
         Event.TAKE_CONFIRM: {State.ANSWERED: State.RECEIVING},
+        Event.ANSWER_LEG: {State.RECEIVING: State.RECEIVING},
         Event.OPEN: {State.RECEIVING: State.RECEIVING, State.RESTORING: State.RESTORING},
         Event.ACCEPT: {State.RECEIVING: State.PREPARED, State.RESTORING: State.RESTORED},
         Event.TAKE_FINAL: {State.PREPARED: State.READY},

@@ -26,6 +26,7 @@ from sealift.wire.handshake import (
     decode_offer,
     transcript,
 )
+from sealift.wire.record import FIRST_LEG
 
 MIGRATION_ID_SIZE = 16
 
@@ -40,7 +41,8 @@ NO_KEY = (
 class Session:
     """What both sides share after an exchange, or who seals and who opens a snapshot.
 
-    `peer` is the other side's LAUNCH_MEASURE output; empty for a snapshot, which has none.
+    `peer` is the other side's LAUNCH_MEASURE output; empty for a snapshot, which has none. `leg` counts the times that
+    the connections were made, and `keys` for records are those of that leg.
     """
 
     migration: bytes
@@ -48,6 +50,7 @@ class Session:
     keys: SessionKeys
     transcript: bytes
     peer: bytes = b""
+    leg: int = FIRST_LEG
 
 
 class Initiator:

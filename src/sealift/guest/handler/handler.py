@@ -263,6 +263,25 @@ class MigrationHandler:
             self._initiator = None
             return confirm
 
+    def ask_for_leg(self) -> bytes:
+        """The connections of this migration were lost: a request to the target to go on. Changes nothing by itself.
+
+        Raises:
+            UserError: the state forbids it: the guest was stopped for the last round, or no migration is sending.
+        """
+        with self._lock:
+            return self._sending(Event.NEW_LEG).ask_for_leg()
+
+    def begin_leg(self, answer: bytes) -> None:
+        """Take the target's answer: rounds may begin again, and what it did not accept is unsent.
+
+        Raises:
+            StreamError, SealError: it does not parse, or is not the target's answer to the last request.
+            UserError: nothing was asked, or the state forbids it.
+        """
+        with self._lock:
+            self._sending(Event.NEW_LEG).begin_leg(answer)
+
     def begin_epoch(self) -> tuple[int, int]:
         """Begin a round with every page that is unsent now; its epoch and number of pages.
 
@@ -436,6 +455,19 @@ class MigrationHandler:
                     )
                 _held(self._incoming).check_confirm(confirm)
                 self._commit.step(Event.TAKE_CONFIRM)
+
+    def answer_leg(self, request: bytes) -> bytes:
+        """Take the source's request to go on after the connections were lost: the answer. A bad one changes nothing.
+
+        No record of before is opened any more, and what was accepted stays.
+
+        Raises:
+            StreamError, SealError: it does not parse, is not the source's, or is older than one taken before.
+            UserError: the state forbids it.
+        """
+        with self._lock:
+            self._commit.require(Event.ANSWER_LEG)
+            return _held(self._incoming).answer_leg(request)
 
     def open(self, record: memoryview) -> Opened:
         """Open one record from memory that others can write. Any failure aborts this target.

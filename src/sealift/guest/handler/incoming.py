@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sealift.errors import InternalError
+from sealift.errors import InternalError, SealError
+from sealift.guest.handler import legs
 from sealift.guest.handler.commit import Role
 from sealift.guest.handler.exchange import Session, check_confirm
 from sealift.guest.handler.interfaces import Guest
@@ -15,7 +16,7 @@ class Incoming:
     """The target's session.
 
     Attributes:
-        opener: opens this session's records.
+        opener: opens the records of this session's leg.
         desk: makes and checks this session's tokens.
         migration: the migration's id.
         session: who the peer is, and the keys.
@@ -28,6 +29,20 @@ class Incoming:
         self.session = session
         self._guest = guest
         self._excluded = excluded
+
+    def answer_leg(self, request: bytes) -> bytes:
+        """Take the source's request for a new leg: the answer. What was accepted stays; no record of before is opened.
+
+        Raises:
+            StreamError, SealError: it does not parse, or is not the source's, or old; nothing has changed.
+        """
+        asked = legs.asked(self.session, request)
+        if asked.epoch <= self.opener.epoch:
+            raise SealError(f"a leg is to begin with epoch {asked.epoch}, and {self.opener.epoch} is open already")
+        accepted = self.opener.retire()
+        self.session, answer = legs.agree(self.session, request, accepted)
+        self.opener = self.opener.follower(self.session, asked.epoch)
+        return answer
 
     def check_confirm(self, confirm: bytes) -> None:
         """The source must have the same keys and have seen the same exchange.

@@ -10,7 +10,7 @@ SHA-256(header))``. Who gets hold of the migration key can open every snapshot t
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -67,6 +67,33 @@ def derive_snapshot(snapshot_key: bytes, header: bytes) -> SessionKeys:
             for name, label in _LABELS.items()
         }
     )
+
+
+@dataclass(frozen=True, slots=True)
+class LegSecrets:
+    """Keys of the messages about new legs, from a session's secret; never shown."""
+
+    request: bytes = field(repr=False)
+    answer: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, keys: SessionKeys) -> LegSecrets:
+        """Those of one migration."""
+        return cls(_from_session(keys, b"sealift leg request"), _from_session(keys, b"sealift leg answer"))
+
+
+def derive_leg(keys: SessionKeys, leg: int, nonces: bytes) -> SessionKeys:
+    """The keys of a later leg: new ones for records, from the source's and the target's nonce."""
+    info = leg.to_bytes(4, "little") + nonces
+    return replace(
+        keys,
+        records_forward=_from_session(keys, b"sealift leg records source to target" + info),
+        records_backward=_from_session(keys, b"sealift leg records target to source" + info),
+    )
+
+
+def _from_session(keys: SessionKeys, info: bytes) -> bytes:
+    return HKDF(SHA256(), KEY_SIZE, salt=None, info=info).derive(keys.session)
 
 
 def mac(key: bytes, message: bytes) -> bytes:

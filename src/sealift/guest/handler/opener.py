@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,6 @@ from sealift.guest.handler.state import HandlerState, StateCollector
 from sealift.pageset import PageNumbers, PageSet
 from sealift.wire.record import (
     FIRST_EPOCH,
-    FIRST_LEG,
     HEADER_SIZE,
     MAX_RECORD,
     RecordHeader,
@@ -52,7 +51,7 @@ class Opened:
 
 
 class Opener:
-    """Everything one session opens.
+    """Everything one leg of a session opens.
 
     Attributes:
         epoch: the epoch whose records may come now.
@@ -60,19 +59,21 @@ class Opener:
         carried: what went over all channels before it.
     """
 
-    def __init__(self, session: Session, pages: GuestPages, excluded: PageSet) -> None:
+    def __init__(self, session: Session, pages: GuestPages, excluded: PageSet, epoch: int = FIRST_EPOCH) -> None:
         self._lock = threading.Lock()
         self._migration = session.migration
+        self._leg = session.leg
+        self._retired = False
         self._pages = pages
         self._excluded = excluded
-        self._channels = [OpeningChannel(session) for _ in range(session.channels)]
+        self._channels = [OpeningChannel(session, epoch) for _ in range(session.channels)]
         self._buffers: list[bytearray] = []
         self._page_epochs: npt.NDArray[np.uint32] = np.zeros(pages.pages, np.uint32)
         self._page_epochs[excluded.numbers()] = _NEVER
         self._zeroed = PageSet(pages.pages)
         self._filling = 0
         self._state = StateCollector(pages.pages)
-        self.epoch = FIRST_EPOCH
+        self.epoch = epoch
         self.close_digest: bytes | None = None
         self.carried: Carried | None = None
 
@@ -89,6 +90,27 @@ class Opener:
             copied = memoryview(buffer)[: len(record)]
             copied[:] = record
             return self._open_private(copied)
+
+    def retire(self) -> tuple[int, ...]:
+        """The leg is over: open no more of it. Of every channel, how many records were opened.
+
+        Raises:
+            SealError: the machine state has begun to come.
+        """
+        with ExitStack() as held:
+            for channel in self._channels:
+                held.enter_context(channel.lock)
+            if self._state.begun:
+                raise SealError("a new leg is asked for after the machine state")
+            self._retired = True
+            return tuple(channel.sequence for channel in self._channels)
+
+    def follower(self, session: Session, epoch: int) -> Opener:
+        """What opens the next leg, from `epoch` on, once this one has retired: it knows every page that came."""
+        next_ = Opener(session, self._pages, self._excluded, epoch)
+        next_._page_epochs, next_._buffers = self._page_epochs, self._buffers
+        self._pages.punch(self._zeroed)
+        return next_
 
     def finish(self) -> HandlerState:
         """The source's state, after the close record.
@@ -131,13 +153,15 @@ class Opener:
     def _check_place(self, header: RecordHeader) -> None:
         if header.migration != self._migration:
             raise SealError("a record belongs to another migration or snapshot")
-        if header.leg != FIRST_LEG:
-            raise SealError(f"a record belongs to leg {header.leg}; this is leg {FIRST_LEG}")
+        if header.leg != self._leg:
+            raise SealError(f"a record belongs to leg {header.leg}; this is leg {self._leg}")
         if header.channel >= len(self._channels):
             raise SealError(f"a record names channel {header.channel} of {len(self._channels)}")
 
     def _check_turn(self, header: RecordHeader, channel: OpeningChannel) -> None:
         name = header.name
+        if self._retired:
+            raise SealError(f"{name} belongs to a leg that is over")
         if header.sequence != channel.sequence:
             raise SealError(f"{name} is out of turn: {channel.sequence} is due (dropped, repeated or reordered)")
         if header.epoch != self.epoch:

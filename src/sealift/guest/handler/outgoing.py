@@ -9,18 +9,22 @@ from sealift.guest.handler.channels import Sealed
 from sealift.guest.handler.commit import Role
 from sealift.guest.handler.exchange import Session
 from sealift.guest.handler.interfaces import Guest
+from sealift.guest.handler.legs import LegInitiator
 from sealift.guest.handler.sealer import Sealer
 from sealift.guest.handler.state import HandlerState
 from sealift.guest.handler.tokens import TokenDesk
 from sealift.launch.secrets import MigrationFlags
 from sealift.pageset import PageSet
 
+_EPOCHS_AHEAD = 2
+"""A new leg's first epoch, counted from the source's: the target may have closed that one, and so be at the next."""
+
 
 class Outgoing:
     """The source's session; the caller serialises all but the sealer's own calls.
 
     Attributes:
-        sealer: seals this session's records.
+        sealer: seals the records of this session's leg.
         desk: makes and checks this session's tokens.
         migration: the migration's id.
         session: who the peer is, and the keys.
@@ -28,7 +32,8 @@ class Outgoing:
 
     def __init__(self, session: Session, guest: Guest, excluded: PageSet, flags: MigrationFlags) -> None:
         """Everything the guest has is unsent; `flags` are what its owner allows."""
-        self.sealer = Sealer(session, guest.pages, skip_zeros=MigrationFlags.SKIP_ZERO_PAGES in flags)
+        self._skip_zeros = MigrationFlags.SKIP_ZERO_PAGES in flags
+        self.sealer = Sealer(session, guest.pages, skip_zeros=self._skip_zeros)
         self.desk = TokenDesk(Role.SOURCE, session)
         self.migration = session.migration
         self.session = session
@@ -36,8 +41,31 @@ class Outgoing:
         self._excluded = excluded
         self._sent = PageSet(guest.pages.pages)
         self._close = b""
+        self._leg: LegInitiator | None = None
         # Writes are always logged: a page that fills meanwhile is in the log, in the populated set, or in both.
         guest.unsent.put_back(guest.pages.populated())
+
+    def ask_for_leg(self) -> bytes:
+        """The connections were lost: the request for a new leg. Nothing changes before the target's answer."""
+        if self._leg is None:
+            self._leg = LegInitiator(self.session, self.session.leg + 1, self.sealer.epoch + _EPOCHS_AHEAD)
+        else:  # the target may have taken the request before, and its answer was lost
+            self._leg = LegInitiator(self.session, self._leg.leg + 1, self._leg.epoch + 1)
+        return self._leg.request
+
+    def begin_leg(self, answer: bytes) -> None:
+        """Take the target's answer: what it did not accept is unsent again, and goes in the next round.
+
+        Raises:
+            UserError: none is waited for.
+            StreamError, SealError: it does not parse, or is not the target's; nothing has changed.
+        """
+        if self._leg is None:
+            raise UserError("no new leg was asked for")
+        session, accepted = self._leg.finish(answer)
+        self._guest.unsent.put_back(self.sealer.surrender(accepted))
+        self.sealer = Sealer(session, self._guest.pages, skip_zeros=self._skip_zeros, epoch=self._leg.epoch - 1)
+        self.session, self._leg = session, None
 
     def end(self) -> None:
         """Seal nothing more."""

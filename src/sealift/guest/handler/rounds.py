@@ -32,6 +32,12 @@ class Round:
             self._remove(taken)
         return taken
 
+    def rest(self) -> PageSet:
+        """The pages that are left, which are taken out of the round."""
+        left, self._left = self._left, PageSet(self._left.pages)
+        self._ahead, self.remaining = np.empty(0, np.uint64), 0
+        return left
+
     def take_page(self, page: int) -> bool:
         """Remove one page; False if it is not (or no more) in the round."""
         if page not in self._left:

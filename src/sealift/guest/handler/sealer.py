@@ -12,12 +12,15 @@ is held for moments. The first may be held when the second is taken, never the o
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from sealift.address import PAGE_SIZE
-from sealift.errors import UserError
+from sealift.errors import SealError, UserError
 from sealift.guest.handler.channels import NO_PAGES, Carried, Sealed, SealingChannel
 from sealift.guest.handler.exchange import Session
 from sealift.guest.handler.interfaces import GuestPages
@@ -25,6 +28,7 @@ from sealift.guest.handler.rounds import Round, is_run
 from sealift.pageset import PageNumbers, PageSet
 from sealift.wire.record import (
     FIRST_EPOCH,
+    MAX_CHANNELS,
     RecordKind,
     StatePiece,
     encode_close,
@@ -32,6 +36,10 @@ from sealift.wire.record import (
     pages_fitting,
     state_fitting,
 )
+
+_CHANNEL_BITS = 4
+_CHANNEL_MASK = MAX_CHANNELS - 1
+"""A channel's number, beside a record's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +57,31 @@ class Pull:
 
 
 class Sealer:
-    """Everything one session seals.
+    """Everything one leg of a session seals.
 
     Attributes:
         epoch: of the round.
         carried: what went over all channels before the close record, once there is one.
     """
 
-    def __init__(self, session: Session, pages: GuestPages, *, skip_zeros: bool = False) -> None:
-        """`skip_zeros` leaves the content of zero pages out, as the owner allows: the VMM sees how many there are."""
+    def __init__(
+        self, session: Session, pages: GuestPages, *, skip_zeros: bool = False, epoch: int = FIRST_EPOCH - 1
+    ) -> None:
+        """Seal rounds after `epoch`.
+
+        `skip_zeros` leaves the content of zero pages out, as the owner allows: the VMM sees how many there are.
+        """
         self._skip_zeros = skip_zeros
         self._lock = threading.Lock()
         self._pages = pages
-        self._channels = [SealingChannel(number, session) for number in range(session.channels)]
+        self._channels = [SealingChannel(number, session, epoch) for number in range(session.channels)]
         self._round = Round(PageSet(pages.pages))
+        # Where each page was sealed last: its record's place on the channel, from 1, and the channel; 0 if nowhere.
+        self._last: npt.NDArray[np.uint64] = np.zeros(pages.pages, np.uint64)
         self._state: bytes | None = None
         self._state_sealed = 0
         self.carried: Carried | None = None
-        self.epoch = FIRST_EPOCH - 1
+        self.epoch = epoch
 
     @property
     def remaining(self) -> int:
@@ -76,7 +91,28 @@ class Sealer:
     def retire(self) -> None:
         """The session is over: a pull that is already under way finds no page to seal."""
         with self._lock:
-            self._round = Round(PageSet(self._pages.pages))
+            self._round.rest()
+
+    def surrender(self, accepted: Sequence[int]) -> PageSet:
+        """The leg is over, and of every channel the target accepted so many records: what did not arrive.
+
+        A pull that is already under way is waited for, and none finds anything to seal after this.
+
+        Raises:
+            SealError: the target cannot have accepted that many.
+        """
+        with ExitStack() as held:
+            for channel in self._channels:
+                held.enter_context(channel.lock)
+            for number, (channel, records) in enumerate(zip(self._channels, accepted, strict=True)):
+                if records > channel.sequence:
+                    raise SealError(f"the target accepted {records} of {channel.sequence} records of channel {number}")
+            with self._lock:
+                lost = self._round.rest()
+            places = self._last >> _CHANNEL_BITS
+            counts = np.array(accepted, np.uint64)[self._last & _CHANNEL_MASK]
+            lost.add(np.flatnonzero(places > counts).astype(np.uint64))
+            return lost
 
     def check_epoch_ended(self) -> None:
         """Whether the round is closed on every channel.
@@ -237,7 +273,10 @@ class Sealer:
             self._pages.gather(numbers, plain)
         if skip_zeros:
             numbers, plain = _zeros_last(numbers, plain)
-        return channel.seal(RecordKind.PAGES, self.epoch, numbers, plain, out)
+        place = channel.sequence + 1 << _CHANNEL_BITS | channel.number
+        length = channel.seal(RecordKind.PAGES, self.epoch, numbers, plain, out)
+        self._last[numbers] = place
+        return length
 
 
 def _zeros_last(numbers: PageNumbers, plain: memoryview) -> tuple[PageNumbers, memoryview]:

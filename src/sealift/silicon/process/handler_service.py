@@ -214,6 +214,13 @@ class HandlerService:
             case wire.Confirmed():
                 self._handler.confirmed(request.confirm)
                 return Done()
+            case wire.AskForLeg():
+                return wire.Blob(self._handler.ask_for_leg())
+            case wire.AnswerLeg():
+                return wire.Blob(self._handler.answer_leg(request.request))
+            case wire.BeginLeg():
+                self._handler.begin_leg(request.answer)
+                return Done()
             case _:
                 raise InternalError(f"there is no answer to {type(request).__name__}")
 

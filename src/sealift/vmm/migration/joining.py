@@ -91,7 +91,7 @@ class JoinedChannels:
                     self._take(side.channel, record[:length])
             self._tokens.abort()
         except EndedError as error:
-            lost = StreamError(f"the connection of channel {side.channel} broke")
+            lost = EndedError(f"the connection of channel {side.channel} broke")
             lost.__cause__ = error
             self._give_up(lost)
         except SealiftError as error:

@@ -67,8 +67,10 @@ class LiveCopy:
         self._log = SharedLog(subject.machine, method.excluded())
         self._encoder = RamEncoder(subject.machine.memory)
 
-    def introduce(self, offer: bytes, connections: int = 1, ticket: bytes = b"") -> None:
-        """Begin the stream: what machine it is, the method's offer, and what connections it will have."""
+    def introduce(
+        self, offer: bytes, connections: int = 1, ticket: bytes = b"", *, keep_s: int = 0, resumes: bool = False
+    ) -> None:
+        """Begin the stream: what machine it is, the method's offer, and the rest of a `Hello`."""
         hello = Hello(
             method=self._parameters.method.value,
             guest=self._subject.name,
@@ -78,6 +80,8 @@ class LiveCopy:
             offer=offer,
             connections=connections,
             ticket=ticket,
+            keep_s=keep_s,
+            resumes=resumes,
         )
         self._out.begin(self._machine.layout)
         self._out.piece(SealedKind.HELLO, hello.encode())

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from sealift.pageset import PageSet
 from sealift.vmm.launch import Launched
@@ -100,8 +100,24 @@ class SourceMethod(RoundsMethod, Protocol):
     def fenced(self) -> bool:
         """Whether `fence` has taken effect and nothing has taken it back."""
 
+    def resumable(self) -> LegMethod | None:
+        """The connections were lost, and what was underway is given up: this, if the migration can go on over others.
+
+        None: the method knows no such thing, or the guest was stopped already.
+        """
+
     def way_out(self, name: str) -> str:
         """What is left to the user of guest `name` when the target fell silent after `fence`; half a sentence."""
+
+
+class LegMethod(SourceMethod, Protocol):
+    """A migration's source that can go on over new connections (`resumable` gave it)."""
+
+    def ask_for_leg(self) -> bytes:
+        """Begin again; the offer for the target. Nothing is lost if no answer comes."""
+
+    def begin_leg(self, answer: bytes) -> None:
+        """Take the target's answer: what has not arrived there is unsent again."""
 
 
 class SnapshotMethod(RoundsMethod, Protocol):
@@ -112,6 +128,9 @@ class SnapshotMethod(RoundsMethod, Protocol):
 
     def end(self, stream_digest: bytes) -> bytes:
         """All was written, and its SHA-256 is given: the snapshot's end. The guest may run again."""
+
+
+NO_LEGS: Final = "only the migration handler (method mh) can go on over new connections"
 
 
 class RecordSink(Protocol):
@@ -135,6 +154,13 @@ class TargetMethod(RecordSink, Protocol):
 
     def agreed(self, confirm: bytes) -> None:
         """Take the source's confirmation: records may come."""
+
+    def answer_leg(self, offer: bytes, /) -> bytes:
+        """The connections were lost, and the source offers to go on: the answer. A bad offer changes nothing.
+
+        Raises:
+            SealiftError: it is not the source's, or the method knows no such thing.
+        """
 
     def prepared(self) -> bytes:
         """Everything is here and verified; the message that says so."""

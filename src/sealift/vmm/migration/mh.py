@@ -42,8 +42,8 @@ _UNKNOWN_DIGEST = bytes(32)
 
 _FIRST_SLOT = 0
 
-_FENCED, _GONE = "FENCED", "GONE"
-"""The source's last states in the commit table, as HandlerStatus names them."""
+_SENDING, _FENCED, _GONE = "SENDING", "FENCED", "GONE"
+"""States of a source in the commit table, as HandlerStatus names them."""
 
 
 class SourceTransfer(Protocol):
@@ -137,6 +137,7 @@ class HandlerRounds:
             RefusedError: it has no handler.
         """
         self._handler = handler = machine.platform.open_handler()
+        self._memory = machine.memory
         self._measure = launched.measure
         self._transfer_kind = parameters.transfer
         self._channels = parameters.channels
@@ -208,6 +209,20 @@ class HandlerSource(HandlerRounds):
     def agree(self, answer: bytes) -> bytes:
         """ANSWER in, CONFIRM out."""
         return self._handler.blob(wire.Confirm(answer))
+
+    def resumable(self) -> HandlerSource | None:
+        """As long as its handler is sending."""
+        self._handler.drain(_PATIENCE_S)
+        return self if self._handler.status().state == _SENDING else None
+
+    def ask_for_leg(self) -> bytes:
+        """A leg request."""
+        self._transfer = source_transfer(self._transfer_kind, self._handler, self._memory, self._channels)
+        return self._offer(self._handler.blob(wire.AskForLeg()))
+
+    def begin_leg(self, answer: bytes) -> None:
+        """The leg answer in."""
+        self._handler.do(wire.BeginLeg(answer))
 
     def fence(self, prepared: bytes) -> bytes:
         """PREPARED in, FINAL out."""
@@ -282,6 +297,10 @@ class HandlerTarget(HandlerSink):
     def agreed(self, confirm: bytes) -> None:
         """CONFIRM in."""
         self._handler.do(wire.Confirmed(confirm))
+
+    def answer_leg(self, offer: bytes) -> bytes:
+        """A leg request in, the leg answer out."""
+        return self._handler.blob(wire.AnswerLeg(HandlerOffer.decode(offer).offer))
 
     def prepared(self) -> bytes:
         """PREPARED out."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sealift.errors import UserError
-from sealift.wire.handover import Method, Transfer
+from sealift.wire.handover import KEEP_LIMIT_S, Method, Transfer
 from sealift.wire.psp import MAX_PACKET_PAGES
 from sealift.wire.record import MAX_CHANNELS
 
@@ -81,6 +81,8 @@ class Parameters:
         packet_pages: most pages in a packet of method psp; KVM's own SEV ioctls take no more than 1.
         capabilities: those that are on.
         throttling: for capability auto-converge.
+        resume_window_s: should the connections be lost while the guest runs here, both sides keep what they have, the
+            target for so many seconds, and the migration can go on; 0: it fails (method mh).
         tls_creds: directory with what a TLS connection needs (`sealift.vmm.migration.tls`); empty: no TLS.
         tls_hostname: what the target's certificate must be for; empty: the host of the URI.
 
@@ -96,8 +98,21 @@ class Parameters:
     packet_pages: int = MAX_PACKET_PAGES
     capabilities: frozenset[Capability] = frozenset()
     throttling: Throttling = Throttling()
+    resume_window_s: int = 0
     tls_creds: str = ""
     tls_hostname: str = ""
+
+    def going_on(self, now: Parameters) -> Parameters:
+        """For a migration with these parameters that goes on: of `now`, what its two handlers need not agree on."""
+        return replace(
+            self,
+            downtime_limit_ms=now.downtime_limit_ms,
+            max_bandwidth=now.max_bandwidth,
+            throttling=now.throttling,
+            resume_window_s=now.resume_window_s or self.resume_window_s,
+            tls_creds=now.tls_creds,
+            tls_hostname=now.tls_hostname,
+        )
 
     @property
     def channels(self) -> int:
@@ -120,6 +135,12 @@ class Parameters:
         if self.method is Method.PSP and self.channels != 1:
             raise UserError(
                 "a session of two secure processors has one channel; choose method mh, or switch multifd off"
+            )
+        if not 0 <= self.resume_window_s <= KEEP_LIMIT_S:
+            raise UserError(f"a target cannot wait {self.resume_window_s} s for its source; choose 0 to {KEEP_LIMIT_S}")
+        if self.resume_window_s and self.method is not Method.MH:
+            raise UserError(
+                f"method {self.method.value} cannot go on after a lost connection; choose a resume window of 0"
             )
         if not 1 <= self.packet_pages <= MAX_PACKET_PAGES:
             raise UserError(f"packets of {self.packet_pages} pages are not possible; choose 1 to {MAX_PACKET_PAGES}")

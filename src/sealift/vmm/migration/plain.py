@@ -15,7 +15,7 @@ from sealift.errors import RefusedError, StreamError, UserError
 from sealift.pageset import PageSet
 from sealift.vmm.launch import PLAIN_LAUNCH
 from sealift.vmm.machine import Machine
-from sealift.vmm.migration.method import Entered, Record
+from sealift.vmm.migration.method import NO_LEGS, Entered, Record
 from sealift.wire.psp import Word
 
 NONCE_SIZE: Final = 16
@@ -103,6 +103,9 @@ class PlainSource:
         """Whether FINAL was said."""
         return self._fenced
 
+    def resumable(self) -> None:
+        """Never."""
+
     def way_out(self, name: str) -> str:
         """The target's token, if it runs there."""
         return (
@@ -152,6 +155,10 @@ class PlainTarget:
 
     def settle(self) -> None:
         """Nothing is underway."""
+
+    def answer_leg(self, _: bytes) -> bytes:
+        """Never."""
+        raise RefusedError(NO_LEGS)
 
     def prepared(self) -> bytes:
         """PREPARED: every section that is due has come, or this would not be asked."""

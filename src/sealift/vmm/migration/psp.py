@@ -29,7 +29,7 @@ from sealift.pageset import PageSet
 from sealift.sev.policy import Policy
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
-from sealift.vmm.migration.method import Entered, Record
+from sealift.vmm.migration.method import NO_LEGS, Entered, Record
 from sealift.wire import platform as wire
 from sealift.wire import psp
 from sealift.wire.obstacle import Code, Obstacle
@@ -197,6 +197,9 @@ class PspSource(PspRounds):
         """Whether SEND_FINISH took effect; nothing takes it back."""
         return self._platform.status().phase is Phase.GONE
 
+    def resumable(self) -> None:
+        """Never."""
+
     def way_out(self, name: str) -> str:
         """There is none but the target."""
         return (
@@ -301,6 +304,10 @@ class PspTarget:
 
     def settle(self) -> None:
         """Nothing is underway between two records."""
+
+    def answer_leg(self, _: bytes) -> bytes:
+        """Never."""
+        raise RefusedError(NO_LEGS)
 
     def prepared(self) -> bytes:
         """PREPARED, once everything is here that an honest source sends."""

@@ -87,13 +87,16 @@ class Reception:
         self._accepting = threading.Thread(target=self._accept, name="reception", daemon=True)
         self._accepting.start()
 
-    def next(self) -> Caller:
+    def next(self, limit_s: float | None = None) -> Caller:
         """Wait for a source.
 
         Raises:
-            LostError: listening ended.
+            LostError: listening ended, or none came for `limit_s`.
         """
-        caller = self._callers.get()
+        try:
+            caller = self._callers.get(timeout=limit_s)
+        except queue.Empty:
+            raise LostError(f"no source came to {self._listener.address} for {limit_s:.0f} s") from None
         if caller is None:
             raise LostError(f"no source came to {self._listener.address} before listening ended")
         return caller

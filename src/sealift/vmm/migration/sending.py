@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from sealift.errors import LostError, RefusedError, SealiftError, StreamError
 from sealift.vmm.migration.lanes import Lane, Lanes
 from sealift.vmm.migration.livecopy import LiveCopy, Subject, Watch
-from sealift.vmm.migration.method import SourceMethod
+from sealift.vmm.migration.method import LegMethod, SourceMethod
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.stats import DowntimePart, Statistics
@@ -114,9 +114,13 @@ class Sender:
         parameters: Parameters,
         stats: Statistics,
         watch: Watch,
+        leg: LegMethod | None = None,
     ) -> None:
+        """Move it by `method`; with `leg`, which is the same one, what began over other connections goes on."""
         self._machine = subject.machine
         self._method = method
+        self._leg = leg
+        self._keep_s = parameters.resume_window_s
         self._out = line.out
         self._lanes = Lanes(line.out)
         self._beside = line.beside
@@ -158,12 +162,18 @@ class Sender:
 
     def _introduce(self) -> None:
         ticket = os.urandom(TICKET_SIZE) if self._channels > 1 else b""
-        self._copy.introduce(self._method.start(), self._channels, ticket)
-        confirm = self._method.agree(self._returns.expect(FrameKind.ANSWER, self._returns.patience.answer_s))
+        leg = self._leg
+        offer = self._method.start() if leg is None else leg.ask_for_leg()
+        self._copy.introduce(offer, self._channels, ticket, keep_s=self._keep_s, resumes=leg is not None)
+        answer = self._returns.expect(FrameKind.ANSWER, self._returns.patience.answer_s)
+        if leg is not None:
+            leg.begin_leg(answer)
+        confirm = b"" if leg is not None else self._method.agree(answer)
         self._stats.migration = self._method.identity()
         if ticket:
             self._lanes.open(self._beside(ticket))
-        self._out.piece(SealedKind.CONFIRM, confirm)
+        if confirm:
+            self._out.piece(SealedKind.CONFIRM, confirm)
 
     def _hand_over(self) -> None:
         """PREPARED, FINAL, STARTED; and the receipt."""

@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from sealift.errors import SealiftError, UserError, sentence
+from sealift.errors import LostError, SealiftError, UserError, sentence
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.attempt import Attempt
 from sealift.vmm.migration.clock import Clock
 from sealift.vmm.migration.lanes import Lane
 from sealift.vmm.migration.livecopy import Subject
-from sealift.vmm.migration.method import SourceMethod
+from sealift.vmm.migration.method import LegMethod, SourceMethod
 from sealift.vmm.migration.methods import source_method
 from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.patience import Patience
@@ -38,12 +38,17 @@ _LOOK_EVERY_S = 0.1
 """While a user is waited for: how often it is asked whether the migration still makes sense."""
 
 
+NOT_INTERRUPTED = "Cannot resume if there is no paused migration"
+"""QEMU's words."""
+
+
 class Migration(Attempt):
     """One attempt to move a guest to the target that listens at the place it is `run` with.
 
     Attributes:
         make_writer: makes the one writer everything goes through; replace it before `run` to look at the wire.
         patience: how long the target may take.
+        parameters: what it was begun with.
     """
 
     what = "migration"
@@ -56,17 +61,40 @@ class Migration(Attempt):
         parameters: Parameters,
         listener: Callable[[MigrationStatus], None],
         clock: Clock,
+        leg: LegMethod | None = None,
     ) -> None:
+        """Begin one, or with what `interrupted` gave of another go on with that."""
         super().__init__(machine, listener, clock)
         self.make_writer: Callable[[socket.socket, Callable[[int], None]], StreamWriter] = StreamWriter
         self.patience = Patience()
         self._name = guest_name
         self._launched = launched
-        self._parameters = parameters
+        self.parameters = parameters
         self._go_ahead = threading.Event()
         self._route: Route | None = None
         self._sock: socket.socket | None = None
-        self._method: SourceMethod | None = None
+        self._method: SourceMethod | None = leg
+        self._leg = leg
+
+    def interrupted(self) -> LegMethod:
+        """What can go on of it over other connections, for the migration that does; this one has no more to say of it.
+
+        Raises:
+            UserError: it is not such a one.
+        """
+        with self._lock:
+            if not self._stats.resumable or self._leg is None:
+                raise UserError(NOT_INTERRUPTED)
+            self._stats.resumable = False
+            return self._leg
+
+    def cancel(self, why: str | None = None) -> None:
+        """Give it up, also if it had ended and could go on."""
+        super().cancel(why)
+        with self._lock:
+            if self._stats.resumable and self._leg is not None:
+                self._stats.resumable = False
+                self._leg.cancel()
 
     def settle(self, token: bytes) -> None:
         """Take a token that came by another way (a file), the target's or the owner's, for a guest left fenced.
@@ -114,15 +142,15 @@ class Migration(Attempt):
 
     def _carry(self, place: str) -> None:
         self._check()
-        method = source_method(self._machine, self._launched, self._parameters)
-        route = Route(parse_uri(place), self._parameters.tls_creds, self._parameters.tls_hostname)
-        route.check(self._parameters.channels)
+        method = self._leg or source_method(self._machine, self._launched, self.parameters)
+        route = Route(parse_uri(place), self.parameters.tls_creds, self.parameters.tls_hostname)
+        route.check(self.parameters.channels)
         with self._lock:
             self._route = route
             self._check()
         sock = self._connect(route)
         self._method = method
-        throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
+        throttle = Throttle(self.parameters.max_bandwidth, self._clock, self._cancelled)
 
         def beside(ticket: bytes) -> tuple[Lane, ...]:
             return self._open_beside(route, throttle, ticket)
@@ -130,7 +158,7 @@ class Migration(Attempt):
         out = StreamOut(self.make_writer(sock, throttle.spend))
         line = Line(out, throttle, Returns(sock, self.patience), beside)
         subject = Subject(self._machine, self._name)
-        Sender(subject, method, line, self._parameters, self._stats, self._watch(line.returns.check)).move()
+        Sender(subject, method, line, self.parameters, self._stats, self._watch(line.returns.check), self._leg).move()
 
     def _connect(self, route: Route) -> socket.socket:
         sock = route.connect()
@@ -142,7 +170,7 @@ class Migration(Attempt):
     def _open_beside(self, route: Route, throttle: Throttle, ticket: bytes) -> tuple[Lane, ...]:
         with ExitStack() as undo:
             lanes = []
-            for channel in range(1, self._parameters.channels):
+            for channel in range(1, self.parameters.channels):
                 self._check()
                 sock = route.connect()
                 lanes.append(Lane(sock, self.make_writer(sock, throttle.spend), SideFront(channel, ticket)))
@@ -151,7 +179,7 @@ class Migration(Attempt):
         return tuple(lanes)
 
     def _switch_over(self, check: Callable[[], None]) -> None:
-        if Capability.PAUSE_BEFORE_SWITCHOVER in self._parameters.capabilities:
+        if Capability.PAUSE_BEFORE_SWITCHOVER in self.parameters.capabilities:
             self._enter(MigrationStatus.PRE_SWITCHOVER)
             self._stats.downtime_part(DowntimePart.SWITCHOVER)
             while not self._clock.wait(self._go_ahead, _LOOK_EVERY_S):
@@ -185,13 +213,31 @@ class Migration(Attempt):
         if method is None:
             return None
         if not self._settled or not method.fenced():
-            method.cancel()
+            if not self._interrupt(error, method):
+                method.cancel()
             return None
         if isinstance(error, TargetRefusedError) and error.token:
             runs_there = method.release(error.token)
             self._say_taken()
             return method if runs_there else None
         return method
+
+    def _interrupt(self, error: SealiftError, method: SourceMethod) -> bool:
+        """Whether it can go on: it was to, nobody gave it up, and only connections were lost."""
+        if not self.parameters.resume_window_s or self._cancelled.is_set():
+            return False
+        refused = isinstance(error, TargetRefusedError) and error.token
+        if refused or not (isinstance(error, LostError) or self._leg is not None):
+            return False
+        self._leg = method.resumable()
+        if self._leg is None:
+            return False
+        self._stats.resumable = True
+        self._stats.error = (
+            f"{sentence(error)}; the guest runs on here, and the target waits for {self.parameters.resume_window_s} s: "
+            f"go on with sealift migrate {self._name} URI --resume"
+        )
+        return True
 
     def _say_taken(self) -> None:
         with self._lock, contextlib.suppress(OSError):  # the target is gone: it keeps the token for nothing

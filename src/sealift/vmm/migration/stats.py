@@ -96,6 +96,8 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     """What may remain, in bytes, for the guest to be stopped: what the way takes within the downtime limit."""
     x_sealift_fenced: bool = False
     """The guest is stopped here, and may run at the target: only the target's token lets it go on."""
+    x_sealift_resumable: bool = False
+    """The connections were lost, and it can go on over others (migrate's argument `resume`); the guest runs on here."""
     x_sealift_snapshot: str | None = None
     """It is no migration: the guest is saved to this file, and runs on here."""
     x_sealift_advice: str | None = None
@@ -147,6 +149,7 @@ class Statistics:
         error: why it ended, when it did not complete.
         receipt: what the handlers stated of it when it completed.
         fenced: whether it ended without anybody knowing who may run the guest.
+        resumable: whether it ended and can go on.
         cpu_throttle_percentage: share of the time in which auto-converge keeps the guest from running.
         advice: what the user could do so that it ends.
         cutover: bytes that may remain for the guest to be stopped, once a round has shown what the way takes.
@@ -167,7 +170,7 @@ class Statistics:
         self.migration = b""
         self.error: str | None = None
         self.receipt: Receipt | None = None
-        self.fenced = False
+        self.fenced = self.resumable = False
         self.cpu_throttle_percentage = 0
         self.advice: str | None = None
         self.cutover: int | None = None
@@ -234,6 +237,7 @@ class Statistics:
             x_sealift_receipt=self.receipt,
             x_sealift_cutover=self.cutover,
             x_sealift_fenced=self.fenced,
+            x_sealift_resumable=self.resumable,
             x_sealift_advice=self.advice,
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class Incoming:
         self._lock = threading.Lock()
         self._cancelled = False
         self._sock: socket.socket | None = None
+        self._connections = ExitStack()
         self._platform: Platform | None = None
         self._platform_lock = threading.Lock()
         self._machine: Machine | None = None
@@ -124,15 +126,15 @@ class Incoming:
             reception.close()
             self._leave_nothing()
             raise
-        with contextlib.closing(caller.sock), contextlib.closing(reception):
+        with contextlib.closing(reception), ExitStack() as self._connections:
             try:
                 self._adopt(caller.sock)
                 return self._receive(caller, entrance, reception)
             except SealiftError as error:
-                self._refuse(caller.sock, error)
+                self._refuse(error)
                 raise
             except BaseException as error:
-                self._refuse(caller.sock, InternalError(f"a bug ended the migration ({type(error).__name__})"))
+                self._refuse(InternalError(f"a bug ended the migration ({type(error).__name__})"))
                 raise
 
     def cancel(self) -> None:
@@ -165,6 +167,8 @@ class Incoming:
 
     def _admitted(self, hello: Hello) -> Entrance:
         """Let it in, or not; a platform that was not used for one guest is kept for the next."""
+        if hello.resumes:
+            raise RefusedError("nothing is kept here that could go on; begin anew")
         for obstacle in compare_types(hello.method, plain=self._host.plain):
             raise RefusedError(obstacle.sentence)
         platform = self._platform_here()
@@ -182,33 +186,73 @@ class Incoming:
     # --- the guest's way in ----------------------------------------------------------------------------------------
 
     def _adopt(self, sock: socket.socket) -> None:
+        """From now on this is the connection to the source."""
+        self._connections.callback(sock.close)
         with self._lock:
             self._sock = sock
             if self._cancelled:
                 raise LostError("the target was told to give up")
 
     def _receive(self, caller: Caller, entrance: Entrance, reception: Reception) -> Arrived:
-        sock, reader = caller.sock, caller.reader
-        if caller.introduction.hello.connections == 1:
+        hello = caller.introduction.hello
+        if hello.connections == 1 and not hello.keep_s:
             reception.close()
         try:
             guest = self._make(caller.introduction, entrance)
             sides = self._agree(caller, guest.method, reception)
             restorer = Restorer(guest.machine)
-            with bulk_work(), self._joined(reader, guest.method, sides) as sink:
-                caller.stream.rest(Sinks(sink, RamLoader(guest.machine.memory), restorer))
+            caller = self._take_all(guest, restorer, caller, sides, reception)
             guest.machine.replace_shared_pages(guest.machine.platform.page_states())
         except EndedError as error:
             raise StreamError("the stream is truncated") from error
         prepared = guest.method.prepared()
         self._prepared = True
-        _send(sock, Frame(FrameKind.PREPARED, prepared))
-        with reader.within(self.patience.reply_s):
-            final = _expect_final(reader)
+        _send(caller.sock, Frame(FrameKind.PREPARED, prepared))
+        with caller.reader.within(self.patience.reply_s):
+            final = _expect_final(caller.reader)
         guest.method.ready(final)
         started = self._start(guest, restorer)
         kept = None if self._delivered(caller, guest.method, started) else self._keep(started)
-        return Arrived(guest.machine, guest.launched, caller.introduction.hello.guest, started, kept)
+        return Arrived(guest.machine, guest.launched, hello.guest, started, kept)
+
+    def _take_all(
+        self, guest: _Guest, restorer: Restorer, caller: Caller, sides: tuple[Side, ...], reception: Reception
+    ) -> Caller:
+        """Take the stream to its end, over as many connections as that needs; who was there at last."""
+        hello = caller.introduction.hello
+        while True:
+            try:
+                with bulk_work(), self._joined(caller.reader, guest.method, sides) as sink:
+                    caller.stream.rest(Sinks(sink, RamLoader(guest.machine.memory), restorer))
+            except EndedError as error:
+                if not hello.keep_s:
+                    raise
+                caller.sock.close()
+                guest.method.settle()
+                self._host.notify(f"{sentence(error)}; the source is waited for {hello.keep_s} s")
+                caller = self._returned(guest, hello.keep_s, reception)
+                sides = self._beside(caller, reception)
+            else:
+                return caller
+
+    def _returned(self, guest: _Guest, limit_s: float, reception: Reception) -> Caller:
+        """The source, which comes back and offers a new leg; whoever else comes meanwhile is sent away."""
+        until = time.monotonic() + limit_s
+        while True:
+            caller = reception.next(max(0.0, until - time.monotonic()))
+            hello = caller.introduction.hello
+            try:
+                if not hello.resumes:
+                    raise RefusedError("a guest is awaited here whose source was lost, and no other")
+                answer = guest.method.answer_leg(hello.offer)
+            except SealiftError as error:
+                self._host.notify(f"a source was sent away: {sentence(error)}")
+                reception.turn_away(caller, error)
+                continue
+            self._adopt(caller.sock)
+            reception.expect(hello.ticket, hello.connections)
+            _send(caller.sock, Frame(FrameKind.ANSWER, answer))
+            return caller
 
     def _agree(self, caller: Caller, method: TargetMethod, reception: Reception) -> tuple[Side, ...]:
         """Exchange keys, and let the connections in that come beside the stream."""
@@ -217,14 +261,20 @@ class Incoming:
         reception.expect(hello.ticket, hello.connections)
         _send(caller.sock, Frame(FrameKind.ANSWER, answer))
         with ExitStack() as undo:
-            sides = reception.sides(self.patience.reply_s)
-            reception.close()
+            sides = self._beside(caller, reception)
             for side in sides:
                 undo.callback(side.sock.close)
             with caller.reader.within(self.patience.reply_s):
                 confirmation = caller.stream.confirmation()
             method.agreed(confirmation)
             undo.pop_all()
+        return sides
+
+    def _beside(self, caller: Caller, reception: Reception) -> tuple[Side, ...]:
+        """The connections beside the stream; nobody else is expected, unless the source may come back."""
+        sides = reception.sides(self.patience.reply_s)
+        if not caller.introduction.hello.keep_s:
+            reception.close()
         return sides
 
     @contextmanager
@@ -284,7 +334,7 @@ class Incoming:
 
     # --- the way out -------------------------------------------------------------------------------------------------
 
-    def _refuse(self, sock: socket.socket, error: SealiftError) -> None:
+    def _refuse(self, error: SealiftError) -> None:
         """Tell the source why, and leave nothing behind but a token that it may wait for.
 
         Raises:
@@ -295,7 +345,7 @@ class Incoming:
                 self.aborted = self._method.abort()
         finally:
             self._leave_nothing()
-            taken = say_farewell(sock, Refusal.of(error, self.aborted))
+            taken = self._sock is not None and say_farewell(self._sock, Refusal.of(error, self.aborted))
         if self._prepared and self.aborted and not taken and (kept := self._keep(self.aborted)) is not None:
             raise LostError(f"the guest may wait for this target's token on its source; bring it {kept}") from error
 

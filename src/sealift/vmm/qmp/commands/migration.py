@@ -13,7 +13,6 @@ from sealift.vmm.migration.parameters import Capability, Parameters, Throttling
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.qmp.channels import MigrationChannel, migration_uri
-from sealift.vmm.qmp.message import QmpError
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.wire.handover import Method, Transfer
 
@@ -28,9 +27,10 @@ class CapabilityStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU, and there is no postcopy to `resume`.
+    """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU.
 
-    `once` are capabilities for this migration alone.
+    `resume` goes on with a migration whose connections were lost before the guest was stopped. `once` are capabilities
+    for this migration alone.
     """
 
     uri: str | None = None
@@ -83,7 +83,8 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     `x_sealift_method` says who encrypts the guest, and then `x_sealift_transfer` how records leave the migration
     handler (mh) and, with capability multifd, `multifd_channels` in how many streams; `x_sealift_packet_pages` how
-    large packets are (psp). `tls_creds` is a directory here, since there are no QEMU objects to name.
+    large packets are (psp). For `x_sealift_resume_window` seconds a target keeps what had come when its source was lost
+    (mh). `tls_creds` is a directory here, since there are no QEMU objects to name.
     """
 
     downtime_limit: int | None = None
@@ -99,6 +100,7 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     x_sealift_transfer: Transfer | None = None
     x_sealift_method: Method | None = None
     x_sealift_packet_pages: int | None = None
+    x_sealift_resume_window: int | None = None
 
     @classmethod
     def of(cls, parameters: Parameters) -> MigrationParameters:
@@ -118,6 +120,7 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             x_sealift_transfer=parameters.transfer,
             x_sealift_method=parameters.method,
             x_sealift_packet_pages=parameters.packet_pages,
+            x_sealift_resume_window=parameters.resume_window_s,
         )
 
     def apply(self, to: Parameters) -> Parameters:
@@ -133,6 +136,7 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             transfer=self.x_sealift_transfer or to.transfer,
             method=self.x_sealift_method or to.method,
             packet_pages=_or(self.x_sealift_packet_pages, to.packet_pages),
+            resume_window_s=_or(self.x_sealift_resume_window, to.resume_window_s),
         )
 
     def _throttling(self, to: Throttling) -> Throttling:
@@ -147,10 +151,11 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 def migrate(guest: Guest, arguments: MigrateArguments) -> None:
     """Begin a migration; query-migrate and MIGRATION events tell how it goes."""
+    uri = migration_uri(arguments.uri, arguments.channels)
     if arguments.resume:
-        raise QmpError("Cannot resume if there is no paused migration")
-    once = {status.capability: status.state for status in arguments.once}
-    guest.migrate(migration_uri(arguments.uri, arguments.channels), once)
+        guest.resume_migration(uri)
+    else:
+        guest.migrate(uri, {status.capability: status.state for status in arguments.once})
 
 
 def migrate_incoming(guest: Guest, arguments: IncomingArguments) -> None:
