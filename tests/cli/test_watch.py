@@ -23,8 +23,7 @@ class Vmm:
     def __init__(self, states: list[MigrationInfo], refusals: dict[str, str] | None = None) -> None:
         self.states = states
         self.refusals = refusals or {}
-        self.parameters: dict[str, object] = {"downtime-limit": 300, "x-sealift-transfer": "ring"}
-        self.used: dict[str, object] = {}
+        self.wished: dict[str, object] = {}
         self.executed: list[str] = []
         self.token = b""
         self.interrupt_at = -1
@@ -36,11 +35,10 @@ class Vmm:
         if command in self.refusals:
             raise RefusedError(self.refusals[command])
         match command:
-            case "migrate-set-parameters":
-                self.parameters |= {name.replace("_", "-"): value for name, value in arguments.items()}
             case "migrate":
-                self.used = dict(self.parameters)
+                self.wished[command] = arguments["x-sealift-parameters"]
             case "x-sealift-preflight":
+                self.wished[command] = arguments["x-sealift-parameters"]
                 blocks = any(obstacle["severity"] == "blocker" for obstacle in self.obstacles)
                 return {"possible": not blocks, "obstacles": self.obstacles}
             case "x-sealift-settle":
@@ -50,8 +48,6 @@ class Vmm:
     def query(self, command: str, _: object) -> object:
         """See QmpClient."""
         self.executed.append(command)
-        if command == "query-migrate-parameters":
-            return dict(self.parameters)
         return self.states.pop(0) if len(self.states) > 1 else self.states[0]
 
     def ask_for_migration_events(self) -> None:
@@ -92,15 +88,8 @@ def test_what_would_help_a_migration_that_does_not_end_is_said_once() -> None:
 def test_parameters_are_for_one_migration() -> None:
     vmm = Vmm([COMPLETED])
     watched(vmm, **{"downtime-limit": 7})
-    assert vmm.used == {"downtime-limit": 7, "x-sealift-transfer": "ring"}
-    assert vmm.parameters == {"downtime-limit": 300, "x-sealift-transfer": "ring"}
-
-
-def test_parameters_are_given_back_even_when_the_migration_does_not_begin() -> None:
-    vmm = Vmm([COMPLETED], {"migrate": "not now"})
-    with pytest.raises(RefusedError, match="not now"):
-        watched(vmm, **{"downtime-limit": 7})
-    assert vmm.parameters["downtime-limit"] == 300
+    assert vmm.wished == {"x-sealift-preflight": {"downtime-limit": 7}, "migrate": {"downtime-limit": 7}}
+    assert "migrate-set-parameters" not in vmm.executed
 
 
 def test_of_a_guest_that_is_fenced_nobody_says_where_it_runs() -> None:
@@ -178,7 +167,6 @@ def test_what_is_in_the_way_keeps_a_migration_from_beginning_and_is_all_said() -
     with pytest.raises(RefusedError, match=r"too little memory \(ram-short\); and not there \(owner-refuses\)"):
         watched(vmm, **{"downtime-limit": 7})
     assert "migrate" not in vmm.executed
-    assert vmm.parameters["downtime-limit"] == 300
     unchecked = Order("tcp:b:1", {}, check=False)
     assert migrate(cast("QmpClient", vmm), unchecked, answering(Choice.CANCEL)[0]) == COMPLETED
 

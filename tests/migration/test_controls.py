@@ -26,8 +26,10 @@ from sealift.vmm.migration.route import listen
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.transport import FileAddress, TcpAddress
 from sealift.vmm.runstate import RunState
+from sealift.wire.handover import Transfer
 
 from . import rig
+from .test_orders import controlled
 
 _S = MigrationStatus
 PAUSING = Parameters(capabilities=frozenset({Capability.PAUSE_BEFORE_SWITCHOVER}))
@@ -161,6 +163,38 @@ def test_a_guest_that_writes_too_fast_is_slowed_until_it_converges_and_then_no_m
         assert throttled[-1] == 0
         assert info.cpu_throttle_percentage == 0
         attempt.guest().work(8)
+
+
+def test_a_migration_that_does_not_converge_is_rescued_while_it_goes_on(hosts: Path) -> None:
+    """With no downtime allowed and a guest that writes in every round it would go on for ever."""
+    with rig.world(hosts, rig.recipe()) as world:
+        guest = world.start()
+        guest.work(4)
+        attempt = rig.attempt(world, guest, Parameters(max_bandwidth=500_000, downtime_limit_ms=0))
+        user = controlled(guest)
+        user._migration, user._migrating = attempt.migration, threading.current_thread()
+        rig.chase(attempt.migration, guest, rounds=4)
+        hold = attempt.migration.pass_begun
+
+        def change(number: int) -> None:
+            hold(number)
+            if number == 4:
+                user.adjust(lambda now: dataclasses.replace(now, downtime_limit_ms=500, max_bandwidth=0))
+
+        attempt.migration.pass_begun = change
+        attempt.begin()
+        info = attempt.end()
+        assert info.status == "completed", info
+        assert info.ram is not None
+        assert info.ram.dirty_sync_count >= 4
+        assert user.parameters.downtime_limit_ms == 500
+        attempt.guest().work(4)
+
+
+def test_what_two_handlers_agreed_on_does_not_change_underway() -> None:
+    began = Parameters(transfer=Transfer.RING, downtime_limit_ms=1)
+    now = began.going_on(Parameters(transfer=Transfer.MAILBOX, downtime_limit_ms=2, max_bandwidth=3))
+    assert now == Parameters(transfer=Transfer.RING, downtime_limit_ms=2, max_bandwidth=3)
 
 
 # --- pause-before-switchover ------------------------------------------------------------------------------------------

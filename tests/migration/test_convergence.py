@@ -15,7 +15,7 @@ def test_three_rounds_without_progress_say_which_downtime_limit_would_do() -> No
     assert [rounds.advice(1000, 0.5) for _ in range(3)] == [None] * 3
     advice = rounds.advice(1001, 0.5004)
     assert advice is not None
-    assert "--downtime-limit 501" in advice
+    assert "downtime limit to 501 ms" in advice
 
 
 def test_advice_goes_when_rounds_get_somewhere_again() -> None:

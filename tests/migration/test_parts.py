@@ -61,7 +61,8 @@ class FakeClock:
 @pytest.mark.parametrize("piece", [1000, 50_000, 3_000_000])
 def test_a_throttled_stream_keeps_its_rate_whatever_is_written_at_once(piece: int) -> None:
     clock = FakeClock()
-    throttle = Throttle(1_000_000, clock, threading.Event())
+    throttle = Throttle(1, clock, threading.Event())
+    throttle.limit(1_000_000)
     total = 0
     while total < 6_000_000:
         throttle.spend(piece)
@@ -75,6 +76,9 @@ def test_a_lifted_throttle_and_one_of_rate_0_never_wait() -> None:
     throttle.lift()
     throttle.spend(1 << 40)
     Throttle(0, clock, threading.Event()).spend(1 << 40)
+    changed = Throttle(1, clock, threading.Event())
+    changed.limit(0)
+    changed.spend(1 << 40)
     assert clock.now == 0
 
 

@@ -34,6 +34,7 @@ def main(address: dict[str, Any]) -> list[dict[str, Any]]:
         ({"transport": "socket", "type": "fd", "str": "7"}, "fd:7"),
         ({"transport": "exec", "args": ["/bin/sh", "-c", "cat > x"]}, "exec:/bin/sh -c 'cat > x'"),
         ({"transport": "file", "filename": "/run/x", "offset": 0}, "file:/run/x"),
+        ({"transport": "file", "filename": "/run/x", "offset": 4096}, "file:/run/x,offset=4096"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -53,7 +54,10 @@ def test_a_channel_says_what_a_uri_says(address: dict[str, Any], uri: str) -> No
         ({"channels": main(INET | {"speed": 1})}, "Parameter 'speed' is unexpected"),
         ({"channels": main({"transport": "socket", "type": "unix"})}, "Parameter 'path' is missing"),
         ({"channels": main({"transport": "socket", "type": "inet", "host": "b"})}, "Parameter 'port' is missing"),
-        ({"channels": main({"transport": "file", "filename": "x", "offset": 1})}, "Parameter 'offset' expects 0"),
+        (
+            {"channels": main({"transport": "file", "filename": "x", "offset": -1})},
+            "Parameter 'offset' expects a value",
+        ),
         ({"channels": [{"channel-type": "cpr", "addr": INET}]}, "Parameter 'channel-type' does not accept value 'cpr'"),
         ({"channels": main(INET | {"port": 4444})}, "Invalid parameter type for .*port', expected: string"),
     ],

@@ -78,10 +78,10 @@ def migrate(qmp: QmpClient, order: Order, display: Display) -> MigrationInfo:
 
     def begin() -> None:
         if order.check and not order.resume:  # whose target would say that it waits for nobody else
-            _require_free_way(qmp, order.uri, display)
-        qmp.execute("migrate", uri=order.uri, resume=order.resume, **_once(order.capabilities))
+            _require_free_way(qmp, order, display)
+        qmp.execute("migrate", uri=order.uri, resume=order.resume, **once(order.parameters, order.capabilities))
 
-    return _watched(qmp, order.parameters, begin, display)
+    return _watched(qmp, begin, display)
 
 
 def snapshot(
@@ -90,19 +90,16 @@ def snapshot(
     """Save the guest to a file (an absolute path); otherwise as `migrate`."""
 
     def begin() -> None:
-        qmp.execute("x-sealift-snapshot", path=str(path), without_disks=without_disks)
+        qmp.execute("x-sealift-snapshot", path=str(path), without_disks=without_disks, **once(parameters))
 
-    return _watched(qmp, parameters, begin, display)
+    return _watched(qmp, begin, display)
 
 
-def _watched(
-    qmp: QmpClient, parameters: dict[str, object], begin: Callable[[], object], display: Display
-) -> MigrationInfo:
+def _watched(qmp: QmpClient, begin: Callable[[], object], display: Display) -> MigrationInfo:
     """Begin it, and show how it goes to its end."""
     qmp.ask_for_migration_events()
     with _interruptions() as interrupted:
-        with with_parameters(qmp, parameters):
-            begin()
+        begin()
         return _follow(qmp, display, interrupted)
 
 
@@ -143,8 +140,9 @@ def _follow(qmp: QmpClient, display: Display, interrupted: Interrupted) -> Migra
         qmp.next_event(_LOOK_EVERY_S)
 
 
-def _require_free_way(qmp: QmpClient, uri: str, display: Display) -> None:
-    found = msgspec.convert(qmp.execute("x-sealift-preflight", uri=uri), PreflightInfo)
+def _require_free_way(qmp: QmpClient, order: Order, display: Display) -> None:
+    answer = qmp.execute("x-sealift-preflight", uri=order.uri, **once(order.parameters, order.capabilities))
+    found = msgspec.convert(answer, PreflightInfo)
     blockers = []
     for obstacle in found.obstacles:
         if obstacle.severity == "blocker":
@@ -152,27 +150,13 @@ def _require_free_way(qmp: QmpClient, uri: str, display: Display) -> None:
         else:
             display.say(f"warning: {obstacle.reason} ({obstacle.code})")
     if blockers:
-        raise RefusedError(f"guest {qmp.guest} cannot be moved to {uri}: {'; and '.join(blockers)}")
+        raise RefusedError(f"guest {qmp.guest} cannot be moved to {order.uri}: {'; and '.join(blockers)}")
 
 
-def _once(capabilities: Sequence[str]) -> dict[str, object]:
-    """Arguments of migrate that switch them on."""
+def once(parameters: dict[str, object], capabilities: Sequence[str] = ()) -> dict[str, object]:
+    """Arguments of a command that is to have these parameters and capabilities for itself alone."""
     on = [{"capability": each, "state": True} for each in capabilities]
-    return {"x-sealift-capabilities": on} if on else {}
-
-
-@contextmanager
-def with_parameters(qmp: QmpClient, changed: dict[str, object]) -> Iterator[None]:
-    """Parameters for what is begun or asked meanwhile; a migration keeps them, and the guest gets its own back."""
-    if not changed:
-        yield
-        return
-    before = qmp.query("query-migrate-parameters", dict[str, object])
-    qmp.execute("migrate-set-parameters", **changed)
-    try:
-        yield
-    finally:
-        qmp.execute("migrate-set-parameters", **before)
+    return {"x-sealift-parameters": parameters, "x-sealift-capabilities": on}
 
 
 def _cancel(qmp: QmpClient, display: Display) -> None:

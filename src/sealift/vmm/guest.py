@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 from sealift.errors import LostError, UserError
@@ -49,8 +48,14 @@ from sealift.wire.obstacle import Code, Obstacle
 _MOVABLE: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
 _LOST: Final = frozenset({RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR, RunState.SHUTDOWN})
 
-NOTHING_ELSE: Final[Mapping[Capability, bool]] = MappingProxyType({})
-"""Capabilities as they are set."""
+Change = Callable[[Parameters], Parameters]
+"""Makes other parameters of some."""
+
+
+def as_they_are(parameters: Parameters) -> Parameters:
+    """No change."""
+    return parameters
+
 
 _DUMP_LIMIT_S: Final = 10.0
 """How long it waits for a dump that was cancelled: it looks after every few MiB."""
@@ -268,27 +273,28 @@ class Guest:
         """For the next migration."""
         return self._parameters
 
-    def migrate(self, uri: str, once: Mapping[Capability, bool] = NOTHING_ELSE) -> None:
+    def migrate(self, uri: str, once: Change = as_they_are) -> None:
         """Begin to move the guest; returns at once, `migration` says how it goes.
 
         Args:
             uri: where to.
-            once: capabilities that are on or off for this migration alone.
+            once: changes the guest's parameters for this migration alone.
 
         Raises:
             UserError: `uri` is no address, or the guest cannot be moved now.
         """
-        to_file = isinstance(parse_uri(uri), FileAddress) and self._parameters.method is Method.PLAIN
-        self._begin(Save if to_file else Migration, uri, Direction.OUTGOING, _switched(self._parameters, once))
+        parameters = once(self._parameters)
+        to_file = isinstance(parse_uri(uri), FileAddress) and parameters.method is Method.PLAIN
+        self._begin(Save if to_file else Migration, uri, Direction.OUTGOING, parameters)
 
-    def resume_migration(self, uri: str) -> None:
+    def resume_migration(self, uri: str, once: Change = as_they_are) -> None:
         """Go on with a migration whose connections were lost, over others; returns at once, as `migrate`.
 
         Raises:
             UserError: there is none, `uri` is no address, or the guest cannot be moved now.
         """
         parse_uri(uri)
-        self._begin(self._next_leg, uri, Direction.OUTGOING, self._parameters)
+        self._begin(self._next_leg, uri, Direction.OUTGOING, once(self._parameters))
 
     def _next_leg(
         self,
@@ -306,7 +312,7 @@ class Guest:
         leg = before.interrupted()
         return Migration(machine, launched, name, before.parameters.going_on(parameters), listener, clock, leg)
 
-    def snapshot(self, path: Path, *, without_disks: bool) -> None:
+    def snapshot(self, path: Path, *, without_disks: bool, once: Change = as_they_are) -> None:
         """Begin to save the guest to a file, `without_disks` as its user knows; returns at once, as `migrate`.
 
         Raises:
@@ -320,7 +326,7 @@ class Guest:
                 f"a snapshot does not hold what is on the disks of guest {self.name} ({', '.join(writable)}); pause "
                 "it, snapshot it with --without-disks, copy the images, and let it run on"
             )
-        self._begin(Snapshot, str(path), Direction.SNAPSHOT, self._parameters)
+        self._begin(Snapshot, str(path), Direction.SNAPSHOT, once(self._parameters))
 
     def _begin(
         self,
@@ -356,55 +362,58 @@ class Guest:
             )
             self._migrating.start()
 
-    def preflight(self, uri: str) -> Findings:
+    def preflight(self, uri: str, once: Change = as_they_are) -> Findings:
         """Everything that is in the way of a migration there; the guest runs on, and the target can be asked again.
 
         Raises:
             UserError: `uri` is no address, or the guest is not here.
         """
-        own = list(self._own_obstacles())
+        parameters = once(self._parameters)
+        own = list(self._own_obstacles(parameters))
         if self._launched is None or self.state in _LOST:
             return Findings(tuple(own))
-        found = examine(self._candidate(), uri, self._clock)
+        found = examine(self._candidate(parameters), uri, self._clock)
         return Findings((*own, *found.obstacles), found.path)
 
-    def plan(self, uri: str, wishes: Wishes) -> Plan:
+    def plan(self, uri: str, wishes: Wishes, once: Change = as_they_are) -> Plan:
         """What a migration there would cost; remembered until one begins.
 
         Raises:
             UserError: `uri` is no address, or the guest is not here.
             RefusedError: the target cannot be reached.
         """
-        self._plan = make_plan(self._candidate(), uri, wishes, self.dirty_rate, self._clock)
+        self._plan = make_plan(self._candidate(once(self._parameters)), uri, wishes, self.dirty_rate, self._clock)
         return self._plan
 
     def planned(self) -> Plan | None:
         """The plan that the last migration began with: the last one that was made for where it goes."""
         return self._planned
 
-    def _candidate(self) -> Candidate:
-        return Candidate(self.machine, self.launched, self.name, self._parameters)
+    def _candidate(self, parameters: Parameters) -> Candidate:
+        return Candidate(self.machine, self.launched, self.name, parameters)
 
-    def _own_obstacles(self) -> Iterator[Obstacle]:
+    def _own_obstacles(self, parameters: Parameters) -> Iterator[Obstacle]:
         if self._migrating is not None and self._migrating.is_alive():
             yield Obstacle(Code.UNDERWAY, f"guest {self.name} is being migrated already")
         if self._launched is None or self.state not in _MOVABLE:
             yield Obstacle(Code.GUEST_STATE, f"guest {self.name} is {self.state.value}, neither running nor paused")
         else:
-            yield from blocked(self._parameters.method, self.machine.platform.status())
+            yield from blocked(parameters.method, self.machine.platform.status())
 
     def _check_idle(self) -> None:
         if self._migrating is not None and self._migrating.is_alive():
             raise UserError("There's a migration process in progress")
 
-    def adjust(self, change: Callable[[Parameters], Parameters]) -> None:
-        """Change the parameters of the next migration; `change` makes the new ones out of those there are.
+    def adjust(self, change: Change) -> None:
+        """Change the parameters of the next migration, and of one underway those that are about its speed.
 
         Raises:
             UserError: a value is out of range; nothing has changed.
         """
         with self._lock:
             self._parameters = change(self._parameters)
+            if self._migration is not None and self._migrating is not None and self._migrating.is_alive():
+                self._migration.adjust(change)
 
     def switch(self, capabilities: dict[Capability, bool]) -> None:
         """Switch capabilities of the next migration on or off.
@@ -423,8 +432,10 @@ class Guest:
             SealiftError: there is none, or it does not answer.
         """
         with self._lock:
-            if self._migrating is None or not self._migrating.is_alive():
-                self.machine.platform.open_handler().status()
+            if self._migrating is not None and self._migrating.is_alive():
+                return
+            handler = self.machine.platform.open_handler()
+        handler.status()  # not under the lock: it may hang, and everybody else with it
 
     def blocked_reasons(self) -> tuple[str, ...]:
         """Why no migration by the method chosen can begin, whatever the target; sentences; none if it is not here."""

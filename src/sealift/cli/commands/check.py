@@ -58,11 +58,11 @@ def _migration(host: Host, name: str, uri: str, parameters: dict[str, object], *
     import msgspec
 
     from sealift.cli.qmp_client import QmpClient
-    from sealift.cli.watch import with_parameters
+    from sealift.cli.watch import once
     from sealift.vmm.qmp.commands.foresight import PreflightInfo
 
-    with QmpClient(host.run, name, 60.0) as qmp, with_parameters(qmp, parameters):
-        answer = qmp.execute("x-sealift-preflight", uri=uri)
+    with QmpClient(host.run, name, 60.0) as qmp:
+        answer = qmp.execute("x-sealift-preflight", uri=uri, **once(parameters))
     found = msgspec.convert(answer, PreflightInfo)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())

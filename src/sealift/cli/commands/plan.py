@@ -82,7 +82,7 @@ def command(
     import msgspec
 
     from sealift.cli.qmp_client import QmpClient
-    from sealift.cli.watch import with_parameters
+    from sealift.cli.watch import once
     from sealift.vmm.qmp.commands.foresight import PlanInfo
 
     wishes: dict[str, object] = {"uri": uri, "calc_time": sample}
@@ -90,8 +90,8 @@ def command(
         wishes["downtime_limit"] = round(downtime * 1e3)
     if within is not None:
         wishes["within"] = within
-    with QmpClient(host.run, name, sample + 60.0) as qmp, with_parameters(qmp, parameters_of(options)):
-        answer = qmp.execute("x-sealift-plan", **wishes)
+    with QmpClient(host.run, name, sample + 60.0) as qmp:
+        answer = qmp.execute("x-sealift-plan", **wishes, **once(parameters_of(options)))
     made = msgspec.convert(answer, PlanInfo)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())

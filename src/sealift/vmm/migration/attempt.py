@@ -13,9 +13,11 @@ from sealift.errors import InternalError, SealiftError, sentence
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.clock import Clock
 from sealift.vmm.migration.livecopy import Watch
+from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.stats import MigrationInfo, Statistics
 from sealift.vmm.migration.status import ENDED, MigrationStatus, StatusMachine
 from sealift.vmm.migration.streamio import bulk_work
+from sealift.vmm.migration.throttle import Throttle
 
 _S = MigrationStatus
 
@@ -30,11 +32,15 @@ class Attempt(ABC):
     Attributes:
         what: the thing that is attempted, in messages.
         pass_begun: is called with the number of every round that begins, from 1.
+        parameters: as they are now; what is about speed may change while it goes on.
     """
 
     what = "attempt"
 
-    def __init__(self, machine: Machine, listener: Callable[[MigrationStatus], None], clock: Clock) -> None:
+    def __init__(
+        self, machine: Machine, parameters: Parameters, listener: Callable[[MigrationStatus], None], clock: Clock
+    ) -> None:
+        self.parameters = parameters
         self.pass_begun: Callable[[int], None] = lambda _: None
         self._machine = machine
         self._clock = clock
@@ -42,12 +48,26 @@ class Attempt(ABC):
         self._stats = Statistics(machine.layout.size, clock)
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
+        self._throttle = Throttle(parameters.max_bandwidth, clock, self._cancelled)
         self._why_cancelled = f"the {self.what} was cancelled"
         self._settled = False
 
     def info(self) -> MigrationInfo:
         """How it stands, at any time and from any thread."""
         return self._stats.info(self._status.status)
+
+    def adjust(self, change: Callable[[Parameters], Parameters]) -> None:
+        """Change what can be changed while it goes on; from any thread.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        with self._lock:
+            self.parameters = self.parameters.going_on(change(self.parameters))
+            self._throttle.limit(self.parameters.max_bandwidth)
+
+    def _now(self) -> Parameters:
+        return self.parameters
 
     def run(self, place: str) -> MigrationInfo:
         """Carry the guest to `place`; blocks, so give it a thread of its own.

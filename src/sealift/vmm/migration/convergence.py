@@ -29,9 +29,9 @@ class Convergence:
         if self._fruitless < _FRUITLESS_ROUNDS or not isfinite(expected_s):
             return None
         return (
-            f"the guest writes as fast as it can be sent ({self._fruitless} rounds without progress); cancel and "
-            f"try again with --downtime-limit {ceil(expected_s * 1e3)} or more or with --auto-converge, or pause it "
-            "meanwhile (QMP: stop)"
+            f"the guest writes as fast as it can be sent ({self._fruitless} rounds without progress); raise its "
+            f"downtime limit to {ceil(expected_s * 1e3)} ms or more (QMP: migrate-set-parameters downtime-limit), "
+            "pause it meanwhile (QMP: stop), or cancel and try again with --auto-converge"
         )
 
 
@@ -39,17 +39,18 @@ class AutoConverge:
     """Says after each round how much of their time the guest's vCPUs must rest so that rounds shrink.
 
     Attributes:
+        settings: may be others after any round.
         percentage: now, 0 to `MAX_THROTTLE`.
     """
 
     def __init__(self, settings: Throttling) -> None:
-        self._settings = settings
+        self.settings = settings
         self._exceeded = 0
         self.percentage = 0
 
     def after_round(self, sent: int, dirtied: int) -> int:
         """A round sent so many bytes, and meanwhile the guest wrote so many that are to be sent; the percentage."""
-        allowed = sent * self._settings.trigger_threshold / 100
+        allowed = sent * self.settings.trigger_threshold / 100
         if dirtied > allowed:
             self._exceeded += 1
         if self._exceeded >= _FRUITLESS_BEFORE_THROTTLE:
@@ -59,7 +60,7 @@ class AutoConverge:
 
     def _more(self, bearable: float) -> int:
         """The next step; `bearable` is the part of what the guest wrote that would have been no trouble."""
-        settings = self._settings
+        settings = self.settings
         if not self.percentage:
             return settings.initial
         step = settings.increment

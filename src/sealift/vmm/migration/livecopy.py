@@ -44,14 +44,17 @@ class Subject:
 
 
 class LiveCopy:
-    """Copies one guest to one stream; `introduce`, `rounds`, `stop`, `finish`, in this order."""
+    """Copies one guest to one stream; `introduce`, `rounds`, `stop`, `finish`, in this order.
+
+    `parameters` gives them as they are now.
+    """
 
     def __init__(
         self,
         subject: Subject,
         method: RoundsMethod,
         lanes: Lanes,
-        parameters: Parameters,
+        parameters: Callable[[], Parameters],
         stats: Statistics,
         watch: Watch,
     ) -> None:
@@ -72,7 +75,7 @@ class LiveCopy:
     ) -> None:
         """Begin the stream: what machine it is, the method's offer, and the rest of a `Hello`."""
         hello = Hello(
-            method=self._parameters.method.value,
+            method=self._parameters().method.value,
             guest=self._subject.name,
             vcpus=self._machine.vcpu_count,
             blocks=blocks_of(self._machine.layout),
@@ -91,17 +94,19 @@ class LiveCopy:
     def rounds(self) -> None:
         """Until what remains fits the downtime limit at the bandwidth measured."""
         progress = Convergence()
-        converge = AutoConverge(self._parameters.throttling)
+        converge = AutoConverge(self._parameters().throttling)
         while True:
             before = self._lanes.sent
             self._round()
             self._stats.remaining = (self._method.unsent() + self._log.count()) * PAGE_COST
-            self._stats.cutover = self._stats.bandwidth.bytes_in(self._parameters.downtime_limit_ms / 1e3)
+            parameters = self._parameters()
+            self._stats.cutover = self._stats.bandwidth.bytes_in(parameters.downtime_limit_ms / 1e3)
             expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)
-            if expected_s * 1e3 <= self._parameters.downtime_limit_ms:
+            if expected_s * 1e3 <= parameters.downtime_limit_ms:
                 return
             self._stats.advice = progress.advice(self._stats.remaining, expected_s)
-            if Capability.AUTO_CONVERGE in self._parameters.capabilities:
+            if Capability.AUTO_CONVERGE in parameters.capabilities:
+                converge.settings = parameters.throttling
                 self._slow_down(converge.after_round(self._lanes.sent - before, self._stats.remaining))
 
     def _slow_down(self, percentage: int) -> None:

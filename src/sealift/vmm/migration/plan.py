@@ -92,6 +92,8 @@ def make_plan(candidate: Candidate, uri: str, wishes: Wishes, meter: DirtyRateMe
 
 def _reached(findings: Findings) -> Path:
     if findings.path is None:
+        if not findings.obstacles:
+            raise RefusedError("there is no way to measure to a file; its device alone decides how fast that is")
         reasons = [found.sentence for found in findings.obstacles if found.code in {Code.UNREACHABLE, Code.NOT_ASKED}]
         raise RefusedError("; and ".join(reasons))
     return findings.path

@@ -111,7 +111,7 @@ class Sender:
         subject: Subject,
         method: SourceMethod,
         line: Line,
-        parameters: Parameters,
+        parameters: Callable[[], Parameters],
         stats: Statistics,
         watch: Watch,
         leg: LegMethod | None = None,
@@ -120,11 +120,11 @@ class Sender:
         self._machine = subject.machine
         self._method = method
         self._leg = leg
-        self._keep_s = parameters.resume_window_s
+        self._keep_s = parameters().resume_window_s
         self._out = line.out
         self._lanes = Lanes(line.out)
         self._beside = line.beside
-        self._channels = parameters.channels
+        self._channels = parameters().channels
         self._throttle = line.throttle
         self._returns = line.returns
         self._stats = stats

@@ -26,7 +26,6 @@ from sealift.vmm.migration.snapshot_file import SnapshotWriter
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.streamout import StreamOut
-from sealift.vmm.migration.throttle import Throttle
 
 
 class Snapshot(Attempt):
@@ -43,11 +42,11 @@ class Snapshot(Attempt):
         listener: Callable[[MigrationStatus], None],
         clock: Clock,
     ) -> None:
-        super().__init__(machine, listener, clock)
+        single = replace(parameters, capabilities=parameters.capabilities - {Capability.MULTIFD})
+        super().__init__(machine, single, listener, clock)
         self._name = guest_name
         self._launched = launched
         # A file has one channel.
-        self._parameters = replace(parameters, capabilities=parameters.capabilities - {Capability.MULTIFD})
         self._path: Path | None = None
         self._writer: SnapshotWriter | None = None
         self._method: SnapshotMethod | None = None
@@ -60,18 +59,17 @@ class Snapshot(Attempt):
     def _carry(self, place: str) -> None:
         self._check()
         self._path = Path(place)
-        throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
-        writer = self._writer = SnapshotWriter(self._path, throttle.spend)
-        method = snapshot_method(self._machine, self._launched, self._parameters)
+        writer = self._writer = SnapshotWriter(self._path, self._throttle.spend)
+        method = snapshot_method(self._machine, self._launched, self.parameters)
         watch = self._watch(lambda: None)
         subject = Subject(self._machine, self._name)
-        copy = LiveCopy(subject, method, Lanes(StreamOut(writer)), self._parameters, self._stats, watch)
+        copy = LiveCopy(subject, method, Lanes(StreamOut(writer)), self._now, self._stats, watch)
         self._method = method
         copy.introduce(method.begin())
         self._stats.migration = method.identity()
         watch.active()
         copy.rounds()
-        throttle.lift()
+        self._throttle.lift()
         copy.stop()
         self._machine.devices.flush_disks()
         copy.finish()

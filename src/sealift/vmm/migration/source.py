@@ -48,7 +48,6 @@ class Migration(Attempt):
     Attributes:
         make_writer: makes the one writer everything goes through; replace it before `run` to look at the wire.
         patience: how long the target may take.
-        parameters: what it was begun with.
     """
 
     what = "migration"
@@ -64,12 +63,11 @@ class Migration(Attempt):
         leg: LegMethod | None = None,
     ) -> None:
         """Begin one, or with what `interrupted` gave of another go on with that."""
-        super().__init__(machine, listener, clock)
+        super().__init__(machine, parameters, listener, clock)
         self.make_writer: Callable[[socket.socket, Callable[[int], None]], StreamWriter] = StreamWriter
         self.patience = Patience()
         self._name = guest_name
         self._launched = launched
-        self.parameters = parameters
         self._go_ahead = threading.Event()
         self._route: Route | None = None
         self._sock: socket.socket | None = None
@@ -150,7 +148,7 @@ class Migration(Attempt):
             self._check()
         sock = self._connect(route)
         self._method = method
-        throttle = Throttle(self.parameters.max_bandwidth, self._clock, self._cancelled)
+        throttle = self._throttle
 
         def beside(ticket: bytes) -> tuple[Lane, ...]:
             return self._open_beside(route, throttle, ticket)
@@ -158,7 +156,7 @@ class Migration(Attempt):
         out = StreamOut(self.make_writer(sock, throttle.spend))
         line = Line(out, throttle, Returns(sock, self.patience), beside)
         subject = Subject(self._machine, self._name)
-        Sender(subject, method, line, self.parameters, self._stats, self._watch(line.returns.check), self._leg).move()
+        Sender(subject, method, line, self._now, self._stats, self._watch(line.returns.check), self._leg).move()
 
     def _connect(self, route: Route) -> socket.socket:
         sock = route.connect()

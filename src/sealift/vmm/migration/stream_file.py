@@ -29,7 +29,6 @@ from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.streamio import EndedError, bulk_work
 from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.migration.target import Arrived
-from sealift.vmm.migration.throttle import Throttle
 from sealift.vmm.migration.transport import FileAddress, parse_uri
 from sealift.wire.handover import Method
 
@@ -51,9 +50,8 @@ class Save(Attempt):
         listener: Callable[[MigrationStatus], None],
         clock: Clock,
     ) -> None:
-        super().__init__(machine, listener, clock)
+        super().__init__(machine, parameters, listener, clock)
         self._name = guest_name
-        self._parameters = parameters
         self._writer: SnapshotWriter | None = None
 
     def _carry(self, place: str) -> None:
@@ -61,18 +59,17 @@ class Save(Attempt):
         address = parse_uri(place)
         if not isinstance(address, FileAddress) or not address.path.is_absolute():
             raise UserError(f"{place} names no file by its absolute path")
-        method = PlainSource(self._machine, self._parameters.channels)
-        throttle = Throttle(self._parameters.max_bandwidth, self._clock, self._cancelled)
-        writer = self._writer = SnapshotWriter(address.path, throttle.spend, "stream")
+        method = PlainSource(self._machine, self.parameters.channels)
+        writer = self._writer = SnapshotWriter(address.path, self._throttle.spend, "stream")
         writer.skip(address.offset)
         watch = self._watch(lambda: None)
         out = StreamOut(writer, writer.digest)
-        copy = LiveCopy(Subject(self._machine, self._name), method, Lanes(out), self._parameters, self._stats, watch)
+        copy = LiveCopy(Subject(self._machine, self._name), method, Lanes(out), self._now, self._stats, watch)
         copy.introduce(method.start())
         self._stats.migration = method.identity()
         watch.active()
         copy.rounds()
-        throttle.lift()
+        self._throttle.lift()
         copy.stop()
         self._machine.devices.flush_disks()
         copy.finish()

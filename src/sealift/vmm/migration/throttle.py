@@ -18,6 +18,7 @@ class Throttle:
 
     def __init__(self, rate: int, clock: Clock, wake: threading.Event) -> None:
         self._rate = rate
+        self._lifted = False
         self._clock = clock
         self._wake = wake
         self._lock = threading.Lock()
@@ -25,14 +26,21 @@ class Throttle:
         self._at = clock.monotonic()
 
     def lift(self) -> None:
-        """No limit from now on: the guest is stopped, and waiting costs downtime."""
-        self._rate = 0
+        """No limit from now on, whatever `limit` says: the guest is stopped, and waiting costs downtime."""
+        self._lifted = True
+
+    def limit(self, rate: int) -> None:
+        """Another rate from now on; who waits already waits that long."""
+        with self._lock:
+            self._refill()
+            self._rate = rate
+            self._credit = min(self._credit, rate * _BURST_S)
 
     def spend(self, length: int) -> None:
         """`length` bytes are about to be sent; wait while they are too many."""
         with self._lock:
             rate = self._rate
-            if not rate:
+            if not rate or self._lifted:
                 return
             self._refill()
             self._credit -= length

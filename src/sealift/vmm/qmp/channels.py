@@ -64,10 +64,10 @@ def migration_uri(uri: str | None, channels: tuple[MigrationChannel, ...] | None
     match channels[0].addr:
         case ExecChannel(args):
             return f"exec:{shlex.join(args)}"
-        case FileChannel(filename, 0):
-            return f"file:{filename}"
+        case FileChannel(filename, offset) if offset >= 0:
+            return f"file:{filename},offset={offset}" if offset else f"file:{filename}"
         case FileChannel():
-            raise QmpError("Parameter 'offset' expects 0; a stream is a whole file")
+            raise QmpError("Parameter 'offset' expects a value that is not negative")
         case SocketChannel() as socket:
             return _socket_uri(socket)
 

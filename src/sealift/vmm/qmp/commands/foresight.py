@@ -11,6 +11,7 @@ from sealift.vmm.migration.dirtyrate import MachineWrites, Sample
 from sealift.vmm.migration.forecast import Forecast
 from sealift.vmm.migration.plan import SAMPLE_S, Wishes
 from sealift.vmm.migration.preflight import Path
+from sealift.vmm.qmp.commands.wishes import Once
 from sealift.vmm.qmp.message import QmpError
 from sealift.vmm.qmp.table import Command, Runs
 
@@ -68,13 +69,13 @@ class DirtyRateInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     x_sealift_curve: tuple[DirtySample, ...] = ()
 
 
-class ToTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ToTarget(Once, frozen=True, forbid_unknown_fields=True):
     """A target, named as for migrate."""
 
     uri: str
 
 
-class PlanArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class PlanArguments(Once, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """A target, and what is asked of a migration there: ms of downtime, seconds in all; seconds to look before."""
 
     uri: str
@@ -177,7 +178,7 @@ def query_dirty_rate(guest: Guest, arguments: QueryDirtyRate) -> DirtyRateInfo:
 
 def preflight(guest: Guest, arguments: ToTarget) -> PreflightInfo:
     """Ask the target, which stays as it was, and everybody else."""
-    findings = guest.preflight(arguments.uri)
+    findings = guest.preflight(arguments.uri, arguments.apply)
     obstacles = tuple(
         ObstacleInfo(found.code.value, "blocker" if found.blocks else "warning", found.sentence)
         for found in findings.obstacles
@@ -189,7 +190,7 @@ def plan(guest: Guest, arguments: PlanArguments) -> PlanInfo:
     """Measure guest and way, and predict."""
     endless = Wishes().within_s
     within = endless if arguments.within is None else arguments.within
-    made = guest.plan(arguments.uri, Wishes(arguments.downtime_limit, within, arguments.calc_time))
+    made = guest.plan(arguments.uri, Wishes(arguments.downtime_limit, within, arguments.calc_time), arguments.apply)
     return PlanInfo(
         path=PathInfo.of(made.path),
         bandwidth=made.bytes_per_s,

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.parameters import Capability, Parameters, Throttling
+from sealift.vmm.migration.parameters import Capability
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.qmp.channels import MigrationChannel, migration_uri
+from sealift.vmm.qmp.commands.wishes import CapabilityStatus, MigrationParameters, Once
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
-from sealift.wire.handover import Method, Transfer
-
-T = TypeVar("T")
 
 
-class CapabilityStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """QEMU's MigrationCapabilityStatus."""
-
-    capability: Capability
-    state: bool
-
-
-class MigrateArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MigrateArguments(Once, frozen=True, forbid_unknown_fields=True):
     """QEMU's arguments of migrate; `detach` has no meaning, as in QEMU.
 
-    `resume` goes on with a migration whose connections were lost before the guest was stopped. `once` are capabilities
-    for this migration alone.
+    `resume` goes on with a migration whose connections were lost before the guest was stopped.
     """
 
     uri: str | None = None
     channels: tuple[MigrationChannel, ...] | None = None
     detach: bool = True
     resume: bool = False
-    once: tuple[CapabilityStatus, ...] = msgspec.field(default=(), name="x-sealift-capabilities")
 
 
 class IncomingArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +40,7 @@ class CapabilitiesArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=T
     capabilities: tuple[CapabilityStatus, ...]
 
 
-class SnapshotArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class SnapshotArguments(Once, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """The file to make, by its absolute path; `without_disks`: its user knows that disks are not in it."""
 
     path: str
@@ -78,84 +65,11 @@ class ResumeRequestInfo(msgspec.Struct, frozen=True):
     request: bytes
 
 
-class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True):
-    """QEMU's MigrationParameters as far as they exist here; milliseconds, and bytes a second.
-
-    `x_sealift_method` says who encrypts the guest, and then `x_sealift_transfer` how records leave the migration
-    handler (mh) and, with capability multifd, `multifd_channels` in how many streams; `x_sealift_packet_pages` how
-    large packets are (psp). For `x_sealift_resume_window` seconds a target keeps what had come when its source was lost
-    (mh). `tls_creds` is a directory here, since there are no QEMU objects to name.
-    """
-
-    downtime_limit: int | None = None
-    max_bandwidth: int | None = None
-    multifd_channels: int | None = None
-    cpu_throttle_initial: int | None = None
-    cpu_throttle_increment: int | None = None
-    cpu_throttle_tailslow: bool | None = None
-    max_cpu_throttle: int | None = None
-    throttle_trigger_threshold: int | None = None
-    tls_creds: str | None = None
-    tls_hostname: str | None = None
-    x_sealift_transfer: Transfer | None = None
-    x_sealift_method: Method | None = None
-    x_sealift_packet_pages: int | None = None
-    x_sealift_resume_window: int | None = None
-
-    @classmethod
-    def of(cls, parameters: Parameters) -> MigrationParameters:
-        """In QEMU's names."""
-        throttling = parameters.throttling
-        return cls(
-            downtime_limit=parameters.downtime_limit_ms,
-            max_bandwidth=parameters.max_bandwidth,
-            multifd_channels=parameters.multifd_channels,
-            cpu_throttle_initial=throttling.initial,
-            cpu_throttle_increment=throttling.increment,
-            cpu_throttle_tailslow=throttling.tailslow,
-            max_cpu_throttle=throttling.maximum,
-            throttle_trigger_threshold=throttling.trigger_threshold,
-            tls_creds=parameters.tls_creds,
-            tls_hostname=parameters.tls_hostname,
-            x_sealift_transfer=parameters.transfer,
-            x_sealift_method=parameters.method,
-            x_sealift_packet_pages=parameters.packet_pages,
-            x_sealift_resume_window=parameters.resume_window_s,
-        )
-
-    def apply(self, to: Parameters) -> Parameters:
-        """The parameters with those changed that are given."""
-        return replace(
-            to,
-            downtime_limit_ms=_or(self.downtime_limit, to.downtime_limit_ms),
-            max_bandwidth=_or(self.max_bandwidth, to.max_bandwidth),
-            multifd_channels=_or(self.multifd_channels, to.multifd_channels),
-            throttling=self._throttling(to.throttling),
-            tls_creds=_or(self.tls_creds, to.tls_creds),
-            tls_hostname=_or(self.tls_hostname, to.tls_hostname),
-            transfer=self.x_sealift_transfer or to.transfer,
-            method=self.x_sealift_method or to.method,
-            packet_pages=_or(self.x_sealift_packet_pages, to.packet_pages),
-            resume_window_s=_or(self.x_sealift_resume_window, to.resume_window_s),
-        )
-
-    def _throttling(self, to: Throttling) -> Throttling:
-        return Throttling(
-            initial=_or(self.cpu_throttle_initial, to.initial),
-            increment=_or(self.cpu_throttle_increment, to.increment),
-            tailslow=_or(self.cpu_throttle_tailslow, to.tailslow),
-            maximum=_or(self.max_cpu_throttle, to.maximum),
-            trigger_threshold=_or(self.throttle_trigger_threshold, to.trigger_threshold),
-        )
-
-
 def migrate(guest: Guest, arguments: MigrateArguments) -> None:
     """Begin a migration; query-migrate and MIGRATION events tell how it goes."""
     uri = migration_uri(arguments.uri, arguments.channels)
-    if arguments.resume:
-        guest.resume_migration(uri)
-    else:
-        guest.migrate(uri, {status.capability: status.state for status in arguments.once})
+    begin = guest.resume_migration if arguments.resume else guest.migrate
+    begin(uri, arguments.apply)
 
 
 def migrate_incoming(guest: Guest, arguments: IncomingArguments) -> None:
@@ -170,7 +84,7 @@ def start_migration_handler(guest: Guest, _: NoArguments) -> None:
 
 def snapshot(guest: Guest, arguments: SnapshotArguments) -> None:
     """Begin a snapshot; query-migrate, migrate_cancel and MIGRATION events serve it as they do a migration."""
-    guest.snapshot(Path(arguments.path), without_disks=arguments.without_disks)
+    guest.snapshot(Path(arguments.path), without_disks=arguments.without_disks, once=arguments.apply)
 
 
 def migrate_cancel(guest: Guest, _: NoArguments) -> None:
@@ -205,7 +119,7 @@ def query_parameters(guest: Guest, _: NoArguments) -> MigrationParameters:
 
 
 def set_parameters(guest: Guest, arguments: MigrationParameters) -> None:
-    """Change parameters; a migration underway keeps its own."""
+    """Change parameters, those of a migration underway too, as far as that can be."""
     guest.adjust(arguments.apply)
 
 
@@ -220,10 +134,6 @@ def set_capabilities(guest: Guest, arguments: CapabilitiesArguments) -> None:
     guest.switch({status.capability: status.state for status in arguments.capabilities})
 
 
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
 COMMANDS = (
     Command("migrate", MigrateArguments, migrate, Runs.IN_THREAD),
     Command("migrate-incoming", IncomingArguments, migrate_incoming, Runs.IN_THREAD),
@@ -236,7 +146,7 @@ COMMANDS = (
     Command("x-sealift-resume-request", NoArguments, resume_request, Runs.IN_THREAD),
     Command("query-migrate", NoArguments, query_migrate, Runs.IN_THREAD),
     Command("query-migrate-parameters", NoArguments, query_parameters),
-    Command("migrate-set-parameters", MigrationParameters, set_parameters),
+    Command("migrate-set-parameters", MigrationParameters, set_parameters, Runs.IN_THREAD),
     Command("query-migrate-capabilities", NoArguments, query_migration_capabilities),
-    Command("migrate-set-capabilities", CapabilitiesArguments, set_capabilities),
+    Command("migrate-set-capabilities", CapabilitiesArguments, set_capabilities, Runs.IN_THREAD),
 )
