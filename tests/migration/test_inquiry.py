@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,14 +16,18 @@ import pytest
 from harness import PATIENCE_S
 from sealift.errors import SealiftError, StreamError
 from sealift.owner.decisions import Outcome
+from sealift.owner.owner import Owner
 from sealift.owner.receivers import ANYWHERE, ReceiverRule, Scope
+from sealift.vmm.console import Console
+from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.migration.clock import SystemClock
-from sealift.vmm.migration.examining import Examiner, serve
+from sealift.vmm.migration.examining import Examiner, compare_disks, serve
+from sealift.vmm.migration.landing import TargetHost
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.preflight import Candidate, Findings, Inquiry, examine, question_about
 from sealift.vmm.migration.streamio import SilentError, StreamReader
 from sealift.vmm.migration.transport import TcpAddress, UnixAddress, connect
-from sealift.wire.handover import Method
+from sealift.wire.handover import Disk, Method
 from sealift.wire.inquiry import (
     Answer,
     InquiryFrame,
@@ -35,6 +41,7 @@ from sealift.wire.obstacle import WARNINGS, Code, Obstacle
 from sealift.wire.platform import Block, Judged, JudgeGuest
 
 from . import rig
+from .test_orders import controlled
 
 
 def candidate(guest: rig.Guest, parameters: Parameters | None = None) -> Candidate:
@@ -251,3 +258,78 @@ def test_who_probes_slowly_without_end_gives_its_place_back(world: rig.World) ->
         thread.join(0)
         assert not thread.is_alive()
     assert isinstance(ended[0], SilentError)
+
+
+# --- codes, each where it comes from -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        ([], [Code.DISKS_MISSING]),
+        ([(8, False)], []),
+        ([(8, True)], [Code.DISK_DIFFERS]),
+        ([(9, False)], [Code.DISK_DIFFERS]),
+        ([(8, False), (8, False)], [Code.DISKS_MISSING]),
+    ],
+)
+def test_disks_must_look_the_same_to_the_guest(
+    tmp_path: Path, images: list[tuple[int, bool]], found: list[Code]
+) -> None:
+    with ExitStack() as undo:
+        here = []
+        for number, (sectors, read_only) in enumerate(images):
+            path = tmp_path / str(number)
+            path.write_bytes(bytes(sectors * 512))
+            here.append(undo.enter_context(closing(DiskImage(path, read_only=read_only))))
+        assert [each.code for each in compare_disks(tuple(here), (Disk(8, read_only=False),))] == found
+
+
+def test_a_guest_that_has_gone_is_in_the_way_itself(world: rig.World) -> None:
+    guest = world.start()
+    guest.work(4)
+    user = controlled(guest)
+    attempt = rig.attempt(world, guest)
+    attempt.begin()
+    assert attempt.end().status == "completed"
+    attempt.guest()
+    assert Code.GUEST_STATE in {each.code for each in user.preflight("tcp:127.0.0.1:1").obstacles}
+
+
+def test_one_that_is_being_moved_cannot_be_moved_too(world: rig.World) -> None:
+    guest = world.start()
+    guest.work(4)
+    user = controlled(guest)
+    user._migrating = threading.current_thread()
+    found = [each.code for each in user.preflight("tcp:127.0.0.1:1").obstacles]
+    assert found == [Code.UNDERWAY, Code.UNREACHABLE]
+
+
+def test_a_connection_on_which_nobody_can_be_asked_is_said(world: rig.World) -> None:
+    guest = world.start()
+    found = examine(candidate(guest), "exec:cat", SystemClock())
+    assert [each.code for each in found.obstacles] == [Code.NOT_ASKED]
+    assert found.possible
+
+
+def test_memory_that_would_be_nearly_full_is_a_warning(world: rig.World, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = world.start()
+    make = rig.World.host
+    nearly = guest.machine.layout.size + 1
+
+    def host(world: rig.World, console: Console, owner: Owner | None = None) -> TargetHost:
+        return dataclasses.replace(make(world, console, owner), memory_available=lambda: nearly)
+
+    monkeypatch.setattr(rig.World, "host", host)
+    with waiting(world, guest) as attempt:
+        found = asked(attempt, candidate(guest))
+    assert Code.RAM_TIGHT in {each.code for each in found.obstacles}
+    assert found.possible
+
+
+def test_another_version_of_the_handler_is_said_even_if_it_is_accepted(world: rig.World) -> None:
+    guest = world.start()
+    question = msgspec.structs.replace(question_about(candidate(guest)), handler=bytes(32))
+    with waiting(world, guest) as attempt, connection(attempt) as sock:
+        answer = Inquiry(sock, SystemClock()).ask(question)
+    assert Code.HANDLER_DIFFERS in {each.code for each in answer.obstacles}

@@ -210,15 +210,29 @@ def test_shared_keys_are_read_as_psktool_writes_them(tmp_path: Path) -> None:
         read_psk(path)
 
 
-def test_shared_keys_work_or_say_which_python_they_need(world: rig.World, tmp_path: Path) -> None:
-    (tmp_path / "keys.psk").write_text(f"qemu:{'5a' * 32}\n")
-    if sys.version_info < (3, 13):
-        with pytest.raises(UserError, match=r"needs Python 3\.13 or later"):
-            Credentials(tmp_path).check()
-        return
+HAS_SHARED_KEYS = sys.version_info >= (3, 13)
+
+
+def shared_keys(directory: Path, key: str = "5a") -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "keys.psk").write_text(f"qemu:{key * 32}\n")
+    return directory
+
+
+@pytest.mark.skipif(HAS_SHARED_KEYS, reason="this Python has them")
+def test_shared_keys_say_which_python_they_need(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs Python 3\.13 or later"):
+        Credentials(shared_keys(tmp_path)).check()
+
+
+@pytest.mark.skipif(not HAS_SHARED_KEYS, reason="NOT TESTED, needs Python 3.13")
+@pytest.mark.parametrize(("key", "status"), [("5a", "completed"), ("5b", "failed")])
+def test_shared_keys_let_in_who_has_them(world: rig.World, tmp_path: Path, key: str, status: str) -> None:
     guest = world.start()
     guest.work(4)
-    attempt = rig.attempt(world, guest, Parameters(tls_creds=str(tmp_path)), tls=tmp_path)
+    theirs = shared_keys(tmp_path / "there")
+    parameters = Parameters(tls_creds=str(shared_keys(tmp_path / "here", key)))
+    attempt = rig.attempt(world, guest, parameters, tls=theirs)
     attempt.begin()
-    assert attempt.end().status == "completed", attempt.info
-    attempt.guest().work(4)
+    assert attempt.end(listening=status == "failed").status == status, attempt.info
+    (attempt.guest() if status == "completed" else guest).work(4)
