@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -61,6 +62,9 @@ class Command(Generic[A]):
                 raise
             except SealiftError as error:
                 raise QmpError(sentence(error)) from error
+            except Exception as error:  # a bug of ours; its client is told, and the next one served
+                traceback.print_exception(error)
+                raise QmpError(f"a bug ended the command ({type(error).__name__})") from error
             return {} if result is None else result
 
         return call
