@@ -12,8 +12,8 @@ demo-linux: .venv/runtime  ## the same with an unmodified Linux as guest, on KVM
 	@$(BIN)/python -m sealift.cli.linux.fetch >/dev/null
 	@tests/kvm/with-kvm $(BIN)/sealift demo --linux $(ARGS)
 
-test: .venv/develop  ## all tests, several files at a time, the slow ones (cli) first; ARGS= is passed on
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: .venv/develop  ## all tests, several files at a time, the slow ones (cli) first, none with idle threads; ARGS= is passed on
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-kvm: .venv/develop  ## the tests that need KVM, on KVM or in an emulated machine that has it
 	$(BIN)/python -m sealift.cli.linux.fetch 6.1 6.12

@@ -11,12 +11,18 @@ import pytest
 
 from .parsers import PARSERS
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="NOT TESTED: atheris has no package for this Python"
-)
+LIMIT_S = 300.0
+"""On a machine that is busy with all other tests."""
+
+pytestmark = [
+    pytest.mark.timeout(LIMIT_S + 10),
+    pytest.mark.skipif(
+        importlib.util.find_spec("atheris") is None, reason="NOT TESTED: atheris has no package for this Python"
+    ),
+]
 
 TESTS = Path(__file__).parents[1]
-RUNS = 10_000
+RUNS = 4_000
 TRAP_RUNS = 1_000_000
 
 
@@ -27,7 +33,7 @@ def fuzz(name: str, runs: int, tmp_path: Path) -> subprocess.CompletedProcess[st
         cwd=TESTS,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=LIMIT_S,
         check=False,
     )
 
