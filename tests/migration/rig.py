@@ -72,14 +72,24 @@ class Tape(StreamWriter):
 
 
 class Screen:
-    """A console, and all it ever showed (a console itself keeps only the end)."""
+    """A console, and all it ever showed (a console itself keeps only the end).
+
+    Attributes:
+        stirred: is set whenever something is shown, or the guest's run state changes.
+    """
 
     def __init__(self) -> None:
         self.console = Console()
+        self.stirred = threading.Event()
         self._shown = bytearray(self.console.listen(self._show))
+
+    def stir(self, _: RunState) -> None:
+        """The guest's run state has changed."""
+        self.stirred.set()
 
     def _show(self, data: bytes) -> None:
         self._shown += data
+        self.stirred.set()
 
     @property
     def tail(self) -> str:
@@ -111,20 +121,13 @@ class Guest:
         return max(chain_in(self.screen.tail), default=0)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition on what the console shows."""
-        seen = threading.Event()
-
-        def look(_: bytes) -> None:
-            seen.set()
-
-        self.screen.console.listen(look)
-        try:
-            while not condition():
-                assert self.machine.state is RunState.RUNNING, self.machine.report
-                assert seen.wait(PATIENCE_S), f"the guest says nothing any more:\n{self.text[-2000:]}"
-                seen.clear()
-        finally:
-            self.screen.console.unlisten(look)
+        """Wait for a condition on what the console shows, of a guest that runs."""
+        stirred = self.screen.stirred
+        stirred.clear()
+        while not condition():
+            assert self.machine.state is RunState.RUNNING, (self.machine.state, self.machine.report)
+            assert stirred.wait(PATIENCE_S), f"the guest says nothing any more:\n{self.text[-2000:]}"
+            stirred.clear()
 
     def work(self, updates: int) -> None:
         """Wait until it made so many more updates; none may have found a fault."""
@@ -163,7 +166,7 @@ class World:
         platform = self.platform("a")
         recipe = self.recipe.under(self.policy)
         spec = MachineSpec(recipe.layout, recipe.vcpus, es=recipe.es)
-        machine = Machine(platform, spec, screen.console, lambda _: None)
+        machine = Machine(platform, spec, screen.console, screen.stir)
         launched = launch(platform, machine.memory, recipe, self.owner).finish()
         machine.resume()
         guest = Guest(machine, launched, screen)
@@ -174,20 +177,22 @@ class World:
         screen = Screen()
         platform = self.platform("a")
         spec = MachineSpec(self.recipe.layout, self.recipe.vcpus, plain=True)
-        machine = Machine(platform, spec, screen.console, lambda _: None)
+        machine = Machine(platform, spec, screen.console, screen.stir)
         guest = Guest(machine, load_plain(platform, machine.memory, self.recipe), screen)
         machine.resume()
         self.guests.append(guest)
         return guest
 
-    def host(self, console: Console, owner: Owner | None = None) -> TargetHost:
+    def host(
+        self, console: Console, owner: Owner | None = None, run_state: Callable[[RunState], None] = lambda _: None
+    ) -> TargetHost:
         """A host that takes guests."""
         return TargetHost(
             platform=self.target or (lambda: self.platform("b")),
             owner=owner or self.owner,
             startup=startup_blob(),
             console=lambda: console,
-            run_state=lambda _: None,
+            run_state=run_state,
             token_path=self.token_path,
             plain=self.plain,
             notify=self.notices.append,
@@ -280,7 +285,9 @@ def attempt(
 ) -> Attempt:
     """A migration of `guest`, ready to begin; the target has the TLS credentials in directory `tls`."""
     screen = Screen()
-    incoming = Incoming(address or TcpAddress("127.0.0.1", 0), world.host(screen.console, owner), str(tls or ""))
+    incoming = Incoming(
+        address or TcpAddress("127.0.0.1", 0), world.host(screen.console, owner, screen.stir), str(tls or "")
+    )
     statuses: list[MigrationStatus] = []
     tapes: list[Tape] = []
     migration = Migration(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,9 +17,7 @@ import pytest
 from harness import PATIENCE_S
 from sealift.errors import SealiftError, StreamError
 from sealift.owner.decisions import Outcome
-from sealift.owner.owner import Owner
 from sealift.owner.receivers import ANYWHERE, ReceiverRule, Scope
-from sealift.vmm.console import Console
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.examining import Examiner, compare_disks, serve
@@ -317,8 +316,8 @@ def test_memory_that_would_be_nearly_full_is_a_warning(world: rig.World, monkeyp
     make = rig.World.host
     nearly = guest.machine.layout.size + 1
 
-    def host(world: rig.World, console: Console, owner: Owner | None = None) -> TargetHost:
-        return dataclasses.replace(make(world, console, owner), memory_available=lambda: nearly)
+    def host(world: rig.World, *parts: Any) -> TargetHost:
+        return dataclasses.replace(make(world, *parts), memory_available=lambda: nearly)
 
     monkeypatch.setattr(rig.World, "host", host)
     with waiting(world, guest) as attempt:
