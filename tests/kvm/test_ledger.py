@@ -33,7 +33,7 @@ def test_a_ledger_moves_and_finds_every_page_as_it_left_it(world: rig.World) -> 
     attempt = rig.attempt(world, guest)
     attempt.begin()
     info = attempt.end()
-    assert info.status == "completed", (info.error_desc, attempt.refused)
+    assert info.status == "completed", (info.error_desc, attempt.refused, guest.machine.report)
     moved = attempt.guest()
     moved.work(20)
     console = guest.text + moved.text
