@@ -87,6 +87,7 @@ class Job:
         limit_s: how long it may take, from the start of QEMU.
         memory: of the rig, MiB.
         cpus: of the rig.
+        one_thread: whether one thread emulates them all.
     """
 
     command: Sequence[str]
@@ -95,6 +96,7 @@ class Job:
     limit_s: float
     memory: int
     cpus: int
+    one_thread: bool
 
     def script(self) -> bytes:
         """As a shell script."""
@@ -205,8 +207,7 @@ def _machine(job: Job) -> list[str]:
     return [
         tool("qemu-system-x86_64", "qemu-system-x86"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        # With a thread for each CPU, nested guests of two vCPUs and the rig's own kernel end by faults now and then.
-        *("-accel", "tcg,thread=single", "-cpu", _CPU),
+        *("-accel", f"tcg,thread={'single' if job.one_thread else 'multi'}", "-cpu", _CPU),
         *("-smp", str(job.cpus), "-m", f"{job.memory}M"),
         *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
         *("-serial", "stdio", "-device", "virtio-serial"),
@@ -236,13 +237,25 @@ def _die_with_parent() -> None:
 @click.option("--limit", "limit_s", type=float, default=600, show_default=True, metavar="SECONDS")
 @click.option("--memory", type=int, default=3072, show_default=True, metavar="MIB")
 @click.option("--cpus", type=int, default=2, show_default=True)
+@click.option(
+    "--one-thread",
+    is_flag=True,
+    help="Emulate all CPUs by one thread: surer for nested guests of several vCPUs, and slower where much runs at once.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def main(
-    directory: Path, variables: tuple[str, ...], limit_s: float, memory: int, cpus: int, command: tuple[str, ...]
+    directory: Path,
+    variables: tuple[str, ...],
+    limit_s: float,
+    memory: int,
+    cpus: int,
+    command: tuple[str, ...],
+    *,
+    one_thread: bool,
 ) -> None:
     """Run COMMAND where /dev/kvm works: in QEMU's software emulation, on this machine's file system."""
     pairs = dict(variable.partition("=")[::2] for variable in variables)
-    job = Job(command, directory.absolute(), pairs, limit_s, memory, cpus)
+    job = Job(command, directory.absolute(), pairs, limit_s, memory, cpus, one_thread)
     try:
         status = run(job)
     except SealiftError as error:
