@@ -240,7 +240,7 @@ def _die_with_parent() -> None:
 @click.option(
     "--one-thread",
     is_flag=True,
-    help="Emulate all CPUs by one thread: surer for nested guests of several vCPUs, and slower where much runs at once.",
+    help="Emulate all CPUs by one thread: surer for nested guests of several vCPUs, slower where much runs at once.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def main(
