@@ -134,8 +134,8 @@ def test_it_goes_on_with_what_had_arrived(world: rig.World, lose: Lose, how: str
 
 def test_a_connection_may_be_lost_again(lose: Lose) -> None:
     lost = lose("cut:record#3")
-    for number in (2, 1):
-        with network(lost.attempt, f"cut:record#{number}") as net:
+    for rule in ("cut:record#2", "cut:answer", "cut:record#1"):
+        with network(lost.attempt, rule) as net:
             before, lost.attempt.migration = lost.attempt.migration, lost.again(endless=True)
             info = lost.attempt.migration.run(net.uri)
         assert (info.status, info.x_sealift_resumable) == ("failed", True), info

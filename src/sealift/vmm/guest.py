@@ -411,9 +411,10 @@ class Guest:
             UserError: a value is out of range; nothing has changed.
         """
         with self._lock:
-            self._parameters = change(self._parameters)
+            changed = change(self._parameters)
             if self._migration is not None and self._migrating is not None and self._migrating.is_alive():
                 self._migration.adjust(change)
+            self._parameters = changed
 
     def switch(self, capabilities: dict[Capability, bool]) -> None:
         """Switch capabilities of the next migration on or off.

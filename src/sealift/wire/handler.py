@@ -6,6 +6,7 @@ what travels here is copied by the kernel and cannot change after it was checked
 
     source VMM   Offer, Confirm │ BeginEpoch, Pull …, EndEpoch │ Stop, SealState …, Close │ tokens
     target VMM   Answer, Confirmed │ Open …                                               │ tokens
+    a new leg    AskForLeg, BeginLeg at the source, AnswerLeg at the target, and on as before
     snapshot     Save              │ the same                                             │ EndSnapshot
     restore      Restore           │ Open …                                               │ TakeSnapshot, Fetch(STARTED)
 """

@@ -35,8 +35,6 @@ _ANSWER_MAGIC: Final = b"SLLA"
 _BODY: Final = struct.Struct("<4sHH16sII32s")
 _ACCEPTED: Final = struct.Struct("<Q")
 
-MAX_MESSAGE: Final = _BODY.size + MAX_CHANNELS * _ACCEPTED.size + MAC_SIZE
-
 
 @dataclass(frozen=True, slots=True)
 class LegRequest:

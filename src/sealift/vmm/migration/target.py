@@ -230,13 +230,18 @@ class Incoming:
                 caller.sock.close()
                 guest.method.settle()
                 self._host.notify(f"{sentence(error)}; the source is waited for {hello.keep_s} s")
-                caller = self._returned(guest, hello.keep_s, reception)
-                sides = self._beside(caller, reception)
+                caller, sides = self._returned(guest, hello.keep_s, reception)
             else:
                 return caller
 
-    def _returned(self, guest: _Guest, limit_s: float, reception: Reception) -> Caller:
-        """The source, which comes back and offers a new leg; whoever else comes meanwhile is sent away."""
+    def _returned(self, guest: _Guest, limit_s: float, reception: Reception) -> tuple[Caller, tuple[Side, ...]]:
+        """The source, which comes back and offers a new leg, and its connections beside the stream.
+
+        Whoever else comes meanwhile is sent away. A source that is lost again before all is agreed may come once more.
+
+        Raises:
+            LostError: it did not within `limit_s`; or the guest's platform is gone.
+        """
         until = time.monotonic() + limit_s
         while True:
             caller = reception.next(max(0.0, until - time.monotonic()))
@@ -245,14 +250,20 @@ class Incoming:
                 if not hello.resumes:
                     raise RefusedError("a guest is awaited here whose source was lost, and no other")
                 answer = guest.method.answer_leg(hello.offer)
+            except LostError:
+                raise
             except SealiftError as error:
                 self._host.notify(f"a source was sent away: {sentence(error)}")
                 reception.turn_away(caller, error)
                 continue
             self._adopt(caller.sock)
             reception.expect(hello.ticket, hello.connections)
-            _send(caller.sock, Frame(FrameKind.ANSWER, answer))
-            return caller
+            try:
+                _send(caller.sock, Frame(FrameKind.ANSWER, answer))
+                return caller, self._beside(caller, reception)
+            except LostError as error:
+                caller.sock.close()
+                self._host.notify(f"{sentence(error)}; the source is still waited for")
 
     def _agree(self, caller: Caller, method: TargetMethod, reception: Reception) -> tuple[Side, ...]:
         """Exchange keys, and let the connections in that come beside the stream."""

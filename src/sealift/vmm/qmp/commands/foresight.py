@@ -11,7 +11,7 @@ from sealift.vmm.migration.dirtyrate import MachineWrites, Sample
 from sealift.vmm.migration.forecast import Forecast
 from sealift.vmm.migration.plan import SAMPLE_S, Wishes
 from sealift.vmm.migration.preflight import Path
-from sealift.vmm.qmp.commands.wishes import Once
+from sealift.vmm.qmp.commands.migration_parameters import Once
 from sealift.vmm.qmp.message import QmpError
 from sealift.vmm.qmp.table import Command, Runs
 

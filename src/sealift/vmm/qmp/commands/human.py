@@ -18,7 +18,7 @@ from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.qmp.commands import human_memory
 from sealift.vmm.qmp.commands.control import version_info
 from sealift.vmm.qmp.commands.machine import query_cpus_fast, query_memory
-from sealift.vmm.qmp.commands.wishes import MigrationParameters
+from sealift.vmm.qmp.commands.migration_parameters import MigrationParameters
 from sealift.vmm.qmp.human import Call, HumanCommand, HumanMonitor
 from sealift.vmm.qmp.message import QmpError, convert_arguments
 from sealift.vmm.qmp.table import Command, NoArguments, Runs

@@ -11,7 +11,7 @@ from sealift.vmm.migration.parameters import Capability
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.qmp.channels import MigrationChannel, migration_uri
-from sealift.vmm.qmp.commands.wishes import CapabilityStatus, MigrationParameters, Once
+from sealift.vmm.qmp.commands.migration_parameters import CapabilityStatus, MigrationParameters, Once
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 
 
