@@ -25,10 +25,23 @@ from sealift.sev.policy import parse_policy
 from sealift.sev.report import AttestationReport
 from sealift.sev.secret import SecretEntry
 from sealift.sev.session import Session
-from sealift.wire import handover, handshake, inquiry, psp, qemu_stream, receipt, record, side_connection, snapshot_file
+from sealift.wire import (
+    handover,
+    handshake,
+    inquiry,
+    leg,
+    psp,
+    qemu_stream,
+    receipt,
+    record,
+    resume,
+    side_connection,
+    snapshot_file,
+)
 from sealift.wire.handshake import Hello, MessageKind, Party
 from sealift.wire.token import TOKEN_SIZE
 
+_RESUME = resume.ResumeRequest(bytes(16), bytes(16), bytes(48), bytes(48))
 _VECTORS = Path(__file__).parents[1] / "vectors" / "sev"
 
 
@@ -129,6 +142,9 @@ PARSERS: dict[str, Parser] = {
     "close record": Parser(record.decode_close, (record.encode_close((record.ChannelEnd(3, b"\1" * 32),)),)),
     "statement": Parser(receipt.Statement.decode, (bytes(receipt.STATEMENT_SIZE),)),
     "snapshot's end": Parser(snapshot_file.decode_end, (snapshot_file.encode_end(bytes(TOKEN_SIZE)),)),
+    "resume request": Parser(resume.split_request, (_RESUME.body() + bytes(resume.MAC_SIZE),)),
+    "leg request": Parser(leg.split_leg_request, (leg.LegRequest(bytes(16), 2, 3, bytes(32)).body() + bytes(32),)),
+    "leg answer": Parser(leg.split_leg_answer, (leg.LegAnswer(bytes(16), 2, bytes(32), (1, 2)).body() + bytes(32),)),
     "psp record": Parser(psp.RecordFront.decode, (psp.RecordFront(psp.RecordKind.DATA, 1).encode(),)),
     "psp packet": Parser(psp.PacketParts.decode),
     "psp offer": Parser(psp.Offer.decode, (psp.Offer(33).encode(),)),
