@@ -114,10 +114,20 @@ def qemus() -> dict[str, Info]:
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         pytest.skip("there is no qemu-system-x86_64")
-    talk = "".join(json.dumps({"execute": word}) for word in ("qmp_capabilities", "query-qmp-schema", "quit"))
     command = [program, "-nodefaults", "-machine", "none", "-display", "none", "-S", "-qmp", "stdio"]
-    answers = subprocess.run(command, input=talk, capture_output=True, text=True, check=True).stdout
-    replies = [reply["return"] for reply in map(json.loads, answers.splitlines()) if "return" in reply]
+    replies: list[Any] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for word in ("qmp_capabilities", "query-qmp-schema"):
+            process.stdin.write(json.dumps({"execute": word}))
+        process.stdin.flush()
+        while len(replies) < 2:  # only then may it quit, or it would not print the schema to its end
+            reply = json.loads(process.stdout.readline())
+            replies += [reply["return"]] if "return" in reply else []
+        process.stdin.write(json.dumps({"execute": "quit"}))
+        process.stdin.close()
+        process.stdout.read()
     return {info["name"]: info for info in replies[1]}
 
 
