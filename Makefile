@@ -13,13 +13,13 @@ demo-linux: .venv/runtime  ## the same with an unmodified Linux as guest, on KVM
 	@tests/kvm/with-kvm $(BIN)/sealift demo --linux $(ARGS)
 
 test: .venv/develop  ## all tests, several files at a time, the slow ones (cli) first, none with idle threads; ARGS= is passed on
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OPENBLAS_NUM_THREADS=1 tests/patiently 2 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-kvm: .venv/develop  ## the tests that need KVM, on KVM or in an emulated machine that has it
 	$(BIN)/python -m sealift.cli.linux.fetch 6.1 6.12
-	RIG_ONE_THREAD=yes tests/kvm/with-kvm tests/kvm/patiently $(BIN)/pytest --needs-kvm -m kvm --timeout 900 \
+	RIG_ONE_THREAD=yes tests/kvm/with-kvm $(BIN)/pytest --needs-kvm -m kvm --timeout 900 \
 	  tests/kvm tests/silicon --ignore tests/kvm/test_demo.py $(ARGS)
-	tests/kvm/with-kvm tests/kvm/patiently $(BIN)/pytest --needs-kvm -m kvm --timeout 900 tests/kvm/test_demo.py $(ARGS)
+	RIG_ATTEMPTS=4 tests/kvm/with-kvm $(BIN)/pytest --needs-kvm -m kvm --timeout 900 tests/kvm/test_demo.py $(ARGS)
 
 lint: .venv/develop  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
