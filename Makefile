@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
+# Tests and demos start thousands of processes, each of which would compile the whole program anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo demo-linux test test-kvm lint guests lock clean
 
 demo: .venv/runtime  ## the main job: launch, attest, run, migrate alive, check; ARGS= is passed on
