@@ -11,6 +11,8 @@ import hmac
 import subprocess
 from pathlib import Path
 
+import judges
+
 P = 2**384 - 2**128 - 2**96 + 2**32 - 1
 N = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
 B = int("b3312fa7e23ee7e4988e056be3f82d19181d9c6efe8141120314088f5013875ac656398d8a2ed19d2a85c8edd3ec2aef", 16)
@@ -75,13 +77,13 @@ def derive(key: bytes, label: bytes, context: bytes = b"") -> bytes:
 
 def openssl(*arguments: str | Path, feed: bytes = b"") -> bytes:
     """What OpenSSL's command line prints."""
-    command = ["openssl", *map(str, arguments)]
+    command = [judges.program("openssl", "openssl"), *map(str, arguments)]
     return subprocess.run(command, input=feed, capture_output=True, check=True).stdout
 
 
 def openssl_accepts(*arguments: str | Path) -> bool:
     """Whether OpenSSL's command line says yes."""
-    command = ["openssl", *map(str, arguments)]
+    command = [judges.program("openssl", "openssl"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
