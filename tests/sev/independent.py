@@ -87,6 +87,16 @@ def openssl_accepts(*arguments: str | Path) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def openssl_verifies(
+    directory: Path, digest: str, public: bytes, message: bytes, signature: bytes, *options: str
+) -> bool:
+    """Whether ``openssl dgst`` takes a signature; the files for it are made in `directory`."""
+    key, signed, body = (directory / name for name in ("key.pem", "signature", "body"))
+    for path, content in ((key, public), (signed, signature), (body, message)):
+        path.write_bytes(content)
+    return openssl_accepts("dgst", f"-{digest}", *options, "-verify", key, "-signature", signed, body)
+
+
 def aes_ctr(key: bytes, iv: bytes, data: bytes) -> bytes:
     """AES-128-CTR by OpenSSL's command line."""
     return openssl("enc", "-aes-128-ctr", "-K", key.hex(), "-iv", iv.hex(), feed=data)
@@ -104,15 +114,37 @@ def private_pem(scalar: int) -> bytes:
     return _pem("EC PRIVATE KEY", der)
 
 
+def rsa_public_pem(modulus: int, exponent: int) -> bytes:
+    """An RSA key likewise (RFC 8017, A.1.1, in RFC 5280's frame)."""
+    key = _der(0x30, _integer(modulus) + _integer(exponent))
+    algorithm = bytes.fromhex("300d06092a864886f70d0101010500")
+    return _pem("PUBLIC KEY", _der(0x30, algorithm + _der(0x03, b"\0" + key)))
+
+
 def signature_der(r: int, s: int) -> bytes:
     """An ECDSA signature in the form OpenSSL reads."""
-    numbers = b"".join(_integer(number) for number in (r, s))
-    return b"\x30" + bytes([len(numbers)]) + numbers
+    return _der(0x30, b"".join(_integer(number) for number in (r, s)))
+
+
+def der_signature(der: bytes) -> tuple[int, int]:
+    """The numbers in an ECDSA signature as OpenSSL writes it."""
+    assert (der[0], der[1], der[2]) == (0x30, len(der) - 2, 0x02)
+    middle = 4 + der[3]
+    assert (der[middle], der[middle + 1]) == (0x02, len(der) - middle - 2)
+    return int.from_bytes(der[4:middle], "big"), int.from_bytes(der[middle + 2 :], "big")
 
 
 def _integer(number: int) -> bytes:
-    data = number.to_bytes(number.bit_length() // 8 + 1, "big")
-    return b"\x02" + bytes([len(data)]) + data
+    return _der(0x02, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    """An element of DER."""
+    size = len(content)
+    if size < 0x80:
+        return bytes([tag, size]) + content
+    length = size.to_bytes(-(-size.bit_length() // 8), "big")
+    return bytes([tag, 0x80 | len(length)]) + length + content
 
 
 def _pem(kind: str, der: bytes) -> bytes:
