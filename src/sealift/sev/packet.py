@@ -26,6 +26,8 @@ BLOCK_SIZE: Final = 16
 """Payloads are a whole number of these."""
 COMPRESSED: Final = 1
 """Flag bit 0; no firmware supports it."""
+COMPRESSED_FLAG: Final = "the packet's flags say that it is compressed"
+"""What is wrong with such a packet."""
 
 _LAYOUT: Final = struct.Struct("<I16s32s")
 
@@ -87,7 +89,7 @@ def unseal(transport: TransportKeys, context: Context, header: Header, payload: 
     if not hmac.compare_digest(_mac(transport, context, header, payload, extra), header.mac):
         raise failure(Status.BAD_MEASUREMENT, "the packet's MAC fails: other keys, other data or another measurement")
     if header.flags & COMPRESSED:
-        raise failure(Status.UNSUPPORTED, "the packet is compressed")
+        raise failure(Status.UNSUPPORTED, COMPRESSED_FLAG)
     return ctr(transport.tek, header.iv, payload)
 
 

@@ -8,7 +8,13 @@ from sealift.sev.packet import COMPRESSED, Context, Header
 from sealift.sev.policy import Policy
 from sealift.sev.status import Status, failure
 from sealift.silicon.processor.core import Core
-from sealift.silicon.processor.guest import FirmwareMemory, GuestContext, check_address, check_length
+from sealift.silicon.processor.guest import (
+    FirmwareMemory,
+    GuestContext,
+    check_address,
+    check_length,
+    require_payload,
+)
 from sealift.silicon.processor.send import PACKET_LIMIT
 from sealift.silicon.processor.states import Command, require_guest, require_platform
 
@@ -93,16 +99,12 @@ def _check_lengths(header: bytes, payload: bytes, length: int) -> None:
     if len(header) < packet.HEADER_SIZE:
         detail = f"a packet's header has {packet.HEADER_SIZE} bytes, not {len(header)}"
         raise failure(Status.INVALID_LENGTH, detail)
-    check_length(length)
-    if length > PACKET_LIMIT:
-        raise failure(Status.INVALID_LENGTH, f"{length} bytes are more than the {PACKET_LIMIT} of one packet")
-    if len(payload) != length:
-        detail = f"the payload has {len(payload)} bytes for {length} bytes of memory"
-        raise failure(Status.INVALID_LENGTH, detail)
+    check_length(length, PACKET_LIMIT)
+    require_payload(payload, length)
 
 
 def _opened(guest: GuestContext, context: Context, header: bytes, payload: bytes) -> bytes:
     decoded = Header.decode(header[: packet.HEADER_SIZE])
     if decoded.flags & COMPRESSED:
-        raise failure(Status.UNSUPPORTED, "the packet is compressed")
+        raise failure(Status.UNSUPPORTED, packet.COMPRESSED_FLAG)
     return packet.unseal(guest.session(), context, decoded, payload)

@@ -166,9 +166,7 @@ def _check_rooms(command: Command, length: int, rooms: tuple[int, int]) -> None:
     header_room, trans_room = rooms
     if header_room < packet.HEADER_SIZE:
         raise ShortBufferError(command, (packet.HEADER_SIZE, max(length, 0)))
-    check_length(length)
-    if length > PACKET_LIMIT:
-        raise failure(Status.INVALID_LENGTH, f"{length} bytes are more than the {PACKET_LIMIT} of one packet")
+    check_length(length, PACKET_LIMIT)
     require_room(command, (header_room, packet.HEADER_SIZE), (trans_room, length))
 
 
