@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Final
 
 from sealift.errors import StreamError
+from sealift.sev import kdf
 from sealift.sev.session import TransportKeys, ctr
 from sealift.sev.status import Status, failure
 
@@ -91,6 +92,11 @@ def unseal(transport: TransportKeys, context: Context, header: Header, payload: 
     if header.flags & COMPRESSED:
         raise failure(Status.UNSUPPORTED, COMPRESSED_FLAG)
     return ctr(transport.tek, header.iv, payload)
+
+
+def stream_mac(transport: TransportKeys, digest: bytes) -> bytes:
+    """MAC over the digest of what travels beside a session's packets, which their own MACs say nothing about."""
+    return hmac.digest(kdf.stream_key(transport.tik), digest, "sha256")
 
 
 def _mac(transport: TransportKeys, context: Context, header: Header, payload: bytes, extra: bytes) -> bytes:

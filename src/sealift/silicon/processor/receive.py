@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 from sealift.address import PAGE_SIZE
 from sealift.sev import packet
 from sealift.sev.packet import COMPRESSED, Context, Header
@@ -82,6 +84,18 @@ class ReceiveCommands(Core):
         guest.require_active()
         guest.require_es(command)
         guest.memory.place_vmsa(vcpu, _opened(guest, self._profile.vmsa_context, header, payload))
+
+    def check_stream(self, handle: int, digest: bytes, mac: bytes) -> None:
+        """Not a command of AMD's: whether `mac` is `seal_stream`'s of the same session for `digest`.
+
+        Raises:
+            FirmwareError: as RECEIVE_UPDATE_DATA for the platform, the guest and its state; BAD_MEASUREMENT.
+        """
+        guest = self._guest(Command.RECEIVE_UPDATE_DATA, handle)
+        require_guest(Command.RECEIVE_UPDATE_DATA, guest.state)
+        if not hmac.compare_digest(packet.stream_mac(guest.session(), digest), mac):
+            detail = "the MAC over what came beside the packets fails: it is not what the session's source vouched for"
+            raise failure(Status.BAD_MEASUREMENT, detail)
 
     def receive_finish(self, handle: int) -> None:
         """RECEIVE_FINISH: forget the session's keys; the guest may run.
