@@ -155,7 +155,7 @@ def write(files: Iterable[OutputFile], *, replace: bool) -> None:
 
 
 def _check_name(path: Path, *, replace: bool) -> None:
-    if path.is_symlink() or path.exists():
+    if os.path.lexists(path):
         if not replace:
             raise UserError(f"{path} exists already; --force replaces it")
         if not stat.S_ISREG(path.lstat().st_mode) and not path.is_symlink():
@@ -181,7 +181,7 @@ def _stage(file: OutputFile, undo: ExitStack) -> Path:
 def _give_names(asides: list[tuple[Path, Path]], *, replace: bool) -> None:
     """Give all files their names, after all old ones have lost theirs; on failure everything is as it was."""
     with ExitStack() as undo:
-        old = [_put_aside(path, undo) for path, _ in asides if replace and (path.exists() or path.is_symlink())]
+        old = [_put_aside(path, undo) for path, _ in asides if replace and os.path.lexists(path)]
         for path, aside in asides:
             try:
                 path.hardlink_to(aside)  # which, other than a renaming, fails if somebody made the file meanwhile
