@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
+import judges
 from harness import Sealift
 from sealift.cli.bench.boot import Boot, BootResult, seconds_until
 from sealift.cli.bench.debug import DebugResult, measure_debug
@@ -190,8 +190,7 @@ def test_a_small_migration_is_measured_both_ways(sealift: Callable[..., Sealift]
 
 @pytest.mark.timeout(300)
 def test_qemu_moves_the_same_memory_in_the_same_run(sealift: Callable[..., Sealift]) -> None:
-    if shutil.which(PROGRAM) is None:
-        pytest.skip(f"NOT COMPARED: {PROGRAM} is not installed")
+    judges.program(PROGRAM, "qemu-system-x86")
     options = ["--size", "4M", "--runs", "1", "--channels", "2", "--dirty-rate", "1M"]
     bench = sealift("bench", "migrate", *options, "--against", "qemu", "--json")
     assert bench.process.wait(280) == 0, bench.report()
