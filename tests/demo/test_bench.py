@@ -150,6 +150,14 @@ def test_another_vmm_is_timed_until_it_prints_what_is_waited_for_and_then_ended(
     assert 0 < seconds_until([sys.executable, "-c", wait], "up") < 100
 
 
+def test_another_vmms_clock_can_begin_where_ours_does() -> None:
+    """Both texts may come at once; the one that ends it counts behind the one that begins it only."""
+    command = [sys.executable, "-c", "import time; print('running, booted', flush=True); time.sleep(1000)"]
+    assert 0 <= seconds_until(command, "booted", "running") < seconds_until(command, "booted")
+    with pytest.raises(UserError, match="without printing 'up'"):
+        seconds_until([sys.executable, "-c", "print('up, running')"], "up", "running")
+
+
 def test_another_vmm_that_ends_without_a_word_is_no_measure() -> None:
     with pytest.raises(UserError, match="without printing 'up'; the last it printed is: down"):
         seconds_until([sys.executable, "-c", "print('down')"], "up")

@@ -44,6 +44,19 @@ def test_the_manufacturers_keys_last_and_are_private(manufacturer_path: Path) ->
     assert _all_private(manufacturer_path)
 
 
+def test_a_manufacturer_whose_private_key_is_damaged_endorses_nothing(manufacturer_path: Path, tmp_path: Path) -> None:
+    """Its public half is right, so it loads; what it signs is looked at before anybody gets it."""
+    damaged = tmp_path / "m"
+    shutil.copytree(manufacturer_path, damaged)
+    file = damaged / "ask.key"
+    content = bytearray(file.read_bytes())
+    for place in (800, -200):  # in d, and in what makes computing with it shorter: one alone would do
+        content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"the manufacturer's keys in .* are damaged"):
+        PlatformIdentity(tmp_path / "host", damaged)
+
+
 def test_a_damaged_manufacturer_is_explained(manufacturer_path: Path, tmp_path: Path) -> None:
     Manufacturer(manufacturer_path)
     for name, content in (("ask.key", b"no key"), ("ask_ark.cert", b"no certificates")):
