@@ -8,6 +8,7 @@ from sealift.cli.options import parse_size
 from sealift.cli.progress import Advance, Lines, summary
 from sealift.errors import UserError
 from sealift.vmm.migration.stats import MigrationInfo, RamInfo
+from sealift.vmm.migration.status import MigrationStatus
 
 
 def at(status: str, transferred: int = 0, remaining: int = 0, rounds: int = 0) -> MigrationInfo:
@@ -24,7 +25,7 @@ def at(status: str, transferred: int = 0, remaining: int = 0, rounds: int = 0) -
         page_size=4096,
         pages_per_second=0,
     )
-    return MigrationInfo(status, ram=ram)
+    return MigrationInfo(MigrationStatus(status), ram=ram)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1 << 40), st.integers(0, 1 << 40)), min_size=1))

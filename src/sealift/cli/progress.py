@@ -50,7 +50,7 @@ class Advance:
 
     def of(self, info: MigrationInfo) -> float:
         """The share to show now."""
-        if info.status == MigrationStatus.COMPLETED.value:
+        if info.status is MigrationStatus.COMPLETED:
             self._shown = 1.0
         elif info.ram is not None and (known := info.ram.transferred + _ahead(info, info.ram.remaining)):
             self._shown = max(self._shown, min(info.ram.transferred / known, self._ALMOST))
@@ -59,7 +59,7 @@ class Advance:
 
 def _ahead(info: MigrationInfo, remaining: int) -> int:
     """Bytes to send before the guest is stopped; after that, all of the rest counts."""
-    if info.status != MigrationStatus.ACTIVE.value:
+    if info.status is not MigrationStatus.ACTIVE:
         return remaining
     return max(0, remaining - (info.x_sealift_cutover or 0))
 

@@ -504,7 +504,7 @@ class Guest:
     def arriving(self, status: MigrationStatus, error: str | None = None, address: Address | None = None) -> None:
         """For who waits for the guest here: how its arrival goes, and while it is awaited, at which address."""
         where = () if address is None else socket_addresses(address)
-        self._arrival = MigrationInfo(status.value, error_desc=error, socket_address=where)
+        self._arrival = MigrationInfo(status, error_desc=error, socket_address=where)
         self.events.publish(MigrationChanged(Direction.INCOMING, status))
 
     def migration(self) -> MigrationInfo | None:

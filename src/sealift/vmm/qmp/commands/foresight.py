@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.dirtyrate import MachineWrites, Sample
+from sealift.vmm.migration.dirtyrate import DirtyRateStatus, MachineWrites, Sample
 from sealift.vmm.migration.forecast import Forecast
 from sealift.vmm.migration.plan import SAMPLE_S, Wishes
 from sealift.vmm.migration.preflight import Path
@@ -59,12 +59,12 @@ class DirtySample(msgspec.Struct, frozen=True, rename="kebab"):
 class DirtyRateInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=True):
     """QEMU's DirtyRateInfo, the rate in MiB a second, and the curve it is the end of."""
 
-    status: str
+    status: DirtyRateStatus
     start_time: int
     calc_time: int
-    calc_time_unit: str
+    calc_time_unit: TimeUnit
     sample_pages: int
-    mode: str
+    mode: Mode
     dirty_rate: int | None = None
     x_sealift_curve: tuple[DirtySample, ...] = ()
 
@@ -165,12 +165,12 @@ def query_dirty_rate(guest: Guest, arguments: QueryDirtyRate) -> DirtyRateInfo:
     per_second = 1e3 if arguments.calc_time_unit is TimeUnit.MILLISECOND else 1
     rate = last.bytes_per_s
     return DirtyRateInfo(
-        status=last.status.value,
+        status=last.status,
         start_time=last.began,
         calc_time=int(last.seconds * per_second),
-        calc_time_unit=arguments.calc_time_unit.value,
+        calc_time_unit=arguments.calc_time_unit,
         sample_pages=0,
-        mode=Mode.DIRTY_BITMAP.value,
+        mode=Mode.DIRTY_BITMAP,
         dirty_rate=None if rate is None else round(rate / _MIB),
         x_sealift_curve=_curve(last.samples),
     )
