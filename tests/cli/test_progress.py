@@ -37,14 +37,24 @@ def test_progress_never_runs_backwards_and_is_whole_only_at_the_end(steps: list[
     assert advance.of(at("completed")) == 1
 
 
-def test_there_is_one_line_for_each_status_and_round(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines("a")
-    for info in (at("setup"), at("setup"), at("active", 5, 9, 1), at("active", 7, 7, 1), at("active", 9, 2, 2)):
+def test_there_is_a_line_for_each_status_and_one_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 100.0
+    lines = Lines("a", lambda: now)
+    for seconds, info in (
+        (0.0, at("setup")),
+        (0.2, at("active", 1, 99, 1)),
+        (9.0, at("active", 5, 9, 2)),
+        (1.1, at("active", 7, 7, 3)),
+        (9.9, at("active", 7, 7, 4)),
+        (0.0, at("completed", 9, 0, 5)),
+    ):
+        now += seconds
         lines.show(info)
     assert [line.split(", ")[:2] for line in capsys.readouterr().err.splitlines()] == [
         ["sealift: a: setup"],
         ["sealift: a: active", "round 1"],
-        ["sealift: a: active", "round 2"],
+        ["sealift: a: active", "round 3"],
+        ["sealift: a: completed", "round 5"],
     ]
 
 
