@@ -124,7 +124,11 @@ def test_an_idle_guest_is_moved_and_watched() -> None:
     said: list[str] = []
     with scratch("test") as place:
         (guest,) = measure_idle(place, said.append, sizes=[64 << 20], watch=Watch(span_s=0.1, hops=2)).guests
-    assert said == ["launching and moving a guest of 64 MiB", "watching it do nothing for 0.1 s"]
+    assert said == [
+        "launching and moving a guest of 64 MiB",
+        "waiting until it rests",
+        "watching it do nothing for 0.1 s",
+    ]
     assert guest.downtime[DowntimePart.LAST_ROUND.value] == guest.round_s > 0
     assert guest.memory == 64 << 20
     assert guest.round_s < guest.downtime_s

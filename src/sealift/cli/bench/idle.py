@@ -1,9 +1,9 @@
 """What a guest costs that does nothing: processor time of its two processes, the VMM's peak memory, rounds, downtime.
 
-The guest has moved some times, so its migration handler is connected and idle too; it is watched once it rests. Peak memory is the kernel's VmHWM of
-a VMM process over its whole life: for the source, launching and sending a guest; for the target, receiving it. The
-design has it independent of the guest's size; that is what two sizes show. The last round of each move has nothing to
-send: what it takes is what any round costs beside its pages.
+The guest has moved some times, so its migration handler is connected and idle too; it is watched once it rests. Peak
+memory is the kernel's VmHWM of a VMM process over its whole life: for the source, launching and sending a guest; for
+the target, receiving it. The design has it independent of the guest's size; that is what two sizes show. The last round
+of each move has nothing to send: what it takes is what any round costs beside its pages.
 """
 
 from __future__ import annotations
