@@ -172,7 +172,7 @@ def test_keys_do_not_change_while_guests_run_and_the_answer_says_which(
     before = exported(sealift, tmp_path / "before")
     assert complaint(sealift, "platform", *change).endswith(
         "cannot change, since they are in use by its guests: a, b: Platform state is invalid (status 0x1): another "
-        "process of this host has guests or is changing keys; the keys can change when it is done"
+        "process of this host has guests; the keys can change when they are gone"
     )
     assert exported(sealift, tmp_path / "after") == before
     assert list(tmp_path.glob("oca*")) == []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
+import judges
 from harness import Sealift
 from sealift.cli.bench.boot import Boot, BootResult, seconds_until
 from sealift.cli.bench.debug import DebugResult, measure_debug
@@ -155,6 +155,14 @@ def test_another_vmm_is_timed_until_it_prints_what_is_waited_for_and_then_ended(
     assert 0 < seconds_until([sys.executable, "-c", wait], "up") < 100
 
 
+def test_another_vmms_clock_can_begin_where_ours_does() -> None:
+    """Both texts may come at once; the one that ends it counts behind the one that begins it only."""
+    command = [sys.executable, "-c", "import time; print('running, booted', flush=True); time.sleep(1000)"]
+    assert 0 <= seconds_until(command, "booted", "running") < seconds_until(command, "booted")
+    with pytest.raises(UserError, match="without printing 'up'"):
+        seconds_until([sys.executable, "-c", "print('up, running')"], "up", "running")
+
+
 def test_another_vmm_that_ends_without_a_word_is_no_measure() -> None:
     with pytest.raises(UserError, match="without printing 'up'; the last it printed is: down"):
         seconds_until([sys.executable, "-c", "print('down')"], "up")
@@ -187,8 +195,7 @@ def test_a_small_migration_is_measured_both_ways(sealift: Callable[..., Sealift]
 
 @pytest.mark.timeout(300)
 def test_qemu_moves_the_same_memory_in_the_same_run(sealift: Callable[..., Sealift]) -> None:
-    if shutil.which(PROGRAM) is None:
-        pytest.skip(f"NOT COMPARED: {PROGRAM} is not installed")
+    judges.program(PROGRAM, "qemu-system-x86")
     options = ["--size", "4M", "--runs", "1", "--channels", "2", "--dirty-rate", "1M"]
     bench = sealift("bench", "migrate", *options, "--against", "qemu", "--json")
     assert bench.process.wait(280) == 0, bench.report()

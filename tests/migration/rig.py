@@ -227,6 +227,12 @@ class Attempt:
         """What the source sent."""
         return bytes(self.tapes[0].sent_bytes)
 
+    def cut(self, *, deliver: bool) -> None:
+        """Break the line while the source sends: nothing comes back any more, and what it sends arrives or does not."""
+        sock, way = (self.incoming._sock, socket.SHUT_WR) if deliver else (self.migration._sock, socket.SHUT_RDWR)
+        assert sock is not None
+        sock.shutdown(way)
+
     def begin(self) -> None:
         """Start both sides."""
 

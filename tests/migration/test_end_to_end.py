@@ -419,14 +419,8 @@ def lost_after_final(world: rig.World, guest: rig.Guest, *, deliver_final: bool)
     """The line breaks with FINAL: before it arrives, or just behind it."""
 
     def edit(data: bytes, _: int) -> bytes:
-        if b"SLTK" not in data:
-            return data
-        sock = attempt.migration._sock
-        assert sock is not None
-        if deliver_final:
-            sock.shutdown(0)  # nothing comes back any more
-            return data
-        sock.shutdown(2)
+        if b"SLTK" in data:
+            attempt.cut(deliver=deliver_final)
         return data
 
     attempt = rig.attempt(world, guest, edit=edit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ import msgspec
 import pytest
 
 import introspection
+import judges
 from sealift.errors import InternalError
 from sealift.vmm.qmp.commands import COMMANDS, query_schema
 from sealift.vmm.qmp.events import EVENTS
@@ -114,9 +114,7 @@ def test_two_types_of_one_name_are_a_bug() -> None:
 @pytest.fixture(scope="module")
 def qemus() -> dict[str, Info]:
     """QEMU's schema."""
-    program = shutil.which("qemu-system-x86_64")
-    if program is None:
-        pytest.skip("there is no qemu-system-x86_64")
+    program = judges.program("qemu-system-x86_64", "qemu-system-x86")
     command = [program, "-nodefaults", "-machine", "none", "-display", "none", "-S", "-qmp", "stdio"]
     replies: list[Any] = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

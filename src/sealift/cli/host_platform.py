@@ -12,7 +12,7 @@ from sealift.cli.overview import guests_of
 from sealift.cli.places import Host, default_manufacturer
 from sealift.errors import FirmwareError, UserError
 from sealift.owner.authority import OwnerAuthority
-from sealift.privatefiles import Access, PrivateDirectory
+from sealift.privatefiles import PrivateDirectory
 from sealift.sev.certfile import CertificateSet
 from sealift.sev.chain import PlatformChain
 from sealift.sev.status import Status
@@ -126,11 +126,7 @@ class HostPlatform:
 
     def _in_use(self) -> bool:
         """Whether a platform process of the host has a guest: then it keeps the keys from being changed."""
-        lock = PrivateDirectory(self._host.identity, "platform identity").try_hold(Access.CHANGE)
-        if lock is None:
-            return True
-        lock.release()
-        return False
+        return PrivateDirectory(self._host.identity, "platform identity").in_use()
 
     def _guests(self) -> tuple[str, ...]:
         return tuple(guest.name for guest in guests_of(self._host))

@@ -16,6 +16,7 @@ which guest it wants to run.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def assignment_of(options: GuestOptions, owner: Path, manufacturer: Path) -> Ass
         UserError: the policy is none.
     """
     # A path that means the same in every process, or a built-in program's name.
-    kernel = str(Path(options.kernel).absolute()) if Path(options.kernel).exists() else options.kernel
+    kernel = str(Path(options.kernel).absolute()) if os.path.lexists(options.kernel) else options.kernel
     return Assignment(
         owner=str(owner),
         manufacturer=str(manufacturer),

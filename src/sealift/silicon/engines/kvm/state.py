@@ -1,7 +1,8 @@
 """The state of a vCPU: what is saved, and the order in which a fresh one takes it.
 
 Loading follows KVM's dependencies: CPUID before all, XCRs before XSAVE, SREGS (with the local APIC's mode) before
-LAPIC, LAPIC before the MSRs of its timer, events and the run state last.
+LAPIC, LAPIC before the MSRs of its timer, events and the run state last. Saving goes the other way round: to be asked
+for the run state makes KVM act on a start-up message that waits, and that gives the vCPU other registers.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class VcpuState:
 
     def save(self) -> bytes:
         """The whole architectural state."""
-        parts = {name: bytes(fetch(self._fd, get, of)) for name, of, get, _ in self._parts(_BEFORE_MSRS + _AFTER_MSRS)}
+        order = reversed(self._parts(_BEFORE_MSRS + _AFTER_MSRS))
+        parts = {name: bytes(fetch(self._fd, get, of)) for name, of, get, _ in order}
         absent = dict.fromkeys(_OF_THE_IRQCHIP - parts.keys(), b"")
         state = _State(version=_STATE_VERSION, cpu=self._cpu, msrs=self._read_msrs(), **parts, **absent)
         return msgspec.msgpack.encode(state)
