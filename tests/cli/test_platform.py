@@ -17,7 +17,10 @@ from absent import AbsentOwner
 from cli.test_commands import SMALL, answer, running
 from cli.test_mistakes import assert_nothing_is_left
 from harness import Sealift
+from owner.tool import owner
 from sealift.cli.places import Host, Places
+from sealift.owner.authority import OwnerAuthority
+from sealift.owner.files import write
 from sealift.sev.certfile import CertificateSet, Layout
 from sealift.sev.certificate import Usage
 
@@ -143,6 +146,31 @@ def test_an_owner_comes_in_once_and_stays_until_the_reset(sealift: Callable[...,
     assert status(sealift)["oca"] == owned["oca"]
 
 
+def test_an_owner_whose_key_is_elsewhere_signs_the_csr(
+    sealift: Callable[..., Sealift], other_host: Host, tmp_path: Path
+) -> None:
+    """Test files only from one to the other, and what neither a platform nor an owner takes."""
+    authority = OwnerAuthority.generate()
+    cert, key, csr, signed = (tmp_path / name for name in ("oca.cert", "oca.key", "pek_csr.cert", "signed.cert"))
+    write(authority.files(cert, key), replace=False)
+    answer(sealift, "platform", "csr", csr)
+    assert csr.stat().st_size == 2084
+    provision = ("platform", "provision", "--signed")
+    assert "the PEK carries no valid signature of the OCA" in complaint(sealift, *provision, csr, cert)
+    owner("sign", csr, cert, key, signed)
+    assert "is not the one of this platform's PEK_CSR" in complaint(
+        sealift, *provision, signed, cert, "--host", other_host.path
+    )
+    assert "it is a PEK certificate" in complaint(sealift, *provision, signed, signed)
+    answer(sealift, *provision, signed, cert)
+    assert status(sealift)["oca"] == authority.certificate.fingerprint().hex()
+    exported(sealift, tmp_path / "after", "--full").platform().verify_owner()
+    assert "has an external owner" in complaint(sealift, *provision, signed, cert)
+    assert "has signatures, and a request has none" in owner("sign", signed, cert, key, tmp_path / "x", status=1).err
+    assert "it is a OCA certificate" in owner("sign", cert, cert, key, tmp_path / "x", status=1).err
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_guest_is_launched_on_an_owned_platform(sealift: Callable[..., Sealift], tmp_path: Path) -> None:
     answer(sealift, "platform", "provision", "--generate", tmp_path / "oca")
     running(sealift, "a", *SMALL)
@@ -213,6 +241,9 @@ def test_reset_asks_and_a_no_changes_nothing(sealift: Callable[..., Sealift], tm
         (["provision", "cert", "key", "--generate", "x"], 2, "by CERT and KEY"),
         (["provision", "/nonexistent", "/nonexistent"], 1, "the OCA certificate /nonexistent cannot be read"),
         (["provision", "/dev/zero", "/dev/zero"], 1, "is no regular file"),
+        (["provision", "cert", "key", "--signed", "pek", "oca"], 2, "or say --signed"),
+        (["provision", "--signed", "/nonexistent", "oca"], 1, "the PEK certificate /nonexistent cannot be read"),
+        (["csr", "/nonexistent/csr"], 1, "/nonexistent/csr cannot be written"),
         (["export"], 2, "FILE"),
         (["export", "x", "--layout", "round"], 2, "--layout"),
         (["status", "--host", "/proc/none"], 1, "cannot be used"),

@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
+import msgspec
 import pytest
 
 from sealift.errors import UserError, sentence
 from sealift.sev import session
 from sealift.sev.certificate import Certificate
 from sealift.sev.policy import DEFAULT_POLICY, Policy
+from sealift.vmm.guest import Guest
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.restore import restore
@@ -23,6 +26,7 @@ from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.runstate import RunState
 from sealift.wire import platform as wire
 from sealift.wire.handover import Method
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.psp import RecordFront, RecordKind
 from sealift.wire.snapshot_file import END_SIZE, decode_end, encode_end
 from sealift.wire.token import NO_CLOSE, split_token, whole_digest
@@ -111,6 +115,26 @@ def test_a_restored_guest_is_saved_and_moved_again_but_not_by_the_handler_that_s
     attempt.begin()
     assert attempt.end().status == "completed"
     attempt.guest().work(4)
+
+
+def test_a_guest_without_a_handler_is_saved_when_psp_is_asked_for_this_once(
+    world: rig.World, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Test that what blocks the method that is set up does not block the one that is asked for, and the other way."""
+    guest = world.start()
+    guest.work(4)
+    status = guest.machine.platform.status
+    blocked = (Obstacle(Code.NO_HANDLER, "it has no handler"),)
+    monkeypatch.setattr(guest.machine.platform, "status", lambda: msgspec.structs.replace(status(), blocked=blocked))
+    user = Guest("ledger", Parameters())
+    user.attach(guest.machine, guest.launched)
+    with pytest.raises(UserError, match="guest ledger cannot be saved: it has no handler"):
+        user.snapshot(file, without_disks=False)
+    ended = Event()
+    user.events.listen(lambda event: ended.set() if "completed" in str(event) else None)
+    user.snapshot(file, without_disks=False, once=lambda _: PSP)
+    assert ended.wait(60)
+    restored(world, file).work(4)
 
 
 def test_no_other_host_can_restore_it(world: rig.World, file: Path) -> None:

@@ -31,6 +31,8 @@ KEYS = ("--tk", "keys")
 VERSION = ("--api", "1.55", "--build", "25")
 
 COMMANDS = {
+    "request": ("sign", "?", "certificate", "noise", "directory/none"),
+    "owner's key": ("sign", "certificate", "certificate", "?", "directory/none"),
     "chain": ("chain", "?"),
     "chain's root": ("chain", "certificate", "--trust", "?"),
     "chain's CA": ("chain", "certificate", "--ca", "?"),

@@ -75,14 +75,22 @@ class HostPlatform:
         cek = chain.cek if endorsed else chain.cek.unsigned()
         return CertificateSet.of((chain.pdh, chain.pek, chain.oca, cek, chain.ask, chain.ark))
 
+    def csr(self) -> bytes:
+        """PEK_CSR: what an owner signs, 2084 bytes."""
+        return self._platform.request(wire.PekCsr(), wire.PekRequest).pek
+
     def provision(self, authority: OwnerAuthority) -> None:
-        """Give the platform to an owner.
+        """Give the platform to an owner whose key is here; raises as `provision_signed`."""
+        self.provision_signed(authority.signed(self.csr()), authority.certificate.encode())
+
+    def provision_signed(self, pek: bytes, oca: bytes) -> None:
+        """PEK_CERT_IMPORT: give the platform to the owner who signed its CSR, and whose certificate is `oca`.
 
         Raises:
             UserError: it has an external owner, or guests.
+            FirmwareError: the certificates are not those of this platform and that owner.
         """
-        request = self._platform.request(wire.PekCsr(), wire.PekRequest).pek
-        self._change(wire.PekCertImport(authority.signed(request), authority.certificate.encode()))
+        self._change(wire.PekCertImport(pek, oca))
 
     def rotate(self) -> None:
         """PDH_GEN; raises UserError while guests run."""

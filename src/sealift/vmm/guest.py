@@ -343,8 +343,9 @@ class Guest:
             self._check_no_dump()
             if self._launched is None or self.state not in _MOVABLE:
                 raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
-            if reasons := self.blocked_reasons():
-                raise UserError(f"guest {self.name} cannot be migrated: {'; and '.join(reasons)}")
+            if reasons := self._blocked(parameters.method):
+                done = "saved" if direction is Direction.SNAPSHOT else "migrated"
+                raise UserError(f"guest {self.name} cannot be {done}: {'; and '.join(reasons)}")
             self._planned = self._plan if self._plan is not None and self._plan.uri == place else None
             self._plan, self.destination = None, place
             attempt = make(
@@ -449,10 +450,13 @@ class Guest:
 
     def blocked_reasons(self) -> tuple[str, ...]:
         """Why no migration by the method chosen can begin, whatever the target; sentences; none if it is not here."""
+        return self._blocked(self._parameters.method)
+
+    def _blocked(self, method: Method) -> tuple[str, ...]:
         if self.state not in _MOVABLE:
             return ()
         with contextlib.suppress(LostError):  # that ends the guest, as somebody else is told
-            found = blocked(self._parameters.method, self.machine.platform.status())
+            found = blocked(method, self.machine.platform.status())
             return tuple(obstacle.sentence for obstacle in found)
         return ()
 
