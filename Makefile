@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 # Tests and demos start thousands of processes, each of which would compile the whole program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-linux test test-kvm lint guests lock clean
+.PHONY: demo demo-linux test test-kvm test-psk lint guests lock clean
 
 demo: .venv/runtime  ## the main job: launch, attest, run, migrate alive, check; ARGS= is passed on
 	$(BIN)/sealift demo $(ARGS)
@@ -25,6 +25,11 @@ test-kvm: .venv/develop  ## the tests that need KVM, on KVM or in an emulated ma
 	RIG_ATTEMPTS=4 tests/kvm/with-kvm $(BIN)/pytest --needs-kvm -m kvm --timeout 900 tests/kvm/test_demo.py \
 	  tests/kvm/test_console.py $(ARGS)
 
+test-psk:  ## the tests of TLS with shared keys, under a Python that has it: 3.13 or later; PYTHON_PSK= names one
+	@python=$$(tests/python-with-psk) && $$python -m venv .venv-psk
+	.venv-psk/bin/pip --disable-pip-version-check -q install -c constraints.txt -e '.[dev]'
+	.venv-psk/bin/pytest tests/migration/test_tls.py -k shared_keys $(ARGS)
+
 lint: .venv/develop  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,7 +43,7 @@ lock: .venv/develop  ## pin what is installed now
 	{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venv-psk build
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import introspection
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import SealiftError, sentence
 from sealift.guest.handler.digest import handler_digest
@@ -258,6 +259,7 @@ class Attempt:
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), f"the {thread.name} hangs"
         assert self.info is not None
+        introspection.judge(self.info, "MigrationInfo")
         return self.info
 
     def guest(self) -> Guest:
