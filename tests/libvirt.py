@@ -43,12 +43,23 @@ class Virsh:
         (root / "etc").mkdir()
         (root / "etc" / "qemu.conf").write_text(_CONFIGURATION)
         self._root = root
+        self._mounts: tuple[str, ...] = ()
+
+    def with_firmware(self, packages: Path, administrators: Path) -> None:
+        """Have it see these two directories of descriptors, in a mount namespace of its own."""
+        script = (
+            "mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work"
+            " && mount -t overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work none /etc"
+            f" && mkdir -p /etc/qemu/firmware && mount --bind {administrators} /etc/qemu/firmware"
+            f' && mount --bind {packages} /usr/share/qemu/firmware && exec "$@"'
+        )
+        self._mounts = ("unshare", "--mount", "sh", "-c", script, "sh")
 
     def ask(self, commands: Sequence[str]) -> list[str]:
         """What each command says, errors included, in this order."""
         marked = "".join(f"echo {_MARK}\n{command}\n" for command in commands)
         ran = subprocess.run(
-            [self._program, "-c", f"qemu:///embed?root={self._root}"],
+            [*self._mounts, self._program, "-c", f"qemu:///embed?root={self._root}"],
             input=f"{marked}echo {_MARK}\n",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
