@@ -122,6 +122,13 @@ def test_a_baseline_said_as_text_is_that_cpu() -> None:
     assert library().resolve(str(baseline(hosts, library(), migratable=False))).features == common
 
 
+def test_what_cannot_be_moved_is_removed_even_from_a_model_that_has_it() -> None:
+    host = library().find("EPYC-Rome-v2")
+    assert "xsaves" in host.features
+    assert str(baseline([host], library())) == "EPYC-Rome-v2,-xsaves"
+    assert str(baseline([host], library(), migratable=False)) == "EPYC-Rome-v2"
+
+
 def test_hosts_without_anything_in_common_have_no_baseline() -> None:
     nothing = CpuDescription("none", frozenset({"lm"}))
     with pytest.raises(UserError, match="no feature in common"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sealift.cpu.description import CpuDescription
@@ -53,13 +53,13 @@ def baseline(hosts: Sequence[CpuDescription], models: Library, *, migratable: bo
         told = ", ".join(f"{name} {vendor}" for vendor, name in sorted(named.items(), key=lambda item: item[1]))
         raise UserError(f"hosts of different vendors have no CPU in common ({told})")
     common = frozenset.intersection(*(host.features for host in hosts))
+    if migratable:
+        common -= NOT_MIGRATABLE
     if not common:
         raise UserError("the hosts' CPUs have no feature in common")
     vendor = next(iter(named), "")
     found = _decode(common, vendor, hosts, models)
-    kept = [name for name in found.added if not (migratable and name in NOT_MIGRATABLE)]
-    stated = vendor if all(host.vendor for host in hosts) else ""
-    return Baseline(found.model, stated, tuple(kept), found.removed)
+    return found if all(host.vendor for host in hosts) else replace(found, vendor="")
 
 
 def _decode(features: frozenset[str], vendor: str, hosts: Sequence[CpuDescription], models: Library) -> Baseline:
