@@ -157,7 +157,7 @@ def test_an_owner_whose_key_is_elsewhere_signs_the_csr(
     assert csr.stat().st_size == 2084
     provision = ("platform", "provision", "--signed")
     assert "the PEK carries no valid signature of the OCA" in complaint(sealift, *provision, csr, cert)
-    owner("sign", csr, cert, key, signed)
+    owner("sign", csr, signed, "--oca", cert, key)
     assert "is not the one of this platform's PEK_CSR" in complaint(
         sealift, *provision, signed, cert, "--host", other_host.path
     )
@@ -166,9 +166,10 @@ def test_an_owner_whose_key_is_elsewhere_signs_the_csr(
     assert status(sealift)["oca"] == authority.certificate.fingerprint().hex()
     exported(sealift, tmp_path / "after", "--full").platform().verify_owner()
     assert "has an external owner" in complaint(sealift, *provision, signed, cert)
-    assert "has signatures, and a request has none" in owner("sign", signed, cert, key, tmp_path / "x", status=1).err
-    assert "it is a OCA certificate" in owner("sign", cert, cert, key, tmp_path / "x", status=1).err
-    assert not (tmp_path / "x").exists()
+    refused = (tmp_path / "refused", "--oca", cert, key)
+    assert "has signatures, and a request has none" in owner("sign", signed, *refused, status=1).complaint
+    assert "it is a OCA certificate" in owner("sign", cert, *refused, status=1).complaint
+    assert not refused[0].exists()
 
 
 def test_a_guest_is_launched_on_an_owned_platform(sealift: Callable[..., Sealift], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from launch.bzimages import bzimage as a_bzimage
@@ -18,7 +19,7 @@ from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.cli.recipes import make_recipe
 from sealift.errors import StreamError
 from sealift.launch import bzimage, flash, guided, secrets, startup
-from sealift.owner import authority, files, secretfiles
+from sealift.owner import authority, files, receipts, secretfiles
 from sealift.owner.authority import OwnerAuthority
 from sealift.pageset import PageSet
 from sealift.sev import ghcb, keys, secret
@@ -94,6 +95,14 @@ def _stream(take: Callable[[int], bytes]) -> None:
     qemu_stream.read_description(take)
 
 
+def _receipt(data: bytes) -> None:
+    found = receipts.read_receipt(data)
+    for half in (found.source, found.target):
+        if half is not None:
+            half.encode()
+
+
+_STATED = receipt.Statement(receipt.Side.SOURCE, *4 * ("00" * 16,), 1, 2, 3, "00" * 32, "00" * 32)
 _OCA = OwnerAuthority.generate()
 _KEYS = PlatformKeys.generate(keys.generate(), (1, 55))
 _SHARED = PageSet.of(4096, np.array([1, 2, 9], np.uint64))
@@ -159,6 +168,7 @@ PARSERS: dict[str, Parser] = {
     ),
     "state piece": Parser(record.StatePiece.decode, (record.StatePiece(8, 0, bytes(4)).encode(),)),
     "close record": Parser(record.decode_close, (record.encode_close((record.ChannelEnd(3, b"\1" * 32),)),)),
+    "receipt": Parser(_receipt, (msgspec.json.encode(receipt.Receipt(_STATED, _STATED)), b"{}")),
     "statement": Parser(receipt.Statement.decode, (bytes(receipt.STATEMENT_SIZE),)),
     "snapshot's end": Parser(snapshot_file.decode_end, (snapshot_file.encode_end(bytes(TOKEN_SIZE)),)),
     "resume request": Parser(resume.split_request, (_RESUME.body() + bytes(resume.MAC_SIZE),)),

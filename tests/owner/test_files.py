@@ -80,10 +80,6 @@ def there(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-STEPS = ("mkstemp", "write", "fsync", "rename", "hardlink_to", "unlink")
-"""What is done for every file, and can fail."""
-
-
 def spoil(monkeypatch: pytest.MonkeyPatch, step: str, turn: int, end: Callable[[], None]) -> None:
     """Have `end` in the place of the `turn`th time that a step is taken, if it comes to that."""
     owner = {"mkstemp": tempfile, "write": os, "fsync": os}.get(step, Path)
@@ -102,14 +98,16 @@ def fail() -> None:
     raise OSError(errno.EIO, "the medium failed")
 
 
-@pytest.mark.parametrize("turn", range(len(NAMES)))
-@pytest.mark.parametrize("step", STEPS[:-1])
-@pytest.mark.parametrize("replace", [False, True])
+FRESH = [(step, turn, False) for step in ("mkstemp", "write", "fsync", "hardlink_to") for turn in range(len(NAMES))]
+REPLACING = [(step, turn, True) for step in ("mkstemp", "write", "fsync") for turn in range(len(NAMES))]
+REPLACING += [("rename", turn, True) for turn in range(2 * len(NAMES))]
+"""Every step with its turns: those to be replaced are renamed, and so are those that replace them."""
+
+
+@pytest.mark.parametrize(("step", "turn", "replace"), FRESH + REPLACING)
 def test_whatever_fails_everything_is_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, turn: int, *, replace: bool
 ) -> None:
-    if step == "rename" and not replace:
-        return  # nothing is renamed
     if replace:
         files.write(a_set(tmp_path, b"old"), replace=False)
     before = there(tmp_path)
@@ -134,9 +132,9 @@ def test_a_signal_before_that_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert there(tmp_path) == {}
 
 
-@pytest.mark.parametrize("turn", range(len(NAMES)))
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    ("step", "turn", "replace"), FRESH + REPLACING + [("unlink", turn, True) for turn in range(len(NAMES))]
+)
 def test_a_process_that_dies_leaves_no_mixture_and_no_session_without_its_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, turn: int, *, replace: bool
 ) -> None:
@@ -157,6 +155,13 @@ def test_a_process_that_dies_leaves_no_mixture_and_no_session_without_its_keys(
         assert path.name not in NAMES or path.name not in SECRET or stat.S_IMODE(path.stat().st_mode) == 0o600
     files.write(a_set(tmp_path, b"again"), replace=True)
     assert {name: there(tmp_path)[name] for name in NAMES} == dict.fromkeys(NAMES, b"again")
+
+
+def test_the_longest_names_there_can_be(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 255)
+    for content in (b"old", b"new"):
+        files.write([OutputFile(path, content)], replace=True)
+    assert there(tmp_path) == {path.name: b"new"}
 
 
 def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ KEYS = ("--tk", "keys")
 VERSION = ("--api", "1.55", "--build", "25")
 
 COMMANDS = {
-    "request": ("sign", "?", "certificate", "noise", "directory/none"),
-    "owner's key": ("sign", "certificate", "certificate", "?", "directory/none"),
+    "request": ("sign", "?", "directory/none", "--generate", "directory/oca"),
+    "owner's key": ("sign", "certificate", "directory/none", "--oca", "certificate", "?"),
     "chain": ("chain", "?"),
     "chain's root": ("chain", "certificate", "--trust", "?"),
     "chain's CA": ("chain", "certificate", "--ca", "?"),

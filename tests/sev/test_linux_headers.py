@@ -118,11 +118,13 @@ def test_platform_commands_have_linuxs_buffers_in_its_order(probe: Probe, comman
     name, buffers = BUFFERS[command]
     structure = f"struct sev_user_data_{name}"
     fields = [field for pair in buffers.values() for field in pair]
-    offsets = probe({field: f"offsetof({structure}, {field})" for field in fields})
-    sizes = probe({field: f"sizeof((({structure} *)0)->{field})" for field in fields})
-    assert list(offsets.values()) == [base + part for base in range(0, 12 * len(buffers), 12) for part in (0, 8)]
-    assert list(sizes.values()) == [8, 4] * len(buffers)
-    assert probe({"all": f"sizeof({structure})"})["all"] == 12 * len(buffers)
+    offsets = {f"offset of {field}": f"offsetof({structure}, {field})" for field in fields}
+    sizes = {f"size of {field}": f"sizeof((({structure} *)0)->{field})" for field in fields}
+    found = probe(offsets | sizes | {"all": f"sizeof({structure})"})
+    assert [found[label] for label in offsets] == [
+        base + part for base in range(0, found["all"], 12) for part in (0, 8)
+    ]
+    assert [found[label] for label in sizes] == [8, 4] * len(buffers)
     parameters = list(inspect.signature(getattr(SecureProcessor, command.name.lower())).parameters)
     assert parameters == ["self", *buffers]
 

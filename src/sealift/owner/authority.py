@@ -95,6 +95,8 @@ def _decode(usage: Usage, data: bytes) -> Certificate:
 
 def _certificate(data: bytes) -> Certificate:
     cert = _decode(Usage.OCA, data)
+    if not cert.algorithm.signs:
+        raise StreamError(f"its algorithm is {cert.algorithm.name}, which signs nothing")
     if not cert.verifies(Usage.OCA, cert.key()):
         raise StreamError("its signature is not its own")
     return cert

@@ -29,6 +29,8 @@ from sealift.wire.packed import UNDECODABLE
 
 _PUBLIC: Final = 0o644
 _SECRET: Final = 0o600
+_HINT: Final = 32
+"""Characters of a file's name in that of its hidden companion, whose own must not become too long."""
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """Signals by which people and systems end a process."""
 _TEXT_LIMIT: Final = 4096
@@ -166,7 +168,7 @@ def _stage(file: OutputFile, undo: ExitStack) -> Path:
     """The file's content on disk, under a hidden name that `undo` takes away."""
     try:
         # mkstemp makes its file with mode 0600.
-        descriptor, aside = tempfile.mkstemp(prefix=f".{file.path.name}.", dir=file.path.parent)
+        descriptor, aside = tempfile.mkstemp(prefix=f".{file.path.name[:_HINT]}.", dir=file.path.parent)
         undo.callback(_discard, Path(aside))
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(file.data)
@@ -184,7 +186,10 @@ def _give_names(asides: list[tuple[Path, Path]], *, replace: bool) -> None:
         old = [_put_aside(path, undo) for path, _ in asides if replace and os.path.lexists(path)]
         for path, aside in asides:
             try:
-                path.hardlink_to(aside)  # which, other than a renaming, fails if somebody made the file meanwhile
+                if replace:
+                    aside.rename(path)
+                else:
+                    path.hardlink_to(aside)  # which, other than a renaming, fails if somebody made the file meanwhile
             except FileExistsError:
                 raise UserError(f"{path} exists already; --force replaces it") from None
             except OSError as error:
@@ -203,7 +208,7 @@ def _discard(path: Path) -> None:
 
 def _put_aside(path: Path, undo: ExitStack) -> Path:
     """Rename a file that is to be replaced; `undo` renames it back."""
-    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.old")
+    aside = path.with_name(f".{path.name[:_HINT]}.{os.urandom(4).hex()}.old")
     try:
         path.rename(aside)
     except OSError as error:
