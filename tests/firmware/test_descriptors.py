@@ -161,6 +161,13 @@ def test_a_bad_descriptor_hides_no_other(tmp_path: Path) -> None:
     assert said.stderr.count("is passed over") == 3
 
 
+def test_no_descriptor_writes_to_a_terminal_as_it_likes(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", description="\x1b[2J", features=["\x1b[31m"], mapping=flash("/\x1b[0m"))
+    for said in (run("list", "--dir", tmp_path), run("show", "a.json", "--dir", tmp_path)):
+        assert said.exception is None
+        assert "\x1b" not in said.stdout
+
+
 def test_directories_are_those_of_the_specification() -> None:
     assert directories({"HOME": "/root"})[2] == Path("/root/.config/qemu/firmware")
     assert directories({"HOME": "/root", "XDG_CONFIG_HOME": "/c"})[2] == Path("/c/qemu/firmware")

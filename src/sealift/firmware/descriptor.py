@@ -69,43 +69,35 @@ class FlashMapping(msgspec.Struct, frozen=True, tag_field="device", tag="flash",
         return self.executable.filename
 
 
-class KernelMapping(msgspec.Struct, frozen=True, tag_field="device", tag="kernel"):
+class _FileMapping(msgspec.Struct, frozen=True):
+    """One file and nothing else."""
+
+    filename: _Path
+
+    @property
+    def path(self) -> str:
+        """Of the image that runs."""
+        return self.filename
+
+
+class KernelMapping(_FileMapping, frozen=True, tag_field="device", tag="kernel"):
     """An image that is loaded as a kernel is."""
 
-    filename: _Path
     device: ClassVar[str] = "kernel"
 
-    @property
-    def path(self) -> str:
-        """Of the image that runs."""
-        return self.filename
 
-
-class MemoryMapping(msgspec.Struct, frozen=True, tag_field="device", tag="memory"):
+class MemoryMapping(_FileMapping, frozen=True, tag_field="device", tag="memory"):
     """An image in ROM."""
 
-    filename: _Path
     device: ClassVar[str] = "memory"
 
-    @property
-    def path(self) -> str:
-        """Of the image that runs."""
-        return self.filename
 
-
-class IgvmMapping(msgspec.Struct, frozen=True, tag_field="device", tag="igvm"):
+class IgvmMapping(_FileMapping, frozen=True, tag_field="device", tag="igvm"):
     """A file in the format IGVM, which says itself what goes where."""
 
-    filename: _Path
     device: ClassVar[str] = "igvm"
 
-    @property
-    def path(self) -> str:
-        """Of the image that runs."""
-        return self.filename
 
-
-DEVICES: Final = ("flash", "igvm", "kernel", "memory")
 Mapping: TypeAlias = FlashMapping | KernelMapping | MemoryMapping | IgvmMapping
 
 

@@ -69,7 +69,7 @@ def list_descriptors(dirs: tuple[Path, ...], *, as_json: bool) -> None:
         _print_json([_as_dict(file) for file in files])
         return
     rows = [
-        (file.name, " ".join(found.interface_types), found.mapping.device, found.mapping.path, " ".join(found.features))
+        tuple(map(_words, (file.name, found.interface_types, found.mapping.device, found.mapping.path, found.features)))
         for file in files
         if (found := file.descriptor) is not None
     ]
@@ -122,6 +122,8 @@ def _words(value: object) -> str:
             return ", ".join(f"{key} {_words(inner)}" for key, inner in value.items())
         case list() | tuple():
             return " ".join(_words(inner) for inner in value)
+        case str() if not value.isprintable():
+            return repr(value)  # nobody's descriptor writes to a terminal as it likes
         case _:
             return str(value)
 
