@@ -77,6 +77,18 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
     help="Stop the guest and wait for `sealift migrate NAME --continue` before its rest moves.",
 )
 @click.option(
+    "--postcopy",
+    is_flag=True,
+    help="Switch before all has moved, and let the rest come while the guest runs there: from then on there is no way "
+    "back, and a lost host takes the guest along.",
+)
+@click.option(
+    "--postcopy-after-passes",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="With --postcopy: switch after so many rounds; 1 if not given.",
+)
+@click.option(
     "--resume-window",
     type=click.IntRange(0, 3600),
     metavar="SECONDS",
@@ -127,10 +139,9 @@ def command(
     from sealift.cli.watch import Order, describe, goes_on, moved
 
     check = bool(options.pop("check"))
+    late = _postcopy(options)
     receipt = _receipt_place(options)
-    capabilities = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option)]
-    if options["multifd"] is not None:
-        capabilities.append("multifd")
+    capabilities = _capabilities(options, late)
     parameters = parameters_of(options)
     if go_on:
         _continue(host, name, alone=not (uri or parameters or capabilities or resume))
@@ -144,7 +155,7 @@ def command(
         )
     if uri is not None and uri.startswith("file:"):  # the VMM does not know what a path is relative to
         uri = f"file:{Path(uri.removeprefix('file:')).absolute()}"
-    order = None if uri is None else Order(uri, parameters, tuple(capabilities), check, resume)
+    order = None if uri is None else Order(uri, parameters, tuple(capabilities), check, resume, late)
     info = _migrate(host, name, order)
     if as_json:
         click.echo(_json(info))
@@ -164,6 +175,26 @@ def _check_resume(uri: str | None, parameters: dict[str, object], capabilities: 
             "a migration goes on to a URI, with the method, the channels and the capabilities that it began with",
             click.get_current_context(),
         )
+
+
+def _capabilities(options: dict[str, object], late: int | None) -> list[str]:
+    """The capabilities that are wanted; taken out of the options, but for a number."""
+    capabilities = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option)]
+    if options["multifd"] is not None:
+        capabilities.append("multifd")
+    if late is not None:
+        capabilities.append("postcopy-ram")
+    return capabilities
+
+
+def _postcopy(options: dict[str, object]) -> int | None:
+    """After how many rounds the guest is to switch, if it is to by post-copy; taken out of the options."""
+    wanted, passes = bool(options.pop("postcopy")), options.pop("postcopy_after_passes")
+    if passes is not None and not wanted:
+        raise click.UsageError("--postcopy-after-passes says when --postcopy switches", click.get_current_context())
+    if not wanted:
+        return None
+    return passes if isinstance(passes, int) else 1
 
 
 def _receipt_place(options: dict[str, object]) -> Path | None:
