@@ -173,7 +173,7 @@ PARSERS: dict[str, Parser] = {
     "snapshot's end": Parser(snapshot_file.decode_end, (snapshot_file.encode_end(bytes(TOKEN_SIZE)),)),
     "resume request": Parser(resume.split_request, (_RESUME.body() + bytes(resume.MAC_SIZE),)),
     "leg request": Parser(leg.split_leg_request, (leg.LegRequest(bytes(16), 2, 3, bytes(32)).body() + bytes(32),)),
-    "leg answer": Parser(leg.split_leg_answer, (leg.LegAnswer(bytes(16), 2, bytes(32), (1, 2)).body() + bytes(32),)),
+    "leg answer": Parser(leg.split_leg_answer, (leg.LegAnswer(bytes(16), 2, bytes(32), 1, (1, 2)).body() + bytes(32),)),
     "psp record": Parser(psp.RecordFront.decode, (psp.RecordFront(psp.RecordKind.DATA, 1).encode(),)),
     "psp packet": Parser(psp.PacketParts.decode),
     "psp offer": Parser(psp.Offer.decode, (psp.Offer(33).encode(),)),

@@ -42,6 +42,7 @@ class FakeGuest:
         self.ram: bytearray | mmap.mmap = bytearray(pages * PAGE_SIZE)
         self.present = PageSet(pages)
         self.dirty = PageSet(pages)
+        self.missing = PageSet(pages)
         self.halted = False
         self.willing = True
         self.registers = b"registers at reset"
@@ -75,6 +76,22 @@ class FakeGuest:
     def punch(self, pages: PageSet) -> None:
         self.scatter(pages.numbers(), memoryview(bytes(len(pages) * PAGE_SIZE)))
         self.present -= pages
+
+    def expect(self, missing: PageSet) -> None:
+        self.punch(missing)
+        self.missing |= missing
+
+    def demands(self, limit: int) -> PageNumbers:
+        return self.missing.numbers(limit)
+
+    def demand_again(self) -> None:
+        """Nobody waits here."""
+
+    def install(self, numbers: PageNumbers, data: memoryview) -> None:
+        assert self.missing.holds(numbers).all(), "no page is installed that is not missing, nor twice"
+        self.missing.remove(numbers)
+        self.scatter(numbers, data)
+        self.present.add(numbers)
 
     def take(self) -> PageSet:
         return self.dirty.take()

@@ -61,7 +61,7 @@ class Forge:
 
 
 PAGES = Hosts().guest.pages
-NOTHING = PageSet(PAGES).to_bytes()
+NOTHING = 2 * PageSet(PAGES).to_bytes()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_stream_cannot_close_without_state() -> None:
         ([(100, 0, b"x"), (100, 0, b"x")], "out of place"),
         ([(100, 0, b"x"), (101, 1, b"x")], "was 100 bytes long and is now 101"),
         ([(1, 0, b"xy")], "out of place"),
-        ([(3 * presence_size(PAGES) + MAX_VCPU_STATE + 1, 0, b"x")], "over the limit"),
+        ([(4 * presence_size(PAGES) + MAX_VCPU_STATE + 1, 0, b"x")], "over the limit"),
     ],
 )
 def test_pieces_of_state_must_fit_together(pieces: list[tuple[int, int, bytes]], reason: str) -> None:
@@ -149,7 +149,7 @@ def test_a_stream_that_lacks_a_page_of_the_presence_set_never_prepares() -> None
     forge = Forge()
     forge.pages([1, 2])
     presence = PageSet.of(PAGES, np.array([1, 2, 7], np.uint64))
-    forge.state(presence.to_bytes() + b"registers")
+    forge.state(presence.to_bytes() + PageSet(PAGES).to_bytes() + b"registers")
     with pytest.raises(SealError, match="without 1 pages, the first is 7"):
         forge.close()
     assert forge.hosts.target.state is State.ABORTED
@@ -158,8 +158,23 @@ def test_a_stream_that_lacks_a_page_of_the_presence_set_never_prepares() -> None
 def test_a_presence_set_of_another_guests_shape_is_refused() -> None:
     forge = Forge()
     forge.state(NOTHING[:-1])
-    with pytest.raises(SealError, match="does not fit this guest"):
+    with pytest.raises(SealError, match="do not fit this guest"):
         forge.close()
+
+
+@pytest.mark.parametrize(
+    ("present", "missing", "reason"),
+    [([1, 2], [7], "page 7 missing, which does not exist"), ([1, MAILBOX[0]], [MAILBOX[0]], "never travels")],
+)
+@pytest.mark.attack("post-copy", "calls pages missing that are none, or that never travel", gains="denial of service")
+def test_only_pages_that_travel_can_be_missing(present: list[int], missing: list[int], reason: str) -> None:
+    forge = Forge()
+    forge.pages([1, 2])
+    sets = [PageSet.of(PAGES, np.array(each, np.uint64)).to_bytes() for each in (present, missing)]
+    forge.state(b"".join(sets) + b"registers")
+    with pytest.raises(SealError, match=reason):
+        forge.close()
+    assert forge.hosts.target.state is State.ABORTED
 
 
 def test_machine_state_that_makes_no_sense_aborts_the_target() -> None:

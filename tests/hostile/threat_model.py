@@ -22,6 +22,7 @@ SUBJECTS = {
     "whole migrations": "Whole migrations, played again",
     "two targets": "Two targets",
     "receivers": "Receivers, and whose guest it is",
+    "post-copy": "What comes while the guest runs already (post-copy)",
     "everything at once": "All of this at once",
     "network": "The network between two hosts",
     "method psp": "Packets between secure processors (method psp)",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sealift.guest.handler.commit import FACTS, HANDOVER, Fate, Lost, Role, State, fate
+from sealift.guest.handler.commit import FACTS, HANDOVER, LEGS, POSTCOPY, Fate, Lost, Passage, Role, State, fate
 
 PAGE = Path(__file__).parents[2] / "docs" / "handover.md"
 BEGIN = "<!-- written by tests/migration/handover_page.py: begin -->\n"
@@ -19,12 +19,23 @@ _SENDERS = {Role.SOURCE: "source", Role.TARGET: "target"}
 
 def written_part() -> str:
     """The tables, of the code's own."""
-    return "\n".join(["", *_fates(), "", *_words(), "", *_states(), "", ""])
+    tables = [
+        *_fates(HANDOVER),
+        "",
+        "After the connections were lost in the rounds, if the user wanted a resume window:",
+        "",
+        *_fates(LEGS),
+        "",
+        "Post-copy, behind the STARTED of a target that misses pages:",
+        "",
+        *_fates(POSTCOPY),
+    ]
+    return "\n".join(["", *tables, "", *_words(), "", *_states(), "", ""])
 
 
-def _fates() -> Iterator[str]:
+def _fates(passages: tuple[Passage, ...]) -> Iterator[str]:
     yield from _head("message", "from", "source is", "target is", *(f"without {lost.value}" for lost in Lost))
-    for passage in HANDOVER:
+    for passage in passages:
         fates = (fate(passage, lost).name.lower().replace("_", " ") for lost in Lost)
         states = (passage.source.name, passage.target.name)
         yield _row(passage.message, _SENDERS[passage.sender], *states, *(f"**{each}**" for each in fates))

@@ -36,6 +36,7 @@ class LoggingEngine:
     """Windows of an engine with one page and no vCPUs: it only keeps the logs."""
 
     runs_limit: int | None = None
+    waits_for_pages = True
 
     def __init__(self) -> None:
         self.logs = WriteLogs(PageSet(1), PageSet(1))

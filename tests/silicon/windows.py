@@ -28,6 +28,7 @@ class ScriptedGuest:
         self.memory = memory
         self.remapped: list[PageSet] = []
         self.runs_limit: int | None = None
+        self.waits_for_pages = True
         self._lock = threading.RLock()
         self._logs = WriteLogs(PageSet(memory.layout.pages), PageSet(memory.layout.pages))
         memory.attach(self)

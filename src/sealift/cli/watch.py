@@ -53,6 +53,7 @@ class Order:
         capabilities: to be on for this one migration, in QEMU's names.
         check: whether to ask first what is in the way.
         resume: whether it goes on with one whose connections were lost.
+        postcopy_after: the guest is to switch after so many rounds, whatever is left (post-copy); None: it is not.
     """
 
     uri: str
@@ -60,6 +61,7 @@ class Order:
     capabilities: tuple[str, ...] = ()
     check: bool = True
     resume: bool = False
+    postcopy_after: int | None = None
 
 
 def migrate(qmp: QmpClient, order: Order, display: Display) -> MigrationInfo:
@@ -78,7 +80,7 @@ def migrate(qmp: QmpClient, order: Order, display: Display) -> MigrationInfo:
             _require_free_way(qmp, order, display)
         qmp.execute("migrate", uri=order.uri, resume=order.resume, **once(order.parameters, order.capabilities))
 
-    return _watched(qmp, begin, display)
+    return _watched(qmp, begin, display, order.postcopy_after)
 
 
 def snapshot(
@@ -92,12 +94,14 @@ def snapshot(
     return _watched(qmp, begin, display)
 
 
-def _watched(qmp: QmpClient, begin: Callable[[], object], display: Display) -> MigrationInfo:
+def _watched(
+    qmp: QmpClient, begin: Callable[[], object], display: Display, postcopy_after: int | None = None
+) -> MigrationInfo:
     """Begin it, and show how it goes to its end."""
     qmp.ask_for_migration_events()
     with _interruptions() as interrupted:
         begin()
-        return _follow(qmp, display, interrupted)
+        return _follow(qmp, display, interrupted, postcopy_after)
 
 
 def attach(qmp: QmpClient, display: Display) -> MigrationInfo:
@@ -114,7 +118,9 @@ def attach(qmp: QmpClient, display: Display) -> MigrationInfo:
         return _follow(qmp, display, interrupted)
 
 
-def _follow(qmp: QmpClient, display: Display, interrupted: Interrupted) -> MigrationInfo:
+def _follow(
+    qmp: QmpClient, display: Display, interrupted: Interrupted, postcopy_after: int | None = None
+) -> MigrationInfo:
     """Show how it goes, to its end or until the user detaches."""
     cancelled = advised = False
     while True:
@@ -125,6 +131,9 @@ def _follow(qmp: QmpClient, display: Display, interrupted: Interrupted) -> Migra
             advised = True
         if info.status in ENDED:
             return info
+        if postcopy_after is not None and _passed(info, postcopy_after):
+            qmp.execute("migrate-start-postcopy")
+            postcopy_after = None
         if not cancelled and interrupted():
             match display.ask():
                 case Choice.CANCEL:
@@ -135,6 +144,11 @@ def _follow(qmp: QmpClient, display: Display, interrupted: Interrupted) -> Migra
                 case Choice.GO_ON:
                     continue
         qmp.next_event(_LOOK_EVERY_S)
+
+
+def _passed(info: MigrationInfo, rounds: int) -> bool:
+    """Whether so many rounds are over, and another one goes on."""
+    return info.status == MigrationStatus.ACTIVE.value and info.ram is not None and info.ram.dirty_sync_count > rounds
 
 
 def _require_free_way(qmp: QmpClient, order: Order, display: Display) -> None:

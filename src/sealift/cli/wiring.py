@@ -44,6 +44,7 @@ from sealift.vmm.guest import Guest
 from sealift.vmm.launch import Launch, load_plain
 from sealift.vmm.machine import Machine, MachineSpec
 from sealift.vmm.memory import SharedMemory
+from sealift.vmm.migration.filling import Filling
 from sealift.vmm.migration.landing import TargetHost
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.restore import restore
@@ -284,8 +285,29 @@ class AwaitedGuest(HostedGuest):
             self._owner.close()
         self.guest.attach(arrived.machine, arrived.launched)
         self._ending.callback(self.guest.close)
-        self.guest.arriving(MigrationStatus.COMPLETED)
+        if arrived.filling is None:
+            self.guest.arriving(MigrationStatus.COMPLETED)
+        else:
+            self.guest.fill_from(_LateArrival(arrived.filling, incoming))
+            arrived.filling.start(self.guest.arriving)
         self._states.arrived()
+
+
+class _LateArrival:
+    """What a user can have done about missing pages (`sealift.vmm.guest.LateArrival`)."""
+
+    def __init__(self, filling: Filling, incoming: Incoming | FileIncoming) -> None:
+        self._filling = filling
+        self._incoming = incoming
+
+    def pause(self) -> None:
+        """End the connections."""
+        self._filling.pause()
+
+    def recover(self, uri: str) -> None:
+        """Await the source at `uri`."""
+        if isinstance(self._incoming, Incoming):
+            self._incoming.listen_anew(parse_uri(uri))
 
 
 class _ArrivalStates:

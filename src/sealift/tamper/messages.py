@@ -3,7 +3,7 @@
 ::
 
     a stream       front blocks hello │ confirm { record | ram | epoch }… state… close device… description │ final taken
-    beside it      side { record | epoch }… side-end
+    beside it      side { record | epoch }… side-end; or for post-copy's demands: side taken │ demand… filled
     an inquiry     inquiry question probe…
     what comes back  answer prepared started receipt, or refused | aborted;  verdict echo…
 
@@ -105,6 +105,8 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "prepared": Kind(Side.TARGET, "the token that says that all has come"),
         "started": Kind(Side.TARGET, "the token that says that the guest runs there"),
         "receipt": Kind(Side.TARGET, "the target's half of the receipt"),
+        "demand": Kind(Side.TARGET, "missing pages that the guest waits for (post-copy)"),
+        "filled": Kind(Side.TARGET, "the token that says that no page is missing (post-copy)"),
         "refused": Kind(Side.TARGET, "why the target gave up, without a token"),
         "aborted": Kind(Side.TARGET, "why it gave up, with the token that gives the guest back"),
         "verdict": Kind(Side.TARGET, "the answer to a question"),
@@ -148,6 +150,8 @@ FRAME_NAMES: Final[Mapping[FrameKind, str]] = MappingProxyType(
         FrameKind.STARTED: "started",
         FrameKind.TAKEN: "taken",
         FrameKind.RECEIPT: "receipt",
+        FrameKind.DEMAND: "demand",
+        FrameKind.FILLED: "filled",
     }
 )
 """A REFUSED with a token is `aborted`."""
@@ -297,6 +301,8 @@ class Splitter:
         front = side_connection.SideFront.decode(self._take(side_connection.FRONT_SIZE))
         self._channel = front.channel
         yield from self._whole("side", 0)
+        if self._peek(1)[0]:
+            return  # no length, but a frame: it brings the target's demands
         while length := side_connection.decode_length(self._take(side_connection.LENGTH_SIZE)):
             name = record_name(self._skip(length))
             yield from self._whole(name, side_connection.LENGTH_SIZE)

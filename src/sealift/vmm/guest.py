@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from sealift.errors import LostError, UserError
 from sealift.vmm.console import Console
@@ -34,9 +34,10 @@ from sealift.vmm.migration.methods import blocked
 from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.plan import Experience, Plan, Wishes, make_plan
 from sealift.vmm.migration.preflight import Candidate, Findings, examine
+from sealift.vmm.migration.serving import why_not_late
 from sealift.vmm.migration.snapshot import Snapshot
 from sealift.vmm.migration.socket_address import socket_addresses
-from sealift.vmm.migration.source import NOT_INTERRUPTED, Migration
+from sealift.vmm.migration.source import NOT_INTERRUPTED, NOT_SERVING, Migration
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.stream_file import Save
@@ -64,6 +65,16 @@ _HANDOVER_LIMIT_S: Final = 10.0
 """How long the end of a guest waits for its migration's: a handover takes milliseconds, unless the target is lost."""
 
 
+class LateArrival(Protocol):
+    """What a user can have done about pages that come behind the guest (post-copy)."""
+
+    def pause(self) -> None:
+        """End the connections."""
+
+    def recover(self, uri: str) -> None:
+        """Await the source at `uri`."""
+
+
 class Guest:
     """One guest under control; methods may be called from any thread.
 
@@ -88,6 +99,7 @@ class Guest:
         self._migration: Migration | Snapshot | Save | None = None
         self._migrating: threading.Thread | None = None
         self._arrival: MigrationInfo | None = None
+        self._late_arrival: LateArrival | None = None
         self._dump: Dump | None = None
         self._dumping: threading.Thread | None = None
         self.destination: str | None = None
@@ -224,6 +236,8 @@ class Guest:
         """End the guest, its platform and whatever still goes on with it; a migration is given up first."""
         with contextlib.suppress(UserError):  # it is being handed over: that takes no time any more
             if self._migration is not None:
+                if isinstance(self._migration, Migration):
+                    self._migration.abandon()
                 self._migration.cancel(self._ending())
         self.dirty_rate.close()
         self.cancel_dump()
@@ -296,6 +310,9 @@ class Guest:
             UserError: there is none, `uri` is no address, or the guest cannot be moved now.
         """
         parse_uri(uri)
+        if isinstance(self._migration, Migration) and self._migration.paused:
+            self._migration.recover(uri)
+            return
         self._begin(self._next_leg, uri, Direction.OUTGOING, once(self._parameters))
 
     def _next_leg(
@@ -409,6 +426,8 @@ class Guest:
             yield Obstacle(Code.GUEST_STATE, f"guest {self.name} is {self.state.value}, neither running nor paused")
         else:
             yield from blocked(parameters.method, self.machine.platform.status())
+            if Capability.POSTCOPY_RAM in parameters.capabilities and (why := why_not_late(self.machine)):
+                yield Obstacle(Code.ENGINE, why)
 
     def _check_idle(self) -> None:
         if self._migrating is not None and self._migrating.is_alive():
@@ -491,6 +510,43 @@ class Guest:
         if not isinstance(self._migration, Migration):
             raise UserError("Migration not in expected state: none")
         self._migration.proceed(expected)
+
+    def start_postcopy(self) -> None:
+        """Have the migration underway switch now; the rest of the guest comes while it runs at the target.
+
+        Raises:
+            UserError: none is underway, or it was not begun for that.
+        """
+        if not isinstance(self._migration, Migration):
+            raise UserError("Postcopy must be started after migration has been started")
+        self._migration.switch_early()
+
+    def pause_migration(self) -> None:
+        """End the connections of a post-copy migration, at either side; it can be recovered.
+
+        Raises:
+            UserError: there is none.
+        """
+        if isinstance(self._migration, Migration):
+            self._migration.pause()
+        elif self._late_arrival is not None:
+            self._late_arrival.pause()
+        else:
+            raise UserError(NOT_SERVING)
+
+    def recover_migration(self, uri: str) -> None:
+        """At the target of a post-copy migration that is paused: await its source at `uri`.
+
+        Raises:
+            UserError: it is not paused, or nobody can listen there.
+        """
+        if self._late_arrival is None:
+            raise UserError("Migrate recover can only be run when postcopy is paused.")
+        self._late_arrival.recover(uri)
+
+    def fill_from(self, arrival: LateArrival) -> None:
+        """For who brought the guest here: pages of it still come."""
+        self._late_arrival = arrival
 
     def cancel_migration(self) -> None:
         """Give the current migration up, if there is one; `migration` says when it is."""

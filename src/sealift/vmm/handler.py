@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from dataclasses import dataclass
@@ -51,14 +52,18 @@ class HandlerClient:
         outgoing: ring slots that the handler fills (read-only here).
         incoming: ring slots that we fill.
         shape: number and size of slots, place of the mailbox.
+        bell: an eventfd that is readable while the guest waits for pages that nobody was asked for (post-copy).
         counts: what went in and out.
     """
 
-    def __init__(self, sock: socket.socket, shape: HandlerOpened, *, outgoing: Mapping, incoming: Mapping) -> None:
+    def __init__(
+        self, sock: socket.socket, shape: HandlerOpened, *, outgoing: Mapping, incoming: Mapping, bell: int
+    ) -> None:
         self.shape = shape
         self.counts = HandlerCounts()
         self.outgoing = outgoing
         self.incoming = incoming
+        self.bell = bell
         self._channel: Channel[wire.HandlerReply, Message] = Channel(sock, wire.HandlerReply)
         self._lock = threading.Lock()
         self._underway = 0
@@ -69,6 +74,7 @@ class HandlerClient:
         self._channel.close()
         self.outgoing.close()
         self.incoming.close()
+        os.close(self.bell)
 
     def send(self, message: Message) -> None:
         """Ask without waiting; `receive` must follow once for each, in order and in the same thread."""

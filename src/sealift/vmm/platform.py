@@ -232,13 +232,14 @@ class Platform:
 
     def _connect_handler(self) -> HandlerClient:
         opened, fds = self._exchange(wire.OpenHandler(), wire.HandlerOpened)
-        sock, outgoing, incoming = _expect_fds(fds, 3)
+        sock, outgoing, incoming, bell = _expect_fds(fds, 4)
         size = opened.slots * opened.slot_size
         return HandlerClient(
             socket.socket(fileno=sock),
             opened,
             outgoing=Mapping(outgoing, size, writable=False),
             incoming=Mapping(incoming, size),
+            bell=bell,
         )
 
     def open_packets(self) -> PacketSlots:

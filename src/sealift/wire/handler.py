@@ -7,6 +7,8 @@ what travels here is copied by the kernel and cannot change after it was checked
     source VMM   Offer, Confirm │ BeginEpoch, Pull …, EndEpoch │ Stop, SealState …, Close │ tokens
     target VMM   Answer, Confirmed │ Open …                                               │ tokens
     a new leg    AskForLeg, BeginLeg at the source, AnswerLeg at the target, and on as before
+    post-copy    LeaveMissing before SealState; behind STARTED a new leg, and Pull, SealMissing at the source, Open,
+                 TakeDemands at the target, until Fetch(FILLED) there
     snapshot     Save              │ the same                                             │ EndSnapshot
     restore      Restore           │ Open …                                               │ TakeSnapshot, Fetch(STARTED)
 """
@@ -130,6 +132,24 @@ class Stop(Message, frozen=True):
     """Source: bar the vCPUs (all must have left guest mode) until Cancel."""
 
 
+class LeaveMissing(Message, frozen=True):
+    """Source, stopped: leave what is unsent, of the round too, for after the switch. Reply: Unsent, how many pages."""
+
+
+class SealMissing(Message, frozen=True):
+    """Source, behind STARTED: seal a RAM page that the target demands. Reply: Sealed, of nothing if it was before."""
+
+    page: int
+    slot: int
+
+
+class TakeDemands(Message, frozen=True):
+    """Target: missing RAM pages that somebody waits for and that were not told yet, some at most. Reply: PageList.
+
+    The eventfd that came with the handler's socket is readable while there are any.
+    """
+
+
 class SealState(Message, frozen=True):
     """Source: seal the next piece of machine state. Reply: Sealed; `remaining` counts pieces still to come."""
 
@@ -205,10 +225,14 @@ class Sealed(Message, frozen=True):
 
 
 class Opened(Message, frozen=True):
-    """The record was authentic and in its place; `kind` as in sealift.wire.record, `pages` were written."""
+    """The record was authentic and in its place; `kind` as in sealift.wire.record, `pages` were written.
+
+    Post-copy: so many are still `missing`.
+    """
 
     kind: int
     pages: int
+    missing: int = 0
 
 
 class PageList(Message, frozen=True):
@@ -247,6 +271,9 @@ HandlerRequest: TypeAlias = (
     | RoundPages
     | ServeMailbox
     | Stop
+    | LeaveMissing
+    | SealMissing
+    | TakeDemands
     | SealState
     | Close
     | Open

@@ -13,6 +13,17 @@
       │◄──────────────────── RECEIPT: the target's half, empty where there is none│
       │── TAKEN: the target's token did its work here ───────────────────────────►│ (or keeps the token in a file)
 
+Post-copy: behind a STARTED of a target that misses pages the source connects anew, and again if it is lost, with a
+HELLO that resumes, and two connections beside the stream (`sealift.wire.side_connection`), each used one way::
+
+      │══ stream: HELLO with a leg request ══════════════════════════════════════►│
+      │◄────────────────────────────────────────────────── ANSWER: the leg answer ─│
+      │══ stream: RECORDs of pages nobody has demanded ═══════════════════════════►│ installs
+      │◄──────────────────────────────── on side 2, DEMAND: pages, ever again ───│
+      │══ on side 1: RECORDs of pages that were demanded ═════════════════════════►│ installs
+      │◄──────────────────────────────────────────────────── on side 2, FILLED ───│
+      │── on side 2, TAKEN ──────────────────────────────────────────────────────►│
+
 ``══`` is the stream of `sealift.wire.qemu_stream`; ``──`` are frames: u8 kind (0 is invalid), be32 length, payload.
 A HELLO names the method; its offer, ANSWER, CONFIRM, RECORDs, PREPARED, FINAL and STARTED are the method's own
 (`sealift.wire.handshake`, `record`, `token` for mh, `sealift.wire.psp` for psp).
@@ -26,7 +37,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -43,7 +54,7 @@ from sealift.wire.record import MAX_CHANNELS
 from sealift.wire.side_connection import TICKET_SIZE
 from sealift.wire.token import TOKEN_SIZE
 
-VERSION = 5
+VERSION = 6
 
 HELLO_LIMIT = 64 * 1024
 """Bytes of a HELLO: an offer at its longest, the RAMBlock table and a name fit several times."""
@@ -86,7 +97,14 @@ class FrameKind(enum.IntEnum):
     STARTED = 5
     TAKEN = 6
     RECEIPT = 7
+    DEMAND = 8
+    FILLED = 9
 
+
+DEMANDS_LIMIT = 512
+"""Pages in one DEMAND: more than vCPUs can wait for at a time; a flip of many pages takes several."""
+
+_DEMANDED = struct.Struct(">Q")
 
 FRAME_LIMITS = {
     FrameKind.ANSWER: max(handshake.MAX_MESSAGE, psp.ANSWER_LIMIT),
@@ -96,6 +114,8 @@ FRAME_LIMITS = {
     FrameKind.STARTED: TOKEN_SIZE,
     FrameKind.TAKEN: 0,
     FrameKind.RECEIPT: STATEMENT_SIZE,
+    FrameKind.DEMAND: DEMANDS_LIMIT * _DEMANDED.size,
+    FrameKind.FILLED: TOKEN_SIZE,
 }
 """Longest payload of each kind; whatever is longer is refused unread."""
 
@@ -144,6 +164,22 @@ class Frame:
 
 TAKEN = Frame(FrameKind.TAKEN, b"")
 """The source's last word: it took the token of a STARTED, or of a REFUSED that came after FINAL."""
+
+
+def demand(pages: Sequence[int]) -> Frame:
+    """A DEMAND of at most `DEMANDS_LIMIT` RAM pages."""
+    return Frame(FrameKind.DEMAND, b"".join(map(_DEMANDED.pack, pages)))
+
+
+def demanded(payload: bytes) -> list[int]:
+    """The pages of a DEMAND.
+
+    Raises:
+        StreamError: not a whole number of them.
+    """
+    if len(payload) % _DEMANDED.size:
+        raise StreamError(f"a demand of {len(payload)} bytes is no list of pages")
+    return [page for (page,) in _DEMANDED.iter_unpack(payload)]
 
 
 def read_frame(take: Take) -> Frame:
@@ -231,6 +267,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ticket: tells those from strangers'; empty if there are none.
         keep_s: should the connections be lost, the target keeps what has come for so many seconds (method mh).
         resumes: it is such a source that comes back, and the offer is for a new leg of its migration.
+        late: pages may come behind the switch (post-copy, method mh): the target listens on for that.
     """
 
     method: str
@@ -243,6 +280,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ticket: bytes = b""
     keep_s: int = 0
     resumes: bool = False
+    late: bool = False
 
     def encode(self) -> bytes:
         """Version and content."""
@@ -288,7 +326,7 @@ def _check_connections(hello: Hello) -> None:
         raise StreamError(f"the source wants {hello.connections} connections, which makes no sense")
     if not 0 <= hello.keep_s <= KEEP_LIMIT_S:
         raise StreamError(f"the source asks to be waited for {hello.keep_s} s, should it be lost")
-    if (hello.keep_s or hello.resumes) and hello.method != Method.MH.value:
+    if (hello.keep_s or hello.resumes or hello.late) and hello.method != Method.MH.value:
         raise StreamError(f"the source wants to come back, which method {hello.method} does not know")
 
 

@@ -12,7 +12,7 @@ request that gets no answer changes nothing there. Each message has an HMAC-SHA2
 session's secret; the answer's covers the request too. Everything is little-endian::
 
     request   magic 4 │ version u16 │ zero u16 │ migration id 16 │ leg u32 │ epoch u32 │ nonce 32 │ HMAC 32
-    answer    magic 4 │ version u16 │ channels u16 │ migration id 16 │ leg u32 │ zero u32 │ nonce 32 │
+    answer    magic 4 │ version u16 │ channels u16 │ migration id 16 │ leg u32 │ before u32 │ nonce 32 │
               records accepted u64 for each channel │ HMAC 32
 """
 
@@ -25,7 +25,7 @@ from typing import Final
 from sealift.errors import StreamError
 from sealift.wire.record import MAX_CHANNELS
 
-VERSION: Final = 1
+VERSION: Final = 2
 NONCE_SIZE: Final = 32
 MAC_SIZE: Final = 32
 MAX_LEG: Final = (1 << 32) - 1
@@ -64,17 +64,19 @@ class LegAnswer:
     Attributes:
         migration, leg: as in the request.
         nonce: 32 random bytes.
-        accepted: of every channel, how many records of the leg before it had opened.
+        before: the leg whose records it had opened last.
+        accepted: of every channel, how many records of that leg it had opened.
     """
 
     migration: bytes
     leg: int
     nonce: bytes
+    before: int
     accepted: tuple[int, ...]
 
     def body(self) -> bytes:
         """The bytes before the HMAC."""
-        head = _BODY.pack(_ANSWER_MAGIC, VERSION, len(self.accepted), self.migration, self.leg, 0, self.nonce)
+        head = _BODY.pack(_ANSWER_MAGIC, VERSION, len(self.accepted), self.migration, self.leg, self.before, self.nonce)
         return head + b"".join(map(_ACCEPTED.pack, self.accepted))
 
 
@@ -96,15 +98,15 @@ def split_leg_answer(data: bytes) -> tuple[LegAnswer, bytes]:
     """Parse an answer to its claims and its HMAC, which is for the source to check.
 
     Raises:
-        StreamError: wrong length, magic or version, or something where zeros belong.
+        StreamError: wrong length, magic or version.
     """
     if len(data) < _BODY.size:
         raise StreamError(f"a leg answer of {len(data)} bytes is truncated")
-    magic, version, channels, migration, leg, zero, nonce = _BODY.unpack_from(data)
-    if (magic, version, zero) != (_ANSWER_MAGIC, VERSION, 0):
+    magic, version, channels, migration, leg, before, nonce = _BODY.unpack_from(data)
+    if (magic, version) != (_ANSWER_MAGIC, VERSION):
         raise StreamError(f"this is no leg answer of version {VERSION}")
     end = _BODY.size + channels * _ACCEPTED.size
     if not 0 < channels <= MAX_CHANNELS or len(data) != end + MAC_SIZE:
         raise StreamError(f"a leg answer of {len(data)} bytes cannot be about {channels} channels")
     accepted = tuple(records for (records,) in _ACCEPTED.iter_unpack(data[_BODY.size : end]))
-    return LegAnswer(migration, leg, nonce, accepted), data[end:]
+    return LegAnswer(migration, leg, nonce, before, accepted), data[end:]

@@ -37,7 +37,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 """Contiguous bytes."""
 
 MAGIC = b"SLRC"
-VERSION = 1
+VERSION = 2
 
 TAG_SIZE = 16
 """An AES-GCM tag in full."""

@@ -19,6 +19,9 @@ and be delivered twice. An ABORTED of a target that never accepted a close recor
 A fifth, SNAPSHOT, stands at the end of a snapshot in the place of FINAL: it speaks for all bytes before it, so its
 digest is `whole_digest`. No migration takes it, and no snapshot takes any other.
 
+A seventh, FILLED, is a target's that started its guest before all of it was there (post-copy): now all of it is, and
+the source, SERVING until then, is GONE.
+
 A sixth, RESUME, is the owner's word to a FENCED source whose target was lost (`sealift.wire.resume`). The owner does
 not know the close record, so it carries `NO_CLOSE`.
 """
@@ -52,6 +55,7 @@ class TokenKind(enum.IntEnum):
     ABORTED = 4
     SNAPSHOT = 5
     RESUME = 6
+    FILLED = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,18 @@ _OF_THE_WAY: Final = {"max-bandwidth", "downtime-limit", "tls-creds", "tls-hostn
     help="Stop the guest and wait for `sealift migrate NAME --continue` before its rest moves.",
 )
 @click.option(
+    "--postcopy",
+    is_flag=True,
+    help="Switch before all has moved, and let the rest come while the guest runs there: from then on there is no way "
+    "back, and a lost host takes the guest along.",
+)
+@click.option(
+    "--postcopy-after-passes",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="With --postcopy: switch after so many rounds; 1 if not given.",
+)
+@click.option(
     "--resume-window",
     type=click.IntRange(0, 3600),
     metavar="SECONDS",
@@ -113,8 +125,9 @@ def command(
     from sealift.cli.watch import Order, describe, goes_on, moved
 
     check = bool(options.pop("check"))
+    late = _postcopy(options)
     receipt = _receipt_place(options)
-    capabilities = capabilities_of(options)
+    capabilities = [*capabilities_of(options), *(["postcopy-ram"] if late is not None else [])]
     parameters = parameters_of(options)
     if go_on:
         _continue(host, name, alone=not (uri or parameters or capabilities or resume))
@@ -127,7 +140,7 @@ def command(
             click.get_current_context(),
         )
     uri = None if uri is None else target_uri(uri)
-    order = None if uri is None else Order(uri, parameters, tuple(capabilities), check, resume)
+    order = None if uri is None else Order(uri, parameters, tuple(capabilities), check, resume, late)
     info = _migrate(host, name, order)
     if as_json:
         click.echo(_json(info))
@@ -147,6 +160,16 @@ def _check_resume(uri: str | None, parameters: dict[str, object], capabilities: 
             "a migration goes on to a URI, with the method, the channels and the capabilities that it began with",
             click.get_current_context(),
         )
+
+
+def _postcopy(options: dict[str, object]) -> int | None:
+    """After how many rounds the guest is to switch, if it is to by post-copy; taken out of the options."""
+    wanted, passes = bool(options.pop("postcopy")), options.pop("postcopy_after_passes")
+    if passes is not None and not wanted:
+        raise click.UsageError("--postcopy-after-passes says when --postcopy switches", click.get_current_context())
+    if not wanted:
+        return None
+    return passes if isinstance(passes, int) else 1
 
 
 def _receipt_place(options: dict[str, object]) -> Path | None:

@@ -37,6 +37,7 @@ MODULES = (
     f"{_PACKAGE}.mailbox",
     f"{_PACKAGE}.opener",
     f"{_PACKAGE}.outgoing",
+    f"{_PACKAGE}.postcopy",
     f"{_PACKAGE}.receipts",
     f"{_PACKAGE}.resumption",
     f"{_PACKAGE}.rounds",

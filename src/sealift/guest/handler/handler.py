@@ -18,6 +18,13 @@ and who restores it
 
     restore(header) → open(record) … → take_snapshot(end, digest) → token(STARTED)
 
+Post-copy leaves some pages for after the switch: the source `leave_missing` instead of a last round, and once it has
+taken STARTED serves them, in a leg of its own
+
+    ask_for_leg → begin_leg(answer) → { pull …, seal_missing … } → deliver(FILLED)
+
+while the target, which runs, takes them: answer_leg(request) → open(record) … → token(FILLED).
+
 A source may cancel until it made FINAL. Whatever fails while a target opens records ends that target. The file is
 long because it is the whole list of requests; what they do is in the modules beside it.
 """
@@ -32,7 +39,7 @@ from typing import TypeVar
 import numpy as np
 
 from sealift.errors import InternalError, RefusedError, SealError, UserError
-from sealift.guest.handler import receipts, resumption, snapshot
+from sealift.guest.handler import postcopy, receipts, resumption, snapshot
 from sealift.guest.handler.channels import Carried, Sealed
 from sealift.guest.handler.commit import Commit, Event, Role, State
 from sealift.guest.handler.exchange import NO_KEY, Initiator, Session, respond
@@ -63,6 +70,7 @@ _TAKES = {
     TokenKind.STARTED: Event.TAKE_STARTED,
     TokenKind.ABORTED: Event.TAKE_ABORTED,
     TokenKind.RESUME: Event.TAKE_RESUME,
+    TokenKind.FILLED: Event.TAKE_FILLED,
 }
 
 T = TypeVar("T")
@@ -148,12 +156,12 @@ class MigrationHandler:
                 case State.ABORTED:
                     self._end_target()
                 case _:
-                    pass  # STARTED: there is nothing to give up
+                    pass  # STARTED, FILLING: there is nothing to give up
 
     def token(self, kind: TokenKind) -> bytes:
         """Make the token of that kind, which takes the step it stands for; once made, fetch the same bytes again.
 
-        Making ABORTED is a target's cancel. PREPARED is made by the close record.
+        Making ABORTED is a target's cancel. PREPARED is made by the close record, FILLED by the last missing page.
 
         Raises:
             UserError: not possible in this state.
@@ -174,13 +182,9 @@ class MigrationHandler:
             if token in self._taken:
                 return None
             kind = self._kind(token)
-            self._commit.step(_TAKES[kind])
-            if kind in {TokenKind.ABORTED, TokenKind.RESUME}:
-                self._end_source()
-            elif kind is TokenKind.STARTED:
-                outgoing = _held(self._outgoing)
-                self._state(Side.SOURCE, outgoing.session, outgoing.sealer.carried)
-                self._drop_outgoing()
+            misses = kind is TokenKind.STARTED and bool(_held(self._outgoing).missing)
+            self._commit.step(Event.SERVE if misses else _TAKES[kind])
+            self._took(kind, misses=misses)
             self._taken.add(token)
             return kind
 
@@ -289,7 +293,7 @@ class MigrationHandler:
             UserError: see `Outgoing.begin_epoch`; or the state forbids it.
         """
         with self._lock:
-            return self._sending().begin_epoch()
+            return self._sending(Event.ROUND).begin_epoch()
 
     def pull(self, request: Pull, out: memoryview) -> Sealed:
         """Seal the next pages of the round to the front of `out`, which only the platform can write.
@@ -323,7 +327,7 @@ class MigrationHandler:
         Raises:
             UserError: pages are left in the round, no such channel, or the state forbids it.
         """
-        return self._sending().sealer.end_epoch(channel)
+        return self._sending(Event.ROUND).sealer.end_epoch(channel)
 
     def unsent_pages(self) -> int:
         """Pages left in the round and pages written since it began: what is still to move.
@@ -344,6 +348,25 @@ class MigrationHandler:
             self._sending(Event.STOP).check_stopped()
             self._require_ready()  # now that it can take nothing back any more
             self._commit.step(Event.STOP)
+
+    def leave_missing(self) -> int:
+        """Leave what is unsent, of the round too, for after the switch: how many pages. The round can be ended then.
+
+        Raises:
+            UserError: see `Outgoing.leave_missing`; or the state forbids it.
+        """
+        with self._lock:
+            return self._sending(Event.LEAVE_MISSING).leave_missing()
+
+    def seal_missing(self, page: int) -> bytes | None:
+        """The record of a page that the target demands; None if it is not missing there, or was sealed before.
+
+        Raises:
+            UserError: no leg has begun, there is no such page, or the state forbids it.
+        """
+        if not 0 <= page < self.facts.layout.pages:
+            raise UserError(f"page {page} is demanded, which is not in RAM")
+        return self._sending(Event.SEAL_MISSING).sealer.seal_page(page, postcopy.DEMANDED)
 
     def seal_state(self, out: memoryview) -> Sealed:
         """Seal the next piece of presence set and machine state; repeat until nothing remains.
@@ -470,7 +493,7 @@ class MigrationHandler:
             return _held(self._incoming).answer_leg(request)
 
     def open(self, record: memoryview) -> Opened:
-        """Open one record from memory that others can write. Any failure aborts this target.
+        """Open one record from memory that others can write. Any failure aborts this target, unless its guest runs.
 
         The close record also checks that all is there, makes holes of all pages the source has none of, and loads
         the machine state: then the handler is PREPARED, or of a snapshot RESTORED.
@@ -480,6 +503,8 @@ class MigrationHandler:
             UserError: the state forbids it; nothing has changed.
         """
         with self._lock:
+            if self._commit.allows(Event.FILL):
+                return self._fill(record)
             self._commit.require(Event.OPEN)
             incoming = _held(self._incoming)
         with self._fatal():
@@ -493,7 +518,40 @@ class MigrationHandler:
                         self._made[TokenKind.PREPARED] = incoming.desk.make(TokenKind.PREPARED)
             return opened
 
+    def demands(self, limit: int) -> PageNumbers:
+        """At most `limit` missing pages that somebody waits for, each once in a leg; none where none is missing."""
+        return self._guest.pages.demands(limit)
+
     # --- inside ----------------------------------------------------------------------------------------------
+
+    def _fill(self, record: memoryview) -> Opened:
+        """Take missing pages; behind the last one the guest is whole."""
+        incoming = _held(self._incoming)
+        filling = _held(incoming.filling)
+        pages = filling.open(record)
+        missing = filling.missing
+        if not missing:
+            self._commit.step(Event.MAKE_FILLED)
+            self._made[TokenKind.FILLED] = incoming.desk.make(TokenKind.FILLED)
+            self._incoming = None
+        return Opened(RecordKind.PAGES, pages, missing)
+
+    def _took(self, kind: TokenKind, *, misses: bool) -> None:
+        """What follows from a token, of a target that `misses` pages or does not."""
+        match kind:
+            case TokenKind.ABORTED | TokenKind.RESUME:
+                self._end_source()
+            case TokenKind.STARTED:
+                outgoing = _held(self._outgoing)
+                self._state(Side.SOURCE, outgoing.session, outgoing.sealer.carried)
+                if misses:
+                    outgoing.serve()
+                else:
+                    self._drop_outgoing()
+            case TokenKind.FILLED:
+                self._drop_outgoing()
+            case _:
+                pass  # the step is all
 
     def _owners_secret(self) -> MigrationSecret:
         if self._secret is None:
@@ -529,12 +587,14 @@ class MigrationHandler:
                 self._commit.step(Event.MAKE_FINAL)
                 self._made[kind] = outgoing.desk.make(kind)
             case TokenKind.STARTED:
-                self._commit.step(Event.MAKE_STARTED)
+                self._commit.require(Event.MAKE_STARTED)
                 incoming = _held(self._incoming)
+                self._commit.step(Event.MAKE_STARTED if incoming.filling is None else Event.START_FILLING)
                 self._made[kind] = incoming.desk.make(kind)
                 self._state(Side.TARGET, incoming.session, incoming.opener.carried)
-                self._incoming = None
-            case TokenKind.ABORTED if self._incoming is not None:
+                if incoming.filling is None:
+                    self._incoming = None
+            case TokenKind.ABORTED if self._incoming is not None and not self._commit.may_run:
                 self.cancel()
             case _:
                 raise UserError(f"there is no {kind.name} token to fetch in state {self._commit.state.name}")

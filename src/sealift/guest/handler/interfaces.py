@@ -30,6 +30,22 @@ class GuestPages(Protocol):
     def punch(self, pages: PageSet) -> None:
         """Make them holes, which read as zeros."""
 
+    def expect(self, missing: PageSet) -> None:
+        """Make them holes for which whoever needs one waits, until it is installed (post-copy).
+
+        Raises:
+            GuestError: the guest's engine cannot wait so.
+        """
+
+    def demands(self, limit: int) -> PageNumbers:
+        """Expected pages that somebody waits for and that were not given before, oldest first."""
+
+    def demand_again(self) -> None:
+        """What was given as demands was lost: give it again, as far as it is still missing."""
+
+    def install(self, numbers: PageNumbers, data: memoryview) -> None:
+        """The content of expected pages, in this order; each is here whole, or not at all."""
+
 
 class Unsent(Protocol):
     """Pages of the private plane written since they were last taken; writes are always logged."""

@@ -46,8 +46,8 @@ class LegInitiator:
         body = LegRequest(session.migration, leg, epoch, self._nonce).body()
         self.request = body + mac(self._secrets.request, body)
 
-    def finish(self, data: bytes) -> tuple[Session, tuple[int, ...]]:
-        """Take the answer; the session of the new leg, and the records of every channel that the target had accepted.
+    def finish(self, data: bytes) -> tuple[Session, LegAnswer]:
+        """Take the answer; the session of the new leg, and what the target says of those before.
 
         Raises:
             StreamError: it does not parse.
@@ -60,7 +60,7 @@ class LegInitiator:
             raise SealError("the target's leg answer is about another leg")
         if len(answer.accepted) != self._session.channels:
             raise SealError(f"the target's leg answer is about {len(answer.accepted)} channels")
-        return _next(self._session, self.leg, self._nonce, answer.nonce), answer.accepted
+        return _next(self._session, self.leg, self._nonce, answer.nonce), answer
 
 
 def asked(session: Session, data: bytes) -> LegRequest:
@@ -80,10 +80,13 @@ def asked(session: Session, data: bytes) -> LegRequest:
     return request
 
 
-def agree(session: Session, data: bytes, accepted: tuple[int, ...]) -> tuple[Session, bytes]:
-    """The session of the new leg that the authentic request `data` asks for, and the answer."""
+def agree(session: Session, data: bytes, before: int, accepted: tuple[int, ...]) -> tuple[Session, bytes]:
+    """The session of the new leg that the authentic request `data` asks for, and the answer.
+
+    `accepted` are the records that were opened of every channel in leg `before`.
+    """
     request = split_leg_request(data)[0]
-    answer = LegAnswer(session.migration, request.leg, os.urandom(NONCE_SIZE), accepted)
+    answer = LegAnswer(session.migration, request.leg, os.urandom(NONCE_SIZE), before, accepted)
     sealed = mac(LegSecrets.of(session.keys).answer, data + answer.body())
     return _next(session, request.leg, request.nonce, answer.nonce), answer.body() + sealed
 

@@ -44,10 +44,11 @@ _NEVER = (1 << 32) - 1
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a record was: its kind, and how many pages it brought."""
+    """What a record was: its kind, how many pages it brought, and how many a guest that runs still misses."""
 
     kind: RecordKind
     pages: int
+    missing: int = 0
 
 
 class Opener:
@@ -116,11 +117,16 @@ class Opener:
         """The source's state, after the close record.
 
         Raises:
-            SealError: it is incomplete, or names pages of which no record came.
+            SealError: it is incomplete, or names pages of which no record came, nor is to come behind the switch.
         """
         state = self._state.finish()
+        stray = state.missing.copy()
+        stray &= self._excluded
+        if stray:
+            raise SealError(f"the source calls page {stray.numbers(1)[0]} missing, which never travels")
         missing = state.presence.copy()
         missing -= self._excluded
+        missing -= state.missing
         missing -= self._received()
         if missing:
             raise SealError(f"the stream closed without {len(missing)} pages, the first is {missing.numbers(1)[0]}")

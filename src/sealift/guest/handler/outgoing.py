@@ -10,6 +10,7 @@ from sealift.guest.handler.commit import Role
 from sealift.guest.handler.exchange import Session
 from sealift.guest.handler.interfaces import Guest
 from sealift.guest.handler.legs import LegInitiator
+from sealift.guest.handler.postcopy import Serving
 from sealift.guest.handler.sealer import Sealer
 from sealift.guest.handler.state import HandlerState
 from sealift.guest.handler.tokens import TokenDesk
@@ -17,7 +18,10 @@ from sealift.launch.secrets import MigrationFlags
 from sealift.pageset import PageSet
 
 _EPOCHS_AHEAD = 2
-"""A new leg's first epoch, counted from the source's: the target may have closed that one, and so be at the next."""
+"""A new leg's first epoch, counted from the source's: the target may have closed that one, and so be at the next.
+
+Post-copy's as well: the next one is that of the machine state.
+"""
 
 
 class Outgoing:
@@ -28,6 +32,7 @@ class Outgoing:
         desk: makes and checks this session's tokens.
         migration: the migration's id.
         session: who the peer is, and the keys.
+        missing: pages that are left for after the switch (post-copy).
     """
 
     def __init__(self, session: Session, guest: Guest, excluded: PageSet, flags: MigrationFlags) -> None:
@@ -41,12 +46,19 @@ class Outgoing:
         self._excluded = excluded
         self._sent = PageSet(guest.pages.pages)
         self._close = b""
+        self.missing = PageSet(guest.pages.pages)
         self._leg: LegInitiator | None = None
+        self._serving: Serving | None = None
         # Writes are always logged: a page that fills meanwhile is in the log, in the populated set, or in both.
         guest.unsent.put_back(guest.pages.populated())
 
     def ask_for_leg(self) -> bytes:
-        """The connections were lost: the request for a new leg. Nothing changes before the target's answer."""
+        """The connections were lost: the request for a new leg. Nothing changes before the target's answer.
+
+        Post-copy begins with one.
+        """
+        if self._serving is not None:
+            return self._serving.ask_for_leg()
         if self._leg is None:
             self._leg = LegInitiator(self.session, self.session.leg + 1, self.sealer.epoch + _EPOCHS_AHEAD)
         else:  # the target may have taken the request before, and its answer was lost
@@ -60,12 +72,41 @@ class Outgoing:
             UserError: none is waited for.
             StreamError, SealError: it does not parse, or is not the target's; nothing has changed.
         """
+        if self._serving is not None:
+            self.sealer = self._serving.begin_leg(answer)
+            return
         if self._leg is None:
             raise UserError("no new leg was asked for")
-        session, accepted = self._leg.finish(answer)
-        self._guest.unsent.put_back(self.sealer.surrender(accepted))
+        session, said = self._leg.finish(answer)
+        self._guest.unsent.put_back(self.sealer.surrender(said.accepted))
         self.sealer = Sealer(session, self._guest.pages, skip_zeros=self._skip_zeros, epoch=self._leg.epoch - 1)
         self.session, self._leg = session, None
+
+    def leave_missing(self) -> int:
+        """The guest is stopped: whatever is unsent goes after the switch, if it comes to that; how many pages.
+
+        Raises:
+            UserError: the guest is not stopped, or the state is sealed.
+        """
+        self.check_stopped()
+        if self.sealer.has_state:
+            raise UserError("the machine state is already sealed; close the stream, or cancel")
+        left = self._guest.unsent.take()
+        left |= self.sealer.leave_rest()
+        left -= self._excluded
+        self._sent |= left
+        self.missing |= left
+        return len(self.missing)
+
+    def serve(self) -> None:
+        """The target runs the guest and misses pages: the next leg, and all that follow, are about those."""
+        self._serving = Serving(
+            self.session,
+            self._guest.pages,
+            self.missing,
+            self.sealer.epoch + _EPOCHS_AHEAD,
+            skip_zeros=self._skip_zeros,
+        )
 
     def end(self) -> None:
         """Seal nothing more."""
@@ -112,15 +153,15 @@ class Outgoing:
     def seal_state(self, out: memoryview) -> Sealed:
         """Seal the next piece of presence set and machine state, which are taken at the first call.
 
-        Present is what was sent: a page that was no hole at first, or written since. Reading can populate a hole too,
-        with zeros, which it is at the target without being sent.
+        Present is what was sent, or is left for after the switch: a page that was no hole at first, or written since.
+        Reading can populate a hole too, with zeros, which it is at the target without being sent.
 
         Raises:
             UserError: see `check_all_sent`; or `out` is too small.
         """
         if not self.sealer.has_state:
             self.check_all_sent()
-            self.sealer.set_state(HandlerState(self._sent, self._guest.machine.save()).encode())
+            self.sealer.set_state(HandlerState(self._sent, self.missing, self._guest.machine.save()).encode())
         return self.sealer.seal_state(out)
 
     def close(self) -> bytes:

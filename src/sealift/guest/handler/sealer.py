@@ -170,13 +170,18 @@ class Sealer:
             channel.last_request = request.number
             return Sealed(length, numbers.size, remaining)
 
-    def seal_page(self, page: int) -> bytes | None:
-        """The record of one page of the round, on channel 0; None if it is not (or no more) in the round.
+    def leave_rest(self) -> PageSet:
+        """Take out of the round what is left of it; a pull that is already under way has taken its pages."""
+        with self._lock:
+            return self._round.rest()
+
+    def seal_page(self, page: int, number: int = 0) -> bytes | None:
+        """The record of one page of the round, on a channel; None if it is not (or no more) in the round.
 
         Raises:
-            UserError: the epoch is closed on channel 0.
+            UserError: no such channel, or the epoch is closed on it.
         """
-        channel = self._channels[0]
+        channel = self._channel(number)
         with channel.lock:
             self._check_epoch_open(channel)
             with self._lock:

@@ -1,10 +1,11 @@
-"""The state that travels beside pages: which pages exist, and the machine's own state, as one blob.
+"""The state that travels beside pages: which pages exist, which are still missing, and the machine's own state.
 
 ::
 
-    presence set, ceil(pages / 64) * 8 bytes │ machine state, the rest
+    presence set, ceil(pages / 64) * 8 bytes │ missing set, as long │ machine state, the rest
 
-It is cut into STATE records, which the target puts together again. Its size depends on the guest's shape alone.
+One blob. Missing pages are some of those present, which come behind the switch (post-copy); mostly there are none. It
+is cut into STATE records, which the target puts together again. Its size depends on the guest's shape alone.
 """
 
 from __future__ import annotations
@@ -24,27 +25,33 @@ MAX_VCPU_STATE = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class HandlerState:
-    """Pages that are no holes, and the opaque machine state."""
+    """Pages that are no holes, those of them that come behind the switch, and the opaque machine state."""
 
     presence: PageSet
+    missing: PageSet
     machine: bytes
 
     def encode(self) -> bytes:
         """The blob."""
-        return self.presence.to_bytes() + self.machine
+        return self.presence.to_bytes() + self.missing.to_bytes() + self.machine
 
     @classmethod
     def decode(cls, pages: int, blob: bytes) -> HandlerState:
         """Parse the blob of a guest of `pages` pages.
 
         Raises:
-            SealError: its presence set is not one of such a guest.
+            SealError: its sets are not those of such a guest, or a page is missing that does not exist.
         """
         size = presence_size(pages)
         try:
-            return cls(PageSet.from_bytes(pages, blob[:size]), blob[size:])
+            presence, missing = (PageSet.from_bytes(pages, blob[at : at + size]) for at in (0, size))
         except ValueError as error:
-            raise SealError("the source's presence set does not fit this guest") from error
+            raise SealError("the source's sets of pages do not fit this guest") from error
+        stray = missing.copy()
+        stray -= presence
+        if stray:
+            raise SealError(f"the source calls page {stray.numbers(1)[0]} missing, which does not exist there")
+        return cls(presence, missing, blob[2 * size :])
 
 
 def presence_size(pages: int) -> int:
@@ -57,7 +64,7 @@ class StateCollector:
 
     def __init__(self, pages: int) -> None:
         self._pages = pages
-        self._limit = (1 + _SETS_IN_MACHINE_STATE) * presence_size(pages) + MAX_VCPU_STATE
+        self._limit = (2 + _SETS_IN_MACHINE_STATE) * presence_size(pages) + MAX_VCPU_STATE
         self._total = 0
         self._blob = bytearray()
 

@@ -27,10 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sealift.address import PAGE_SHIFT, RamLayout, pages_spanned
-from sealift.errors import GuestError
+from sealift.errors import GuestError, RefusedError
 from sealift.pageset import PageNumbers, PageSet, Span
 from sealift.sev.status import Status, failure
 from sealift.silicon.memory.plane import Plane
+from sealift.silicon.memory.presence import Presence
 from sealift.silicon.memory.xts import PageCipher
 
 _CONVERT_CHUNK = 1024
@@ -72,6 +73,10 @@ class Windows(Protocol):
     """What memory needs of an engine."""
 
     @property
+    def waits_for_pages(self) -> bool:
+        """Whether a vCPU that meets a page which `Presence` lacks waits for it."""
+
+    @property
     def runs_limit(self) -> int | None:
         """The most runs of shared pages it can show at a time; None if that makes no difference to it."""
 
@@ -95,6 +100,7 @@ class GuestMemory:
         private: the plane that never leaves this process.
         shared: the plane both processes map.
         states: pages in shared state.
+        presence: which pages of the private plane are not here yet.
     """
 
     def __init__(self, layout: RamLayout, memory_key: bytes, planes: tuple[Plane, Plane] | None = None) -> None:
@@ -106,6 +112,7 @@ class GuestMemory:
         )
         pages = layout.pages
         self.states = PageSet(pages)
+        self.presence = Presence(pages)
         self._sealed = PageSet(pages)  # content counts as written through the C-bit since launch or the last flip
         self._opened = PageSet(pages)  # private pages written without C-bit since launch or the last flip
         self._unsent = PageSet(pages)
@@ -136,6 +143,7 @@ class GuestMemory:
             GuestError: the engine cannot show so scattered a mix of page states; nothing has changed.
         """
         span = Span.covering(first, count)
+        self.presence.wait(first, count)  # what is to be converted must be here
         with self._quiesced():
             self.collect(span)
             with self._lock:
@@ -340,6 +348,7 @@ class GuestMemory:
             FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
         """
         offset = self._offset(gpa, len(data))
+        self._require_here(offset >> PAGE_SHIFT, pages_spanned(offset, len(data)))
         with self._quiesced():
             self.private.data[offset : offset + len(data)] = data
             self._written(offset, len(data))
@@ -358,7 +367,9 @@ class GuestMemory:
         Raises:
             FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
         """
-        self.private.read_into(self._offset(gpa, len(destination)), destination)
+        offset = self._offset(gpa, len(destination))
+        self._require_here(offset >> PAGE_SHIFT, pages_spanned(offset, len(destination)))
+        self.private.read_into(offset, destination)
 
     def view_private(self, gpa: int, length: int) -> memoryview:
         """The private plane itself, to read inside the boundary (SEND_UPDATE_DATA).
@@ -367,6 +378,7 @@ class GuestMemory:
             FirmwareError: INVALID_ADDRESS, not all of the range is RAM.
         """
         offset = self._offset(gpa, length)
+        self._require_here(offset >> PAGE_SHIFT, pages_spanned(offset, length))
         return self.private.data[offset : offset + length].toreadonly()
 
     def read_private(self, gpa: int, length: int) -> bytes:
@@ -380,6 +392,7 @@ class GuestMemory:
     def read_host_view(self, first: int, count: int) -> None:
         """Leave on the shared plane the ciphertext of those of the pages that are private."""
         span = Span.covering(first, count)
+        self._require_here(first, count)
         # A page that a guest declared shared meanwhile would lose what it wrote there.
         with self._quiesced():
             populated = self.private.populated(span)
@@ -393,6 +406,7 @@ class GuestMemory:
     def write_host_view(self, first: int, count: int) -> None:
         """The host wrote DRAM: private pages get the decryption of what lies on the shared plane."""
         span = Span.covering(first, count)
+        self._require_here(first, count)
         with self._quiesced():
             private = self._private_among(span, first, count)
             for pages in _chunks(private, span.base):
@@ -430,6 +444,34 @@ class GuestMemory:
         """A copy of the set of pages in shared state."""
         with self._lock:
             return self.states.copy()
+
+    # --- pages that come late --------------------------------------------------------------------------------
+
+    def expect(self, missing: PageSet) -> None:
+        """These private pages come while the guest runs (post-copy): until then there are holes in their places.
+
+        Raises:
+            GuestError: the engine's vCPUs cannot wait for a page.
+        """
+        if self._windows is not None and not self._windows.waits_for_pages:
+            raise GuestError("this guest's vCPUs cannot wait for pages here: no post-copy with this engine or SEV-ES")
+        self.private.punch(missing)
+        self.presence.expect(missing)
+
+    def install(self, numbers: PageNumbers, data: memoryview) -> None:
+        """Put the content of missing pages in place; whoever waits for them goes on."""
+        self.private.scatter(numbers, data)  # nobody looks there before they count as present
+        self.presence.arrived(numbers)
+
+    def _require_here(self, first: int, count: int) -> None:
+        """For a host's looks at memory, which do not wait.
+
+        Raises:
+            RefusedError: pages are missing.
+        """
+        lacking = self.presence.lacking(first, count)
+        if lacking.size:
+            raise RefusedError(f"page {lacking[0]} is still on the host that the guest comes from (post-copy)")
 
     # --- state that travels ----------------------------------------------------------------------------------
 

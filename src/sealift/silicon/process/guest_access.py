@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 
 from sealift.errors import StreamError
 from sealift.guest.handler.interfaces import Guest
@@ -21,6 +22,7 @@ class PrivatePages:
     """The private plane (`sealift.guest.handler.interfaces.GuestPages`)."""
 
     def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
         self.pages = memory.layout.pages
         self._plane = memory.private
 
@@ -43,6 +45,22 @@ class PrivatePages:
     def punch(self, pages: PageSet) -> None:
         """Make them holes."""
         self._plane.punch(pages)
+
+    def expect(self, missing: PageSet) -> None:
+        """Make them holes for which whoever needs one waits."""
+        self._memory.expect(missing)
+
+    def demands(self, limit: int) -> PageNumbers:
+        """Expected pages that somebody waits for and that were not given before."""
+        return np.array(self._memory.presence.take_demands(limit), np.uint64)
+
+    def demand_again(self) -> None:
+        """What was given as demands was lost."""
+        self._memory.presence.demand_again()
+
+    def install(self, numbers: PageNumbers, data: memoryview) -> None:
+        """Put the content of expected pages in place."""
+        self._memory.install(numbers, data)
 
 
 class UnsentPages:

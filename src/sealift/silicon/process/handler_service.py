@@ -24,6 +24,7 @@ from sealift.silicon.process.ring import Ring
 from sealift.wire import handler as wire
 from sealift.wire.channel import Channel
 from sealift.wire.failure import to_failed
+from sealift.wire.handover import DEMANDS_LIMIT
 from sealift.wire.lookout import Lookout
 from sealift.wire.platform import Done
 
@@ -103,7 +104,7 @@ class HandlerService:
                 self._gate.lift()
 
     def _carry_out(self, request: _Request) -> wire.HandlerReply:
-        if isinstance(request, wire.Pull | wire.EndEpoch | wire.SealState | wire.Close):
+        if isinstance(request, wire.Pull | wire.EndEpoch | wire.SealState | wire.Close | wire.SealMissing):
             return self._seal(request)
         if isinstance(request, wire.Stop | wire.Answer | wire.Cancel | wire.Fetch | wire.Deliver):
             return self._step(request)
@@ -111,7 +112,7 @@ class HandlerService:
             return self._snapshot(request)
         return self._plain(request)
 
-    def _seal(self, request: wire.Pull | wire.EndEpoch | wire.SealState | wire.Close) -> wire.Sealed:
+    def _seal(self, request: wire.Pull | wire.EndEpoch | wire.SealState | wire.Close | wire.SealMissing) -> wire.Sealed:
         """Requests that leave a record in an outgoing slot."""
         out = self._outgoing.slot(request.slot)
         match request:
@@ -124,6 +125,8 @@ class HandlerService:
                 record = self._handler.end_epoch(request.channel)
             case wire.Close():
                 record = self._handler.close()
+            case wire.SealMissing():
+                record = self._handler.seal_missing(request.page) or b""
         out[: len(record)] = record
         return wire.Sealed(len(record), 0, 0)
 
@@ -178,11 +181,11 @@ class HandlerService:
         match request:
             case wire.Open():
                 opened = handler.open(self._incoming.slot(request.slot)[: max(request.length, 0)])
-                return wire.Opened(opened.kind, opened.pages)
+                return wire.Opened(opened.kind, opened.pages, opened.missing)
             case wire.ServeMailbox():
                 self._mailbox.serve()
                 return Done()
-            case wire.BeginEpoch() | wire.CountUnsent() | wire.RoundPages():
+            case wire.BeginEpoch() | wire.CountUnsent() | wire.RoundPages() | wire.LeaveMissing() | wire.TakeDemands():
                 return self._round(request)
             case wire.GetStatus():
                 return handler_status(handler)
@@ -193,7 +196,7 @@ class HandlerService:
                 return self._exchange(request)
 
     def _round(
-        self, request: wire.BeginEpoch | wire.CountUnsent | wire.RoundPages
+        self, request: wire.BeginEpoch | wire.CountUnsent | wire.RoundPages | wire.LeaveMissing | wire.TakeDemands
     ) -> wire.EpochBegun | wire.Unsent | wire.PageList:
         """Requests about which pages are to be sent."""
         match request:
@@ -201,6 +204,10 @@ class HandlerService:
                 return wire.EpochBegun(*self._handler.begin_epoch())
             case wire.CountUnsent():
                 return wire.Unsent(self._handler.unsent_pages())
+            case wire.LeaveMissing():
+                return wire.Unsent(self._handler.leave_missing())
+            case wire.TakeDemands():
+                return wire.PageList(self._handler.demands(DEMANDS_LIMIT).astype("<u8").tobytes())
             case wire.RoundPages():
                 numbers = self._handler.round_pages(request.first, min(request.limit, _LISTED_PAGES))
                 return wire.PageList(numbers.astype("<u8").tobytes())

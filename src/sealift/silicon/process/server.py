@@ -390,4 +390,4 @@ class Server:
             raise
         opened = wire.HandlerOpened(SLOTS, SLOT_SIZE, mailbox.gpa, mailbox.size)
         self._handed_over.append(theirs)
-        return opened, (theirs.fileno(), outgoing.plane.fd, incoming.plane.fd)
+        return opened, (theirs.fileno(), outgoing.plane.fd, incoming.plane.fd, self._machine.memory.presence.bell)

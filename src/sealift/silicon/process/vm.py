@@ -39,6 +39,7 @@ _PHASES = {
     State.CLOSED: Phase.STOPPED,
     State.CLEARED: Phase.STOPPED,
     State.FENCED: Phase.FENCED,
+    State.SERVING: Phase.FENCED,
     State.GONE: Phase.GONE,
     State.SAVING: Phase.RUNNING,
     State.HELD: Phase.STOPPED,
@@ -52,6 +53,7 @@ _PHASES = {
     State.RESTORING: Phase.INCOMING,
     State.RESTORED: Phase.INCOMING,
     State.READY: Phase.INCOMING,
+    State.FILLING: Phase.RUNNING,
     State.STARTED: Phase.RUNNING,
     State.ABORTED: Phase.GONE,
 }

@@ -157,7 +157,11 @@ class Attempt(ABC):
             self._enter(_S.ACTIVE)
             self._stats.active()
 
-        return Watch(both, active, lambda: self._switch_over(both), self._settle, self.pass_begun)
+        return Watch(both, active, lambda: self._switch_over(both), self._settle, self.pass_begun, self._early)
+
+    def _early(self) -> bool:
+        """Whether the guest is to switch before all of it has moved."""
+        return False
 
     def _switch_over(self, _: Callable[[], None]) -> None:
         """The guest is stopped, and its rest may go."""

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 from sealift.pageset import PageSet
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration import machine_state
 from sealift.vmm.migration.convergence import AutoConverge, Convergence
 from sealift.vmm.migration.lanes import Lanes
-from sealift.vmm.migration.method import RoundsMethod
+from sealift.vmm.migration.method import LateSource, RoundsMethod
 from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.shared_ram import RamEncoder, SharedLog
 from sealift.vmm.migration.stats import PAGE_COST, DowntimePart, Statistics
+from sealift.vmm.migration.streamout import StreamOut
 from sealift.vmm.runstate import RunState
-from sealift.wire.handover import Disk, Hardware, Hello, SealedKind, blocks_of
+from sealift.wire.handover import Disk, Hardware, Hello, Method, SealedKind, blocks_of
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """How it is watched: `check` raises if it is to be given up; the others mark what was reached, and raise so too.
 
-    `switchover` may keep a stopped guest waiting. After `settled` nobody may give it up any more.
+    `early` says whether the guest is to switch at once (post-copy). `switchover` may keep a stopped guest waiting.
+    After `settled` nobody may give it up any more.
     """
 
     check: Callable[[], None]
@@ -33,6 +36,7 @@ class Watch:
     switchover: Callable[[], None]
     settled: Callable[[], None]
     pass_begun: Callable[[int], None]
+    early: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +74,30 @@ class LiveCopy:
         self._log = SharedLog(subject.machine, method.excluded())
         self._encoder = RamEncoder(subject.machine.memory)
 
-    def introduce(
-        self, offer: bytes, connections: int = 1, ticket: bytes = b"", *, keep_s: int = 0, resumes: bool = False
-    ) -> None:
-        """Begin the stream: what machine it is, the method's offer, and the rest of a `Hello`."""
-        hello = Hello(
-            method=self._parameters().method.value,
-            guest=self._subject.name,
-            vcpus=self._machine.vcpu_count,
-            blocks=blocks_of(self._machine.layout),
-            hardware=_hardware(self._machine),
-            offer=offer,
-            connections=connections,
-            ticket=ticket,
-            keep_s=keep_s,
-            resumes=resumes,
-        )
-        self._out.begin(self._machine.layout)
-        self._out.piece(SealedKind.HELLO, hello.encode())
+    def introduce(self, offer: bytes, **rest: Unpack[Introducing]) -> None:
+        """Begin the stream: see `introduce`."""
+        introduce(self._out, self._subject, self._parameters().method, offer, **rest)
 
     # --- rounds ----------------------------------------------------------------------------------------------------
 
-    def rounds(self) -> None:
-        """Until what remains fits the downtime limit at the bandwidth measured."""
+    def rounds(self, late: LateSource | None = None) -> bool:
+        """Until what remains fits the downtime limit at the bandwidth measured.
+
+        With `late` they may end before, when the watch says so: then this is True.
+        """
         progress = Convergence()
         converge = AutoConverge(self._parameters().throttling)
         while True:
             before = self._lanes.sent
-            self._round()
+            self._round(late)
+            if late is not None and self._watch.early():
+                return True
             self._stats.dirtied(self._method.unsent() + self._log.count())
             parameters = self._parameters()
             self._stats.cutover = self._stats.bandwidth.bytes_in(parameters.downtime_limit_ms / 1e3)
             expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)
             if expected_s * 1e3 <= parameters.downtime_limit_ms:
-                return
+                return False
             self._stats.advice = progress.advice(self._stats.remaining, expected_s)
             if Capability.AUTO_CONVERGE in parameters.capabilities:
                 converge.settings = parameters.throttling
@@ -114,7 +108,7 @@ class LiveCopy:
         self._machine.throttle.set(percentage)
         self._stats.cpu_throttle_percentage = percentage
 
-    def _round(self) -> None:
+    def _round(self, late: LateSource | None = None) -> None:
         private = self._method.begin_round()
         shared = self._log.take()
         if not self._stats.rounds:
@@ -122,17 +116,24 @@ class LiveCopy:
         self._stats.remaining = (private + len(shared)) * PAGE_COST
         with self._stats.round():
             self._watch.pass_begun(self._stats.rounds)
-            self._send_private()
+            self._send_private(late)
             self._send_shared(shared)
             self._lanes.flush()
             self._count()
 
-    def _send_private(self) -> None:
+    def _send_private(self, late: LateSource | None) -> None:
+        self._cut_short(late)
         for record in self._method.records():
             self._watch.check()
+            self._cut_short(late)
             self._lanes.record(record)
             self._stats.private_pages += record.pages
             self._progressed(record.pages)
+
+    def _cut_short(self, late: LateSource | None) -> None:
+        """Leave the rest of the round, if the guest is to switch at once."""
+        if late is not None and self._watch.early():
+            late.cut()
 
     def _send_shared(self, pages: PageSet) -> None:
         for batch in self._encoder.batches(pages):
@@ -154,13 +155,27 @@ class LiveCopy:
 
     def stop(self) -> None:
         """Stop the guest and send what it wrote since the last round."""
+        self._halt()
+        self._round()
+
+    def stop_early(self, late: LateSource) -> None:
+        """Stop the guest and send only what it wrote to shared pages: the rest is left for after the switch."""
+        self._halt()
+        for record in late.leave():
+            self._watch.check()
+            self._lanes.record(record)
+        self._send_shared(self._log.take())
+        self._lanes.flush()
+        self._stats.remaining = late.missing() * PAGE_COST
+        self._count()
+
+    def _halt(self) -> None:
         self._stats.downtime_part(DowntimePart.PAUSE)
         self._before = self._machine.begin_handover()
         self._slow_down(0)
         self._watch.switchover()
         self._method.stop()
         self._stats.downtime_part(DowntimePart.LAST_ROUND)
-        self._round()
 
     def finish(self) -> None:
         """Send all state, and end the stream."""
@@ -171,6 +186,32 @@ class LiveCopy:
         self._lanes.end()
         self._out.end(machine_state.save(self._machine, self._before))
         self._count()
+
+
+class Introducing(TypedDict, total=False):
+    """The rest of a `Hello`."""
+
+    connections: int
+    ticket: bytes
+    keep_s: int
+    resumes: bool
+    late: bool
+
+
+def introduce(out: StreamOut, subject: Subject, method: Method, offer: bytes, **rest: Unpack[Introducing]) -> None:
+    """Begin a stream: what machine it is, the method's offer, and the rest of a `Hello`."""
+    machine = subject.machine
+    hello = Hello(
+        method=method.value,
+        guest=subject.name,
+        vcpus=machine.vcpu_count,
+        blocks=blocks_of(machine.layout),
+        hardware=_hardware(machine),
+        offer=offer,
+        **rest,
+    )
+    out.begin(machine.layout)
+    out.piece(SealedKind.HELLO, hello.encode())
 
 
 def _hardware(machine: Machine) -> Hardware:

@@ -109,6 +109,9 @@ class SourceMethod(RoundsMethod, Protocol):
     def way_out(self, name: str) -> str:
         """What is left to the user of guest `name` when the target fell silent after `fence`; half a sentence."""
 
+    def late(self) -> LateSource | None:
+        """This, if it can leave pages for after the switch (post-copy)."""
+
 
 class LegMethod(SourceMethod, Protocol):
     """A migration's source that can go on over new connections (`resumable` gave it)."""
@@ -118,6 +121,44 @@ class LegMethod(SourceMethod, Protocol):
 
     def begin_leg(self, answer: bytes) -> None:
         """Take the target's answer: what has not arrived there is unsent again."""
+
+
+PUSHED_PAGES: Final = 64
+"""At most so many pages are pushed at once: 256 KiB, so that what is demanded need not wait long for their opening."""
+
+
+class LateSource(Protocol):
+    """A source of whose guest some pages move behind the switch.
+
+    From `release` on two threads may use it: one for `push`, one for the rest.
+    """
+
+    def cut(self) -> None:
+        """Let the round's `records` end soon, with pages left in it."""
+
+    def leave(self) -> Iterator[Record]:
+        """In the place of the last round: the rest is missing; what closes a round that was cut."""
+
+    def missing(self) -> int:
+        """Pages that were left and have not been given yet."""
+
+    def serving(self) -> bool:
+        """Whether the target runs the guest and misses pages."""
+
+    def ask_for_leg(self) -> bytes:
+        """Begin, or begin again; the offer for the target."""
+
+    def begin_leg(self, answer: bytes) -> None:
+        """Take the target's answer: pages can be had."""
+
+    def push(self) -> Record | None:
+        """Some pages that nobody has demanded; None: there are none left."""
+
+    def demanded(self, page: int) -> Record | None:
+        """A page that the target needs now; None: it was given before, or is not missing."""
+
+    def filled(self, token: bytes) -> None:
+        """The target says that it misses nothing: this side is done."""
 
 
 class SnapshotMethod(RoundsMethod, Protocol):
@@ -176,6 +217,33 @@ class TargetMethod(RecordSink, Protocol):
 
     def abort(self) -> bytes:
         """Give up for good, before `started`; the message that lets the source run again, or empty."""
+
+    def late(self) -> LateTarget | None:
+        """After `started`: this, if the guest misses pages."""
+
+
+class LateTarget(Protocol):
+    """A target whose guest runs and misses pages; from any thread.
+
+    Attributes:
+        bell: a descriptor that is readable while there are demands.
+    """
+
+    @property
+    def bell(self) -> int:
+        """See above."""
+
+    def answer_leg(self, offer: bytes, /) -> bytes:
+        """As `TargetMethod.answer_leg`."""
+
+    def demands(self) -> list[int]:
+        """Pages that the guest waits for and that were not given before in this leg."""
+
+    def install(self, channel: int, record: memoryview) -> int:
+        """Put the pages of a record in place; how many are still missing. A bad record changes nothing."""
+
+    def filled(self) -> bytes:
+        """None is: the message that lets the source go."""
 
 
 class RestoreMethod(RecordSink, Protocol):

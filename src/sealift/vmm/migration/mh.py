@@ -20,12 +20,13 @@ from sealift.vmm.launch import Begun, Launched, begin, begin_restore, complete
 from sealift.vmm.machine import Machine
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.migration.mailbox import Mailbox, MailboxSource, MailboxTarget
-from sealift.vmm.migration.method import Entered, Record
+from sealift.vmm.migration.method import PUSHED_PAGES, Entered, Record
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.migration.ring import RingSource, RingTarget
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 from sealift.wire import handler as wire
+from sealift.wire.handler import Pull
 from sealift.wire.handover import HandlerOffer, Transfer
 from sealift.wire.owner import OwnerService
 from sealift.wire.platform import Done
@@ -40,10 +41,12 @@ _START_UP_LIMIT_S = 30.0
 _UNKNOWN_DIGEST = bytes(32)
 """Stands in a recipe for the handler digest, which `launch` takes from the platform."""
 
-_FIRST_SLOT = 0
+_FIRST_SLOT, _SECOND_SLOT = 0, 1
 
-_SENDING, _FENCED, _GONE = "SENDING", "FENCED", "GONE"
-"""States of a source in the commit table, as HandlerStatus names them."""
+
+_SENDING, _FENCED, _SERVING, _GONE = "SENDING", "FENCED", "SERVING", "GONE"
+_FILLING = "FILLING"
+"""States of a source, and of a target, in the commit table, as HandlerStatus names them."""
 
 
 class SourceTransfer(Protocol):
@@ -144,6 +147,7 @@ class HandlerRounds:
         self._transfer = source_transfer(parameters.transfer, handler, machine.memory, parameters.channels)
         self._layout = machine.layout
         self._round_pages = 0
+        self._was_cut = self._open = False
 
     def identity(self) -> bytes:
         """The migration's or snapshot's id."""
@@ -160,11 +164,17 @@ class HandlerRounds:
     def begin_round(self) -> int:
         """Begin an epoch; private pages in it."""
         self._round_pages = self._handler.request(wire.BeginEpoch(), wire.EpochBegun).pages
+        self._open = True
         return self._round_pages
 
     def records(self) -> Iterator[Record]:
         """The epoch's pages, then its token on every channel."""
         yield from self._transfer.records(self._round_pages)
+        if not self._was_cut:
+            self._open = False
+            yield from self._end_round()
+
+    def _end_round(self) -> Iterator[Record]:
         for channel in range(self._channels):
             yield self._sealed(wire.EndEpoch(channel, _FIRST_SLOT))[0]
 
@@ -200,7 +210,10 @@ class HandlerRounds:
 
 
 class HandlerSource(HandlerRounds):
-    """The source's handler as a migration method (`method.SourceMethod`)."""
+    """The source's handler as a migration method (`method.SourceMethod`, `LegMethod`, `LateSource`)."""
+
+    _missing = 0
+    _pushes = 0
 
     def start(self) -> bytes:
         """OFFER."""
@@ -223,6 +236,52 @@ class HandlerSource(HandlerRounds):
     def begin_leg(self, answer: bytes) -> None:
         """The leg answer in."""
         self._handler.do(wire.BeginLeg(answer))
+        self._pushes = 0
+
+    def late(self) -> HandlerSource | None:
+        """It is, unless the mailbox moves it."""
+        return self if isinstance(self._transfer, RingSource) else None
+
+    def cut(self) -> None:
+        """Pull no more."""
+        if isinstance(self._transfer, RingSource):
+            self._transfer.cut()
+            self._was_cut = True
+
+    def leave(self) -> Iterator[Record]:
+        """What is unsent is missing; a token on every channel that lacks it."""
+        self._missing = self._handler.request(wire.LeaveMissing(), wire.Unsent).pages
+        if self._open:
+            yield from self._end_round()
+
+    def missing(self) -> int:
+        """As the handler said last."""
+        return self._missing
+
+    def serving(self) -> bool:
+        """Whether STARTED was taken and FILLED was not."""
+        self._handler.drain(_PATIENCE_S)
+        return self._handler.status().state == _SERVING
+
+    def push(self) -> Record | None:
+        """The next pages in their order."""
+        self._pushes += 1
+        sealed = self._handler.request(Pull(0, self._pushes, _FIRST_SLOT, PUSHED_PAGES), wire.Sealed)
+        self._missing = sealed.remaining
+        if not sealed.length:
+            return None
+        return Record((self._handler.slot_out(_FIRST_SLOT, sealed.length),), sealed.pages)
+
+    def demanded(self, page: int) -> Record | None:
+        """One page."""
+        sealed = self._handler.request(wire.SealMissing(page, _SECOND_SLOT), wire.Sealed)
+        if not sealed.length:
+            return None
+        return Record((self._handler.slot_out(_SECOND_SLOT, sealed.length),), 1, 1)
+
+    def filled(self, token: bytes) -> None:
+        """FILLED in."""
+        self._handler.deliver(token)
 
     def fence(self, prepared: bytes) -> bytes:
         """PREPARED in, FINAL out."""
@@ -230,9 +289,9 @@ class HandlerSource(HandlerRounds):
         return self._handler.fetch(TokenKind.FINAL)
 
     def release(self, answer: bytes) -> bool:
-        """STARTED (True) or ABORTED (False) in."""
+        """STARTED or FILLED (True), or ABORTED (False) in."""
         self._handler.deliver(answer)
-        return self._handler.status().state == _GONE
+        return self._handler.status().state in {_SERVING, _GONE}
 
     def receipt(self) -> bytes:
         """The source's statement."""
@@ -245,7 +304,7 @@ class HandlerSource(HandlerRounds):
     def fenced(self) -> bool:
         """Whether FINAL was made and is not taken back."""
         self._handler.drain(_PATIENCE_S)
-        return self._handler.status().state == _FENCED
+        return self._handler.status().state in {_FENCED, _SERVING}
 
     def way_out(self, name: str) -> str:
         """The target's token decides, or else the owner."""
@@ -288,7 +347,30 @@ class HandlerSink:
 
 
 class HandlerTarget(HandlerSink):
-    """The target's handler as a migration method (`method.TargetMethod`)."""
+    """The target's handler as a migration method (`method.TargetMethod`, `LateTarget`)."""
+
+    def late(self) -> HandlerTarget | None:
+        """As long as it fills."""
+        return self if self._handler.status().state == _FILLING else None
+
+    @property
+    def bell(self) -> int:
+        """The platform's."""
+        return self._handler.bell
+
+    def demands(self) -> list[int]:
+        """As the platform hears them from vCPUs."""
+        listed = self._handler.request(wire.TakeDemands(), wire.PageList).numbers
+        return [int(page) for page in np.frombuffer(listed, "<u8")]
+
+    def install(self, channel: int, record: memoryview) -> int:
+        """Each channel has a slot of its own."""
+        self._handler.slot_in(channel)[: len(record)] = record
+        return self._handler.request(wire.Open(channel, len(record)), wire.Opened).missing
+
+    def filled(self) -> bytes:
+        """FILLED out."""
+        return self._handler.fetch(TokenKind.FILLED)
 
     def answer(self, offer: bytes) -> bytes:
         """OFFER in, ANSWER out."""

@@ -32,6 +32,8 @@ class Capability(enum.Enum):
     """Several sealed channels, each on a connection of its own."""
     PAUSE_BEFORE_SWITCHOVER = "pause-before-switchover"
     """Wait, with the guest stopped, for migrate-continue before the last round and all state."""
+    POSTCOPY_RAM = "postcopy-ram"
+    """Let migrate-start-postcopy switch before all of the guest has moved: the rest comes while it runs there."""
     RETURN_PATH = "return-path"
     """Accepted from QEMU's users and without effect: targets always answer, or no guest could be handed over."""
 
@@ -75,6 +77,8 @@ class Parameters:
     Attributes:
         downtime_limit_ms: the guest is stopped when what remains should take no longer than this.
         max_bandwidth: bytes a second while the guest runs; 0 is no limit. Ignored once the guest is stopped.
+        max_postcopy_bandwidth: bytes a second of what is pushed while the guest runs at the target (post-copy); 0 is no
+            limit.
         transfer: how records leave the handler (method mh).
         multifd_channels: sealed streams with capability multifd, 1 to 16; the mailbox and method psp have only one.
         method: who encrypts the guest for its way.
@@ -92,6 +96,7 @@ class Parameters:
 
     downtime_limit_ms: int = DOWNTIME_LIMIT_MS
     max_bandwidth: int = 0
+    max_postcopy_bandwidth: int = 0
     transfer: Transfer = Transfer.RING
     multifd_channels: int = 2
     method: Method = Method.MH
@@ -108,6 +113,7 @@ class Parameters:
             self,
             downtime_limit_ms=now.downtime_limit_ms,
             max_bandwidth=now.max_bandwidth,
+            max_postcopy_bandwidth=now.max_postcopy_bandwidth,
             throttling=now.throttling,
             resume_window_s=now.resume_window_s or self.resume_window_s,
             tls_creds=now.tls_creds,
@@ -124,10 +130,18 @@ class Parameters:
             raise UserError(
                 f"a downtime limit of {self.downtime_limit_ms} ms is out of range; choose 0 to {MAX_DOWNTIME_LIMIT_MS}"
             )
-        if self.max_bandwidth < 0:
-            raise UserError(f"a bandwidth of {self.max_bandwidth} bytes/s is negative; choose 0 for no limit")
+        if (slowest := min(self.max_bandwidth, self.max_postcopy_bandwidth)) < 0:
+            raise UserError(f"a bandwidth of {slowest} bytes/s is negative; choose 0 for no limit")
         if not 1 <= self.multifd_channels <= MAX_CHANNELS:
             raise UserError(f"{self.multifd_channels} channels are not possible; choose 1 to {MAX_CHANNELS}")
+        if not 0 <= self.resume_window_s <= KEEP_LIMIT_S:
+            raise UserError(f"a target cannot wait {self.resume_window_s} s for its source; choose 0 to {KEEP_LIMIT_S}")
+        if not 1 <= self.packet_pages <= MAX_PACKET_PAGES:
+            raise UserError(f"packets of {self.packet_pages} pages are not possible; choose 1 to {MAX_PACKET_PAGES}")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Not every method knows everything."""
         if self.transfer is Transfer.MAILBOX and self.channels != 1:
             raise UserError(
                 "the mailbox moves one page at a time and has one channel; choose the ring, or switch multifd off"
@@ -136,11 +150,9 @@ class Parameters:
             raise UserError(
                 "a session of two secure processors has one channel; choose method mh, or switch multifd off"
             )
-        if not 0 <= self.resume_window_s <= KEEP_LIMIT_S:
-            raise UserError(f"a target cannot wait {self.resume_window_s} s for its source; choose 0 to {KEEP_LIMIT_S}")
         if self.resume_window_s and self.method is not Method.MH:
             raise UserError(
                 f"method {self.method.value} cannot go on after a lost connection; choose a resume window of 0"
             )
-        if not 1 <= self.packet_pages <= MAX_PACKET_PAGES:
-            raise UserError(f"packets of {self.packet_pages} pages are not possible; choose 1 to {MAX_PACKET_PAGES}")
+        if Capability.POSTCOPY_RAM in self.capabilities and (self.method, self.transfer) != (Method.MH, Transfer.RING):
+            raise UserError("only the migration handler (method mh) with its ring knows post-copy; switch it off")

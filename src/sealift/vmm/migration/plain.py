@@ -113,6 +113,9 @@ class PlainSource:
             f"so with the target's token: sealift token import {name} FILE"
         )
 
+    def late(self) -> None:
+        """It moves whole."""
+
 
 class PlainEntrance:
     """Lets in a guest that is not confidential (`method.Entrance`); whether one is wanted is its host's to say."""
@@ -179,6 +182,9 @@ class PlainTarget:
     def abort(self) -> bytes:
         """Before FINAL no word is needed; after it there is none."""
         return b""
+
+    def late(self) -> None:
+        """It came whole."""
 
 
 CONFIDENTIAL: Final = (

@@ -207,6 +207,9 @@ class PspSource(PspRounds):
             f"does run there, say so with the target's token: sealift token import {name} FILE"
         )
 
+    def late(self) -> None:
+        """It moves whole."""
+
 
 def _plain(kind: RecordKind, place: int, content: bytes) -> Record:
     return Record((RecordFront(kind, place).encode(), content), 0)
@@ -359,3 +362,6 @@ class PspTarget:
     def abort(self) -> bytes:
         """Nothing that a target could say brings a guest back behind SEND_FINISH; before, none is needed."""
         return b""
+
+    def late(self) -> None:
+        """It came whole."""

@@ -115,6 +115,18 @@ class StreamIn:
         sinks.devices.finish()
         read_description(self._take)
 
+    def late_record(self, buffer: memoryview) -> memoryview:
+        """The next record, which must come now and nothing else; in the front of `buffer`.
+
+        Raises:
+            StreamError: something else comes.
+        """
+        section = self._section(SEALED)
+        record = buffer[: self._piece(SealedKind.RECORD)]
+        self._reader.into(record)
+        read_footer(self._take, section)
+        return record
+
     def _record(self, method: RecordSink) -> None:
         length = self._piece(SealedKind.RECORD)
         self._reader.into(method.space(length))

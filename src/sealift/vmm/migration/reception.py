@@ -139,6 +139,7 @@ class Reception:
             caller = self._callers.get()
             if caller is not None:
                 caller.sock.close()
+        self._callers.put(None)  # for who waits in `next`
         for side in self._sides:
             side.sock.close()
         self._sides.clear()

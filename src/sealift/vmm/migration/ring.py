@@ -25,14 +25,19 @@ class RingSource:
         self._pulls = [0] * channels
         self._turn = 0
         self._record_pages = pages_fitting(handler.shape.slot_size)
+        self._cut = False
+
+    def cut(self) -> None:
+        """Ask for no more: what is underway is the end of `records`."""
+        self._cut = True
 
     def records(self, pages: int) -> Iterator[Record]:
         """The records of a round of `pages` pages."""
         free = list(range(self._handler.shape.slots))
         underway: deque[tuple[int, int]] = deque()
         to_ask = pages
-        while to_ask > 0 or underway:
-            while to_ask > 0 and free:
+        while (to_ask > 0 and not self._cut) or underway:
+            while to_ask > 0 and free and not self._cut:
                 slot = free.pop()
                 underway.append((slot, self._ask(slot)))
                 to_ask -= self._record_pages

@@ -50,7 +50,9 @@ class Route:
             case FileAddress():
                 raise RefusedError(TO_A_FILE)
             case FdAddress() | ExecAddress() if connections > 1:
-                raise UserError(f"{self._address} is one connection; switch multifd off, or use tcp: or unix:")
+                raise UserError(
+                    f"{self._address} is one connection; switch multifd and postcopy-ram off, or use tcp: or unix:"
+                )
             case _:
                 pass
         if self._credentials is not None and not self._host():

@@ -12,7 +12,7 @@ from sealift.errors import LostError, RefusedError, SealiftError, StreamError
 from sealift.vmm.migration.lanes import Lane, Lanes
 from sealift.vmm.migration.livecopy import LiveCopy, Subject, Watch
 from sealift.vmm.migration.method import LegMethod, SourceMethod
-from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.parameters import Capability, Parameters
 from sealift.vmm.migration.patience import Patience
 from sealift.vmm.migration.stats import DowntimePart, Statistics
 from sealift.vmm.migration.streamio import EndedError, StreamReader, readable_now
@@ -64,6 +64,15 @@ class Returns:
             raise StreamError(f"the target sent {frame.kind.name} where {kind.name} was due")
         return frame.payload
 
+    def next(self) -> Frame:
+        """What it says next, however long that takes.
+
+        Raises:
+            TargetRefusedError: it refuses.
+            LostError: it is gone.
+        """
+        return self._read(None)
+
     def why(self, broken: EndedError) -> SealiftError:
         """Why the connection broke while sending: the target's last word, if it left one."""
         try:
@@ -79,9 +88,9 @@ class Returns:
         gone.__cause__ = broken
         return gone
 
-    def _read(self, limit_s: float) -> Frame:
+    def _read(self, limit_s: float | None) -> Frame:
         try:
-            with self._reader.within(limit_s):
+            with contextlib.nullcontext() if limit_s is None else self._reader.within(limit_s):
                 frame = read_frame(self._reader.take)
         except EndedError as error:
             raise LostError("the target is gone") from error
@@ -103,6 +112,11 @@ class Line:
     beside: Callable[[bytes], tuple[Lane, ...]]
 
 
+def new_ticket() -> bytes:
+    """What connections beside a stream show."""
+    return os.urandom(TICKET_SIZE)
+
+
 class Sender:
     """Moves one guest, over one connection or several."""
 
@@ -120,6 +134,7 @@ class Sender:
         self._machine = subject.machine
         self._method = method
         self._leg = leg
+        self._late = method.late() if Capability.POSTCOPY_RAM in parameters().capabilities else None
         self._keep_s = parameters().resume_window_s
         self._out = line.out
         self._lanes = Lanes(line.out)
@@ -154,17 +169,27 @@ class Sender:
     def _converse(self) -> None:
         self._introduce()
         self._watch.active()
-        self._copy.rounds()
+        early = self._copy.rounds(self._late)
         self._throttle.lift()
-        self._copy.stop()
+        if early and self._late is not None:
+            self._copy.stop_early(self._late)
+        else:
+            self._copy.stop()
         self._copy.finish()
         self._hand_over()
 
     def _introduce(self) -> None:
-        ticket = os.urandom(TICKET_SIZE) if self._channels > 1 else b""
+        ticket = new_ticket() if self._channels > 1 else b""
         leg = self._leg
         offer = self._method.start() if leg is None else leg.ask_for_leg()
-        self._copy.introduce(offer, self._channels, ticket, keep_s=self._keep_s, resumes=leg is not None)
+        self._copy.introduce(
+            offer,
+            connections=self._channels,
+            ticket=ticket,
+            keep_s=self._keep_s,
+            resumes=leg is not None,
+            late=self._late is not None,
+        )
         answer = self._returns.expect(FrameKind.ANSWER, self._returns.patience.answer_s)
         if leg is not None:
             leg.begin_leg(answer)

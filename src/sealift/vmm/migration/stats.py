@@ -7,6 +7,7 @@ stop the guest until the target's word that it runs, so it includes one trip ove
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -48,7 +49,7 @@ class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
 
     Of the bytes transferred, `precopy_bytes` went while the guest ran, `downtime_bytes` while it was stopped, and
     `multifd_bytes` on connections beside the first. `dirty_pages_rate` is what the guest wrote in the last round, in
-    different pages a second. Nothing is sent without a copy, so none of that is missed.
+    different pages a second; `postcopy_requests` are pages that it waited for at the target. Nothing is sent without a copy, so none of that is missed.
     """
 
     transferred: int
@@ -161,6 +162,7 @@ class Statistics:
         resumable: whether it ended and can go on.
         cpu_throttle_percentage: share of the time in which auto-converge keeps the guest from running.
         advice: what the user could do so that it ends.
+        demanded_pages: pages that the target's guest waited for (post-copy).
         cutover: bytes that may remain for the guest to be stopped, once a round has shown what the way takes.
     """
 
@@ -186,6 +188,8 @@ class Statistics:
         self.cpu_throttle_percentage = 0
         self.advice: str | None = None
         self.cutover: int | None = None
+        self.demanded_pages = 0
+        self._count_lock = threading.Lock()
 
     def begin(self) -> None:
         """The migration begins."""
@@ -199,6 +203,11 @@ class Statistics:
         """The target's word that it runs the guest is here; what is still done for it here takes no time of it."""
         self.downtime_part(None)
         self._arrived = self._clock.monotonic()
+
+    def add_sent(self, length: int) -> None:
+        """Bytes went behind the switch, from one of two threads."""
+        with self._count_lock:
+            self.sent += length
 
     def end(self) -> None:
         """The migration is over; running times stand still, at the guest's arrival if it arrived."""
@@ -285,6 +294,7 @@ class Statistics:
             precopy_bytes=precopy,
             downtime_bytes=self.sent - precopy,
             multifd_bytes=self.sent_beside,
+            postcopy_requests=self.demanded_pages,
         )
 
 

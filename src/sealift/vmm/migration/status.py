@@ -22,6 +22,12 @@ class MigrationStatus(enum.StrEnum):
     """The guest is stopped, and its user is asked whether the rest may go."""
     DEVICE = "device"
     """The guest is stopped; the rest, the state and the handover."""
+    POSTCOPY_ACTIVE = "postcopy-active"
+    """The guest runs on the target, and its missing pages come."""
+    POSTCOPY_PAUSED = "postcopy-paused"
+    """The connections are lost: the guest runs on the target until it needs a page that has not come."""
+    POSTCOPY_RECOVER = "postcopy-recover"
+    """They are being made anew."""
     CANCELLING = "cancelling"
     """A cancel was asked for and takes effect."""
     COMPLETED = "completed"
@@ -39,10 +45,13 @@ TRANSITIONS: dict[MigrationStatus, set[MigrationStatus]] = {
     _S.SETUP: {_S.ACTIVE} | _GIVING_UP,
     _S.ACTIVE: {_S.PRE_SWITCHOVER, _S.DEVICE} | _GIVING_UP,
     _S.PRE_SWITCHOVER: {_S.DEVICE} | _GIVING_UP,
-    _S.DEVICE: {_S.COMPLETED} | _GIVING_UP,
+    _S.DEVICE: {_S.COMPLETED, _S.POSTCOPY_ACTIVE} | _GIVING_UP,
+    _S.POSTCOPY_ACTIVE: {_S.COMPLETED, _S.POSTCOPY_PAUSED, _S.FAILED},
+    _S.POSTCOPY_PAUSED: {_S.COMPLETED, _S.POSTCOPY_RECOVER, _S.FAILED},
+    _S.POSTCOPY_RECOVER: {_S.COMPLETED, _S.POSTCOPY_ACTIVE, _S.POSTCOPY_PAUSED, _S.FAILED},
     _S.CANCELLING: {_S.CANCELLED, _S.FAILED},
     # A token that comes later by another way settles what a lost target left open.
-    _S.FAILED: {_S.COMPLETED},
+    _S.FAILED: {_S.COMPLETED, _S.POSTCOPY_PAUSED},
     _S.COMPLETED: set(),
     _S.CANCELLED: set(),
 }

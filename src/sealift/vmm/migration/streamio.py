@@ -204,6 +204,15 @@ class StreamReader(ByteReader):
             raise EndedError("the connection was closed")
         return first[0]
 
+    def comes_before(self, fd: int) -> bool:
+        """Wait until there is more to read, or descriptor `fd` is readable: False, if that is."""
+        if self._start < self._end or (isinstance(self._sock, TlsSocket) and self._sock.pending()):
+            return True
+        poll = select.poll()
+        for each in (self._sock.fileno(), fd):
+            poll.register(each, select.POLLIN)
+        return all(ready != fd for ready, _ in poll.poll())
+
     def _receive(self, view: memoryview, *, whole: bool) -> int:
         flags = socket.MSG_WAITALL if whole else 0
         if self._limit_s is not None or self._alarm is not None:

@@ -30,6 +30,7 @@ from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.alarm import Alarm
 from sealift.vmm.migration.examining import Examiner, Premises, compare_types
+from sealift.vmm.migration.filling import Filling
 from sealift.vmm.migration.joining import JoinedChannels, Side
 from sealift.vmm.migration.landing import TargetHost, make_machine, set_going
 from sealift.vmm.migration.machine_state import Restorer
@@ -56,6 +57,7 @@ class Arrived:
         launched: the launch that the guest's next hop starts from.
         started: the STARTED token.
         token_path: where it lies for a source that the connection did not bring it to; None if it did.
+        filling: brings the pages that the guest misses (post-copy), once it is started; None if it misses none.
     """
 
     machine: Machine
@@ -63,6 +65,7 @@ class Arrived:
     name: str
     started: bytes
     token_path: Path | None
+    filling: Filling | None = None
 
 
 @dataclass(slots=True)
@@ -104,6 +107,7 @@ class Incoming:
         self._platform_lock = threading.Lock()
         self._machine: Machine | None = None
         self._prepared = False
+        self._filling: Filling | None = None
         self._method: TargetMethod | None = None
 
     def serve(self) -> Arrived:
@@ -112,21 +116,15 @@ class Incoming:
         Raises:
             SealiftError: why no guest came; the source was told, and nothing is left of it here.
         """
-        premises = Premises(
-            self._platform_here,
-            self._host.owner,
-            self._host.disks,
-            self._host.memory_available,
-            plain=self._host.plain,
-        )
-        reception = Reception(self._listener, self.patience, Examiner(premises), self._credentials, self._host.notify)
+        reception = Reception(self._listener, self.patience, self._examiner(), self._credentials, self._host.notify)
         try:
             caller, entrance = self._first_wanted(reception)
         except BaseException:
             reception.close()
             self._leave_nothing()
             raise
-        with contextlib.closing(reception), ExitStack() as self._connections:
+        with ExitStack() as self._connections:
+            self._connections.callback(self._close_reception, reception)
             try:
                 self._adopt(caller.sock)
                 return self._receive(caller, entrance, reception)
@@ -136,6 +134,27 @@ class Incoming:
             except BaseException as error:
                 self._refuse(InternalError(f"a bug ended the migration ({type(error).__name__})"))
                 raise
+
+    def _close_reception(self, reception: Reception) -> None:
+        if self._filling is None:  # which goes on with it
+            reception.close()
+
+    def listen_anew(self, address: Address) -> Address:
+        """Await a source that was lost at another address, while pages are missing (migrate-recover); where.
+
+        Raises:
+            UserError: none is awaited, or nobody can listen there.
+        """
+        if self._filling is None:
+            raise UserError("Migrate recover can only be run when postcopy is paused.")
+        listener = listen(address)
+        reception = Reception(listener, self.patience, self._examiner(), self._credentials, self._host.notify)
+        try:
+            self._filling.recover(reception)
+        except UserError:
+            reception.close()
+            raise
+        return listener.address
 
     def cancel(self) -> None:
         """Give it up, from any thread; a guest that has started stays."""
@@ -148,6 +167,8 @@ class Incoming:
     def close(self) -> None:
         """Stop listening, and give up what is underway."""
         self.cancel()
+        if self._filling is not None:
+            self._filling.close()
         self._listener.close()
 
     # --- who comes ---------------------------------------------------------------------------------------------------
@@ -185,6 +206,11 @@ class Incoming:
 
     # --- the guest's way in ----------------------------------------------------------------------------------------
 
+    def _examiner(self) -> Examiner:
+        """For who only asks."""
+        host = self._host
+        return Examiner(Premises(self._platform_here, host.owner, host.disks, host.memory_available, plain=host.plain))
+
     def _adopt(self, sock: socket.socket) -> None:
         """From now on this is the connection to the source."""
         self._connections.callback(sock.close)
@@ -195,7 +221,7 @@ class Incoming:
 
     def _receive(self, caller: Caller, entrance: Entrance, reception: Reception) -> Arrived:
         hello = caller.introduction.hello
-        if hello.connections == 1 and not hello.keep_s:
+        if hello.connections == 1 and not _comes_back(hello):
             reception.close()
         try:
             guest = self._make(caller.introduction, entrance)
@@ -212,8 +238,10 @@ class Incoming:
             final = _expect_final(caller.reader)
         guest.method.ready(final)
         started = self._start(guest, restorer)
+        if (late := guest.method.late()) is not None:
+            self._filling = Filling(late, reception, self.patience, self._keep, self._host.notify)
         kept = None if self._delivered(caller, guest.method, started) else self._keep(started)
-        return Arrived(guest.machine, guest.launched, hello.guest, started, kept)
+        return Arrived(guest.machine, guest.launched, hello.guest, started, kept, self._filling)
 
     def _take_all(
         self, guest: _Guest, restorer: Restorer, caller: Caller, sides: tuple[Side, ...], reception: Reception
@@ -284,7 +312,7 @@ class Incoming:
     def _beside(self, caller: Caller, reception: Reception) -> tuple[Side, ...]:
         """The connections beside the stream; nobody else is expected, unless the source may come back."""
         sides = reception.sides(self.patience.reply_s)
-        if not caller.introduction.hello.keep_s:
+        if not _comes_back(caller.introduction.hello):
             reception.close()
         return sides
 
@@ -365,6 +393,11 @@ class Incoming:
             self._machine.close()
         elif self._platform is not None:
             self._platform.close()
+
+
+def _comes_back(hello: Hello) -> bool:
+    """Whether this source may connect again."""
+    return bool(hello.keep_s) or hello.late
 
 
 def _expect_final(reader: StreamReader) -> bytes:

@@ -47,6 +47,7 @@ class KvmEngine:
 
     name = "kvm"
     runs_limit = RUNS_LIMIT
+    waits_for_pages = False
 
     def __init__(self, kvm: Kvm, memory: GuestMemory, shape: VmShape) -> None:
         self._kvm = kvm

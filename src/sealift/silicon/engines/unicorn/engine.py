@@ -43,6 +43,7 @@ class UnicornEngine:
         self.walker = Walker(memory, None if shape.plain else CBIT, self._table_written)
         self._count = shape.vcpus
         self._es, self._plain = shape.es, shape.plain
+        self.waits_for_pages = not shape.es  # an exception that is delivered to a missing stack could not be restarted
         self._vcpus: dict[int, UnicornVcpu] = {}
         memory.attach(self)
 

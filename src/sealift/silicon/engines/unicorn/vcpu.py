@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 from unicorn import Uc, UcError
@@ -30,6 +31,7 @@ from sealift.silicon.engines.unicorn.stops import HLT, RDMSR, WRMSR, Stops
 from sealift.silicon.engines.unicorn.turn import Turn
 from sealift.silicon.engines.unicorn.walker import Access, PageFault, Translation, Walker
 from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.silicon.memory.presence import MissingPageError
 from sealift.wire.platform import (
     Fault,
     Halt,
@@ -60,7 +62,14 @@ class Unsettled:
     """A reason that a kind of vCPU settles within its slice."""
 
 
-Reason: TypeAlias = Outcome | PortIn | PortOut | MmioRead | MmioWrite | Unsettled
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """A page that is not here yet; the instruction that needs it is to be executed again."""
+
+    page: int
+
+
+Reason: TypeAlias = Outcome | PortIn | PortOut | MmioRead | MmioWrite | Unsettled | _Missing
 """Why a slice ended before its time."""
 
 
@@ -134,6 +143,8 @@ class UnicornVcpu:
                     self._complete_read(stopped_by, device_io(stopped_by))
                 case PortOut() | MmioWrite():
                     device_io(stopped_by)
+                case _Missing(page):
+                    self._board.memory.presence.wait(page, give_up=self._interrupt.is_set)
                 case Unsettled():
                     raise InternalError(f"a slice left {stopped_by} unsettled")
                 case _:
@@ -214,6 +225,7 @@ class UnicornVcpu:
     def kick(self) -> None:
         """Make the current or else the next `run` return Interrupted; it has left its slice when this returns."""
         self._interrupt.set()
+        self._board.memory.presence.stir()
         with self._board.turn.held():
             pass
 
@@ -275,12 +287,17 @@ class UnicornVcpu:
         board = self._board
         try:
             found = self._translate(uc, address, kind)
+            page = found.offset >> PAGE_SHIFT
+            shared = not found.encrypted and page in board.memory.states
+            if kind is Access.FETCH or not shared:
+                board.memory.presence.need(page)
+        except MissingPageError as missing:
+            self._stopped_by = _Missing(missing.page)
+            return False
         except PageFault as fault:
             self._stopped_by = self._fault(f"{kind.name.lower()} of {fault}", fault.address, fault.error_code)
             uc.reg_write(x86.UC_X86_REG_CR2, fault.address)
             return False
-        page = found.offset >> PAGE_SHIFT
-        shared = not found.encrypted and page in board.memory.states
         if kind is Access.FETCH:
             # Silicon fetches through the key whatever the C-bit says: of a shared page the entry serves fetches alone.
             self._stops.scan(address, board.memory.private.window(page, 1))
@@ -355,14 +372,15 @@ class UnicornVcpu:
         uc.emu_stop()
 
     def _fetch(self, uc: Uc, address: int, length: int) -> bytes:
-        """Instruction bytes as the guest executes them, from the private plane; empty where nothing is mapped."""
+        """Instruction bytes as the guest executes them, from the private plane; empty where there is none."""
         fetched = bytearray()
         while len(fetched) < length:
             start = (address + len(fetched)) & (PAGE_SIZE - 1)
             count = min(length - len(fetched), PAGE_SIZE - start)
             try:
                 found = self._translate(uc, address + len(fetched) - start, Access.FETCH)
-            except PageFault:
+                self._board.memory.presence.need(found.offset >> PAGE_SHIFT)
+            except (PageFault, MissingPageError):
                 return b""
             fetched += self._board.memory.private.data[found.offset + start : found.offset + start + count]
         return bytes(fetched)

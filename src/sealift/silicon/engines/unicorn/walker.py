@@ -56,6 +56,7 @@ class Walker:
 
     def __init__(self, memory: GuestMemory, cbit: int | None, wrote: Callable[[int], None]) -> None:
         self._layout = memory.layout
+        self._presence = memory.presence
         self._entries = memory.private.data.cast("Q")
         self._cbit_mask = 0 if cbit is None else 1 << cbit
         self._frame_mask = _FRAME & ~self._cbit_mask
@@ -66,6 +67,7 @@ class Walker:
 
         Raises:
             PageFault: not canonical, not present, not allowed, or a table outside RAM.
+            MissingPageError: a table is not here yet.
         """
         code = (2 if access is Access.WRITE else 0) | (16 if access is Access.FETCH else 0)
         if address >> 47 not in (0, 0x1FFFF):
@@ -76,6 +78,7 @@ class Walker:
             slot = self._layout.offset(table + ((address >> shift) & 511) * 8, 8)
             if slot is None:
                 raise PageFault(address, code | 8, f"a page table outside RAM, at GPA {table:#x}")
+            self._presence.need(slot >> PAGE_SHIFT)
             entry = self._entries[slot >> 3]
             if not entry & _PRESENT:
                 raise PageFault(address, code, "a page that is not mapped")

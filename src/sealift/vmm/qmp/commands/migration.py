@@ -53,6 +53,12 @@ class ContinueArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     state: MigrationStatus
 
 
+class RecoverArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """QEMU's argument of migrate-recover: where to listen."""
+
+    uri: str
+
+
 class SettleArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The target's token or the owner's, in base64."""
 
@@ -95,6 +101,21 @@ def migrate_cancel(guest: Guest, _: NoArguments) -> None:
 def migrate_continue(guest: Guest, arguments: ContinueArguments) -> None:
     """Let a migration go on that waits for its user (capability pause-before-switchover)."""
     guest.continue_migration(arguments.state)
+
+
+def migrate_start_postcopy(guest: Guest, _: NoArguments) -> None:
+    """Switch now (capability postcopy-ram): from then on there is no way back."""
+    guest.start_postcopy()
+
+
+def migrate_pause(guest: Guest, _: NoArguments) -> None:
+    """End the connections of a post-copy migration; migrate with resume goes on."""
+    guest.pause_migration()
+
+
+def migrate_recover(guest: Guest, arguments: RecoverArguments) -> None:
+    """At the target: await the source of a post-copy migration that is paused somewhere else."""
+    guest.recover_migration(arguments.uri)
 
 
 def settle(guest: Guest, arguments: SettleArguments) -> None:
@@ -141,6 +162,9 @@ COMMANDS = (
     Command("start-migration-handler", NoArguments, start_migration_handler, Runs.IN_THREAD),
     Command("migrate_cancel", NoArguments, migrate_cancel, Runs.IN_THREAD),
     Command("migrate-continue", ContinueArguments, migrate_continue, Runs.IN_THREAD),
+    Command("migrate-start-postcopy", NoArguments, migrate_start_postcopy, Runs.IN_THREAD),
+    Command("migrate-pause", NoArguments, migrate_pause, Runs.IN_THREAD),
+    Command("migrate-recover", RecoverArguments, migrate_recover, Runs.IN_THREAD),
     Command("x-sealift-snapshot", SnapshotArguments, snapshot, Runs.IN_THREAD),
     Command("x-sealift-settle", SettleArguments, settle, Runs.IN_THREAD),
     Command("x-sealift-resume-request", NoArguments, resume_request, Runs.IN_THREAD),

@@ -31,6 +31,7 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     downtime_limit: int | None = None
     max_bandwidth: int | None = None
+    max_postcopy_bandwidth: int | None = None
     multifd_channels: int | None = None
     cpu_throttle_initial: int | None = None
     cpu_throttle_increment: int | None = None
@@ -51,6 +52,7 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         return cls(
             downtime_limit=parameters.downtime_limit_ms,
             max_bandwidth=parameters.max_bandwidth,
+            max_postcopy_bandwidth=parameters.max_postcopy_bandwidth,
             multifd_channels=parameters.multifd_channels,
             cpu_throttle_initial=throttling.initial,
             cpu_throttle_increment=throttling.increment,
@@ -71,6 +73,7 @@ class MigrationParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             to,
             downtime_limit_ms=_or(self.downtime_limit, to.downtime_limit_ms),
             max_bandwidth=_or(self.max_bandwidth, to.max_bandwidth),
+            max_postcopy_bandwidth=_or(self.max_postcopy_bandwidth, to.max_postcopy_bandwidth),
             multifd_channels=_or(self.multifd_channels, to.multifd_channels),
             throttling=self._throttling(to.throttling),
             tls_creds=_or(self.tls_creds, to.tls_creds),
