@@ -166,9 +166,9 @@ def test_stop_and_cont_are_answered_when_done_and_told_to_every_client(served: S
         ("system_powerdown", None, "GenericError", "has no power button"),
         (
             "migrate-set-capabilities",
-            {"capabilities": [{"capability": "postcopy-ram", "state": True}]},
+            {"capabilities": [{"capability": "rdma-pin-all", "state": True}]},
             "GenericError",
-            "Parameter 'capability' does not accept value 'postcopy-ram'",
+            "Parameter 'capability' does not accept value 'rdma-pin-all'",
         ),
         (
             "sev-inject-launch-secret",

@@ -49,7 +49,8 @@ class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
 
     Of the bytes transferred, `precopy_bytes` went while the guest ran, `downtime_bytes` while it was stopped, and
     `multifd_bytes` on connections beside the first. `dirty_pages_rate` is what the guest wrote in the last round, in
-    different pages a second; `postcopy_requests` are pages that it waited for at the target. Nothing is sent without a copy, so none of that is missed.
+    different pages a second; `postcopy_requests` are pages that it waited for at the target. Nothing is sent without a
+    copy, so none of that is missed.
     """
 
     transferred: int
