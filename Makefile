@@ -17,7 +17,7 @@ test: .venv/develop  ## all tests, several files at a time, the slow ones (cli) 
 
 test-kvm: .venv/develop  ## the tests that need KVM, on KVM or in an emulated machine that has it
 	$(BIN)/python -m sealift.cli.linux.fetch 6.1 6.12
-	RIG_ONE_THREAD=yes tests/kvm/with-kvm tests/kvm/patiently $(BIN)/pytest --needs-kvm -m kvm --timeout 900 \
+	RIG_ONE_THREAD=yes tests/kvm/with-kvm $(BIN)/pytest --needs-kvm -m kvm --timeout 900 \
 	  tests/kvm tests/silicon --ignore tests/kvm/test_demo.py $(ARGS)
 	tests/kvm/with-kvm tests/kvm/patiently $(BIN)/pytest --needs-kvm -m kvm --timeout 900 tests/kvm/test_demo.py $(ARGS)
 

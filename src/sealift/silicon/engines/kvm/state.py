@@ -1,7 +1,8 @@
 """The state of a vCPU: what is saved, and the order in which a fresh one takes it.
 
 Loading follows KVM's dependencies: CPUID before all, XCRs before XSAVE, SREGS (with the local APIC's mode) before
-LAPIC, LAPIC before the MSRs of its timer, events and the run state last.
+LAPIC, LAPIC before the MSRs of its timer, events and the run state last. Saving asks for the run state first: KVM
+carries out a pending INIT or SIPI as it answers, which changes registers.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class VcpuState:
 
     def save(self) -> bytes:
         """The whole architectural state."""
-        parts = {name: bytes(fetch(self._fd, get, of)) for name, of, get, _ in self._parts(_BEFORE_MSRS + _AFTER_MSRS)}
+        order = sorted(self._parts(_BEFORE_MSRS + _AFTER_MSRS), key=lambda part: part[0] != "mp_state")
+        parts = {name: bytes(fetch(self._fd, get, of)) for name, of, get, _ in order}
         absent = dict.fromkeys(_OF_THE_IRQCHIP - parts.keys(), b"")
         state = _State(version=_STATE_VERSION, cpu=self._cpu, msrs=self._read_msrs(), **parts, **absent)
         return msgspec.msgpack.encode(state)
