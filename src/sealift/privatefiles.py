@@ -23,6 +23,8 @@ _DIRECTORY_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
 _OTHERS: Final = 0o077
 _LOCK_FILE: Final = ".lock"
+_TURN_FILE: Final = ".turn"
+"""Held for the moment in which somebody asks for the lock for a change."""
 
 
 class Access(enum.Enum):
@@ -179,16 +181,33 @@ class PrivateDirectory:
         """Take the lock, waiting for it, until it is released."""
         return self._take(access.value)
 
-    def try_hold(self, access: Access) -> Lock | None:
-        """Take the lock if nobody stands in the way."""
-        try:
-            return self._take(access.value | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
+    def try_change(self, held: Lock | None = None) -> Lock | None:
+        """Take the lock for a change, or turn `held` into it, unless somebody else uses the directory.
 
-    def _take(self, operation: int) -> Lock:
+        Those who change it at this moment are waited for: they are done in no time. One at a time asks, so that nobody
+        is refused because somebody else is asking.
+        """
+        turn = self._take(fcntl.LOCK_EX, _TURN_FILE)
         try:
-            descriptor = _open(self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT)
+            lock = self.hold(Access.USE) if held is None else held
+            if lock.convert(Access.CHANGE):
+                return lock
+            if lock is not held:
+                lock.release()
+            return None
+        finally:
+            turn.release()
+
+    def in_use(self) -> bool:
+        """Whether somebody holds the lock for use."""
+        lock = self.try_change()
+        if lock is not None:
+            lock.release()
+        return lock is None
+
+    def _take(self, operation: int, name: str = _LOCK_FILE) -> Lock:
+        try:
+            descriptor = _open(self.path / name, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise UserError(f"the {self._name} cannot be locked") from error
         try:

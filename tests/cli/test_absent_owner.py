@@ -172,7 +172,7 @@ def _changed(owner: AbsentOwner, what: str, places: Places, directory: Path) -> 
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("policy", "Bad measurement (status 0xb): the session was not made for policy 0x3"),
+        ("policy", "Bad measurement (status 0xb): the session's POLICY_MAC fails: it was not made for policy 0x3"),
         ("another host's session", "Bad measurement (status 0xb): the session's WRAP_MAC fails"),
         ("short session", "Buffer too small (status 0x4): the session has 128 bytes, not 127"),
         ("short certificate", "Buffer too small (status 0x4): the Diffie-Hellman certificate has 2084 bytes, not 2083"),

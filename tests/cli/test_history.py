@@ -11,7 +11,9 @@ from sealift.errors import UserError
 from sealift.vmm.events import Direction, MigrationChanged
 from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Parameters
+from sealift.vmm.migration.plan import Experience
 from sealift.vmm.migration.status import MigrationStatus
+from sealift.wire.handover import Method
 
 FIGURES = Figures(total_time=1200, downtime=12, transferred=1 << 20, rounds=3)
 
@@ -53,3 +55,23 @@ def test_every_ended_migration_away_from_here_is_put_on_record_once(tmp_path: Pa
     guest.events.publish(MigrationChanged(Direction.OUTGOING, MigrationStatus.FAILED))
     assert len(said) == 1
     assert "does not parse" in said[0]
+
+
+def test_a_plan_learns_from_migrations_by_the_same_method_and_first_from_those_to_the_same_place(
+    tmp_path: Path,
+) -> None:
+    history = History(tmp_path / "history")
+    assert history.experience(Method.MH, "tcp:b:1") is None
+
+    def add(uri: str, method: Method, status: str, setup_ms: int) -> None:
+        figures = Figures(1200, 30, 1 << 20, 3, setup_time=setup_ms, standstill=setup_ms // 10)
+        history.add(Entry(1, "a", uri, status, figures, method=method.value))
+
+    add("tcp:b:1", Method.PSP, "completed", 9000)
+    add("tcp:b:1", Method.MH, "failed", 9000)
+    assert history.experience(Method.MH, "tcp:b:1") is None
+    for setup_ms in (400, 200, 300):
+        add("tcp:c:1", Method.MH, "completed", setup_ms)
+    assert history.experience(Method.MH, "tcp:b:1") == Experience(3, 0.3, 0.03)
+    add("tcp:b:1", Method.MH, "completed", 100)
+    assert history.experience(Method.MH, "tcp:b:1") == Experience(1, 0.1, 0.01)

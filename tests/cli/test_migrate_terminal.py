@@ -19,25 +19,32 @@ from sealift.cli.qmp_client import QmpClient
 
 from .test_migrate import LEDGER, source, target, updates
 
+PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 SLOW = 64 * 1024
 _LOCAL_MODES = 3
 """Place of c_lflag in what tcgetattr gives."""
+_COLUMNS = 100
+_FIGURE = re.compile(r"\d+(\.\d+)?")
+_BAR = re.compile("[━╸╺]+ *")
 _STYLE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A pseudo-terminal, and what it was made to show."""
+    """A pseudo-terminal as wide as the page, and what it was made to show."""
 
     def __init__(self) -> None:
         self.keys, self.tty = pty.openpty()
-        self.text = b""
+        termios.tcsetwinsize(self.tty, (24, _COLUMNS))
+        self.text = self.shown = b""
 
     def sees(self, part: str) -> None:
         """Wait until this is shown, from here on."""
         deadline = time.monotonic() + PATIENCE_S
         while part.encode() not in _STYLE.sub(b"", self.text):
             assert readable(self.keys, deadline - time.monotonic()), f"{part!r} was not shown: {self.text!r}"
-            self.text += os.read(self.keys, 65536)
+            data = os.read(self.keys, 65536)
+            self.text += data
+            self.shown += data
         self.text = b""
 
     def types(self, key: str) -> None:
@@ -60,6 +67,19 @@ def terminals() -> Iterator[tuple[Terminal, Terminal]]:
     yield made
     for terminal in made:
         terminal.close()
+
+
+def leveled(line: str) -> str:
+    """The line without what differs from run to run."""
+    return _FIGURE.sub("N", _BAR.sub("BAR ", line.replace("demo", "a"))).strip()
+
+
+def check_page(shown: str) -> None:
+    """What docs/migration.md shows of a terminal was shown, in this order."""
+    (screen,) = re.findall(r"^```screen\n\$ .*\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    lines = iter([leveled(line) for line in re.split(r"[\r\n]+", shown)])
+    for line in screen.splitlines():
+        assert line == "^C" or leveled(line) in lines, (line, shown)
 
 
 def test_ctrl_c_asks_and_each_answer_is_done(
@@ -87,7 +107,7 @@ def test_ctrl_c_asks_and_each_answer_is_done(
     terminal.sees("press c")
     terminal.types("d")
     assert watching.wait() == 0
-    assert "guest a goes on being moved; `sealift migrate a` attaches to it again" in watching.stdout.text
+    check_page(_STYLE.sub(b"", terminal.shown).decode() + "\n" + watching.stdout.text)
 
     again = sealift("migrate", "a", stdin=another.tty, stderr=another.tty)
     another.sees("active, round 1")

@@ -18,10 +18,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 
 _FIGURE = re.compile(r"\b\d+(?:\.\d+)?(?:e[+-]?\d+)?\b")
 _PROGRESS = re.compile(r"sealift: demo: \w+")
-_REFUSALS = ("cannot be moved", "does not converge")
+_REFUSALS = ("cannot be moved", "does not converge", "converges, but not in time")
 _PRESSED = re.compile(r"timeout -s INT \d+ sealift (.*)")
 """Ctrl-C after so many seconds: a reader's machine needs that many at most to come as far as the page shows."""
-_UNDERWAY = "sealift: demo: active, round 1"
+_UNDERWAY = "sealift: demo: active"
 
 
 def leveled(line: str) -> str:

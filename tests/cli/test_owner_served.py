@@ -141,7 +141,7 @@ def test_a_receipt_comes_with_a_migration_and_its_owner_believes_it(
     assert set(result["x-sealift-receipt"]) >= {"source", "target"}
     said = asked(sealift, "owner", "receipt", file)
     assert "OK: the handlers of both launches state this" in said
-    assert f"moved      {result['pages']['private-pages']} private pages in" in said
+    assert f"moved      {result['x-sealift-pages']['private-pages']} private pages in" in said
     assert f"a to {address}, ended 20" in said
 
     altered = file.read_text().replace('"pages": ', '"pages": 1')

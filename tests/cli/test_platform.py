@@ -17,7 +17,10 @@ from absent import AbsentOwner
 from cli.test_commands import SMALL, answer, running
 from cli.test_mistakes import assert_nothing_is_left
 from harness import Sealift
+from owner.tool import owner
 from sealift.cli.places import Host, Places
+from sealift.owner.authority import OwnerAuthority
+from sealift.owner.files import write
 from sealift.sev.certfile import CertificateSet, Layout
 from sealift.sev.certificate import Usage
 
@@ -143,6 +146,32 @@ def test_an_owner_comes_in_once_and_stays_until_the_reset(sealift: Callable[...,
     assert status(sealift)["oca"] == owned["oca"]
 
 
+def test_an_owner_whose_key_is_elsewhere_signs_the_csr(
+    sealift: Callable[..., Sealift], other_host: Host, tmp_path: Path
+) -> None:
+    """Test files only from one to the other, and what neither a platform nor an owner takes."""
+    authority = OwnerAuthority.generate()
+    cert, key, csr, signed = (tmp_path / name for name in ("oca.cert", "oca.key", "pek_csr.cert", "signed.cert"))
+    write(authority.files(cert, key), replace=False)
+    answer(sealift, "platform", "csr", csr)
+    assert csr.stat().st_size == 2084
+    provision = ("platform", "provision", "--signed")
+    assert "the PEK carries no valid signature of the OCA" in complaint(sealift, *provision, csr, cert)
+    owner("sign", csr, signed, "--oca", cert, key)
+    assert "is not the one of this platform's PEK_CSR" in complaint(
+        sealift, *provision, signed, cert, "--host", other_host.path
+    )
+    assert "it is a PEK certificate" in complaint(sealift, *provision, signed, signed)
+    answer(sealift, *provision, signed, cert)
+    assert status(sealift)["oca"] == authority.certificate.fingerprint().hex()
+    exported(sealift, tmp_path / "after", "--full").platform().verify_owner()
+    assert "has an external owner" in complaint(sealift, *provision, signed, cert)
+    refused = (tmp_path / "refused", "--oca", cert, key)
+    assert "has signatures, and a request has none" in owner("sign", signed, *refused, status=1).complaint
+    assert "it is a OCA certificate" in owner("sign", cert, *refused, status=1).complaint
+    assert not refused[0].exists()
+
+
 def test_a_guest_is_launched_on_an_owned_platform(sealift: Callable[..., Sealift], tmp_path: Path) -> None:
     answer(sealift, "platform", "provision", "--generate", tmp_path / "oca")
     running(sealift, "a", *SMALL)
@@ -172,7 +201,7 @@ def test_keys_do_not_change_while_guests_run_and_the_answer_says_which(
     before = exported(sealift, tmp_path / "before")
     assert complaint(sealift, "platform", *change).endswith(
         "cannot change, since they are in use by its guests: a, b: Platform state is invalid (status 0x1): another "
-        "process of this host has guests or is changing keys; the keys can change when it is done"
+        "process of this host has guests; the keys can change when they are gone"
     )
     assert exported(sealift, tmp_path / "after") == before
     assert list(tmp_path.glob("oca*")) == []
@@ -213,6 +242,9 @@ def test_reset_asks_and_a_no_changes_nothing(sealift: Callable[..., Sealift], tm
         (["provision", "cert", "key", "--generate", "x"], 2, "by CERT and KEY"),
         (["provision", "/nonexistent", "/nonexistent"], 1, "the OCA certificate /nonexistent cannot be read"),
         (["provision", "/dev/zero", "/dev/zero"], 1, "is no regular file"),
+        (["provision", "cert", "key", "--signed", "pek", "oca"], 2, "or say --signed"),
+        (["provision", "--signed", "/nonexistent", "oca"], 1, "the PEK certificate /nonexistent cannot be read"),
+        (["csr", "/nonexistent/csr"], 1, "/nonexistent/csr cannot be written"),
         (["export"], 2, "FILE"),
         (["export", "x", "--layout", "round"], 2, "--layout"),
         (["status", "--host", "/proc/none"], 1, "cannot be used"),

@@ -8,6 +8,7 @@ from sealift.cli.options import parse_size
 from sealift.cli.progress import Advance, Lines, summary
 from sealift.errors import UserError
 from sealift.vmm.migration.stats import MigrationInfo, RamInfo
+from sealift.vmm.migration.status import MigrationStatus
 
 
 def at(status: str, transferred: int = 0, remaining: int = 0, rounds: int = 0) -> MigrationInfo:
@@ -24,7 +25,7 @@ def at(status: str, transferred: int = 0, remaining: int = 0, rounds: int = 0) -
         page_size=4096,
         pages_per_second=0,
     )
-    return MigrationInfo(status, ram=ram)
+    return MigrationInfo(MigrationStatus(status), ram=ram)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1 << 40), st.integers(0, 1 << 40)), min_size=1))
@@ -36,14 +37,24 @@ def test_progress_never_runs_backwards_and_is_whole_only_at_the_end(steps: list[
     assert advance.of(at("completed")) == 1
 
 
-def test_there_is_one_line_for_each_status_and_round(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines("a")
-    for info in (at("setup"), at("setup"), at("active", 5, 9, 1), at("active", 7, 7, 1), at("active", 9, 2, 2)):
+def test_there_is_a_line_for_each_status_and_one_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 100.0
+    lines = Lines("a", lambda: now)
+    for seconds, info in (
+        (0.0, at("setup")),
+        (0.2, at("active", 1, 99, 1)),
+        (9.0, at("active", 5, 9, 2)),
+        (1.1, at("active", 7, 7, 3)),
+        (9.9, at("active", 7, 7, 4)),
+        (0.0, at("completed", 9, 0, 5)),
+    ):
+        now += seconds
         lines.show(info)
     assert [line.split(", ")[:2] for line in capsys.readouterr().err.splitlines()] == [
         ["sealift: a: setup"],
         ["sealift: a: active", "round 1"],
-        ["sealift: a: active", "round 2"],
+        ["sealift: a: active", "round 3"],
+        ["sealift: a: completed", "round 5"],
     ]
 
 

@@ -13,6 +13,9 @@ from sealift.cli.tokens import brought
 from sealift.cli.watch import Choice, Display, Order, attach, describe, migrate
 from sealift.errors import RefusedError, UserError
 from sealift.vmm.migration.stats import MigrationInfo, RamInfo
+from sealift.vmm.migration.status import MigrationStatus
+
+_S = MigrationStatus
 
 
 class Vmm:
@@ -66,7 +69,7 @@ def watched(vmm: Vmm, **parameters: object) -> tuple[MigrationInfo, list[str]]:
     return migrate(cast("QmpClient", vmm), order, Display(lambda _: None, said.append)), said
 
 
-ACTIVE, DEVICE, COMPLETED = (MigrationInfo(status) for status in ("active", "device", "completed"))
+ACTIVE, DEVICE, COMPLETED = map(MigrationInfo, (_S.ACTIVE, _S.DEVICE, _S.COMPLETED))
 
 
 def test_ctrl_c_that_comes_too_late_is_answered_and_the_outcome_is_awaited() -> None:
@@ -80,7 +83,7 @@ def test_ctrl_c_that_comes_too_late_is_answered_and_the_outcome_is_awaited() -> 
 
 
 def test_what_would_help_a_migration_that_does_not_end_is_said_once() -> None:
-    stuck = MigrationInfo("active", x_sealift_advice="raise the downtime limit")
+    stuck = MigrationInfo(_S.ACTIVE, x_sealift_advice="raise the downtime limit")
     _, said = watched(Vmm([ACTIVE, stuck, stuck, COMPLETED]))
     assert said == ["raise the downtime limit"]
 
@@ -94,15 +97,15 @@ def test_parameters_are_for_one_migration() -> None:
 
 def test_of_a_guest_that_is_fenced_nobody_says_where_it_runs() -> None:
     reason = "the target is gone; it is not known whether the guest runs on the target"
-    fenced = MigrationInfo("failed", error_desc=reason, x_sealift_fenced=True)
+    fenced = MigrationInfo(_S.FAILED, error_desc=reason, x_sealift_fenced=True)
     assert "not moved" not in describe("a", "tcp:b:1", fenced)
     assert reason in describe("a", "tcp:b:1", fenced)
-    assert "not moved" in describe("a", "tcp:b:1", MigrationInfo("failed", error_desc="the target is gone"))
+    assert "not moved" in describe("a", "tcp:b:1", MigrationInfo(_S.FAILED, error_desc="the target is gone"))
 
 
 @pytest.mark.parametrize(("after", "outcome"), [("completed", "runs on the target"), ("failed", "runs on here")])
 def test_a_token_is_brought_as_it_is_and_the_outcome_said(after: str, outcome: str) -> None:
-    vmm = Vmm([MigrationInfo(after)])
+    vmm = Vmm([MigrationInfo(MigrationStatus(after))])
     token = bytes(range(116))
     assert outcome in brought(cast("QmpClient", vmm), token)
     assert vmm.token == token
@@ -143,7 +146,7 @@ def test_who_goes_on_sees_the_end_and_can_be_asked_again() -> None:
 
 
 def test_an_attached_watcher_can_cancel() -> None:
-    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, ACTIVE, MigrationInfo("cancelled")])
+    vmm = Vmm([ACTIVE, ACTIVE, ACTIVE, ACTIVE, MigrationInfo(_S.CANCELLED)])
     vmm.interrupt_at = 2
     display, _ = answering(Choice.CANCEL)
     assert attach(cast("QmpClient", vmm), display).status == "cancelled"
@@ -151,8 +154,8 @@ def test_an_attached_watcher_can_cancel() -> None:
     assert "migrate" not in vmm.executed
 
 
-@pytest.mark.parametrize("status", ["none", "completed", "failed", "cancelled"])
-def test_there_is_nothing_to_attach_to_when_no_migration_is_underway(status: str) -> None:
+@pytest.mark.parametrize("status", [_S.NONE, _S.COMPLETED, _S.FAILED, _S.CANCELLED])
+def test_there_is_nothing_to_attach_to_when_no_migration_is_underway(status: MigrationStatus) -> None:
     with pytest.raises(UserError, match="no migration of guest a is underway"):
         attach(cast("QmpClient", Vmm([MigrationInfo(status)])), answering(Choice.CANCEL)[0])
 
@@ -182,5 +185,5 @@ def test_a_warning_is_said_and_the_migration_begins() -> None:
 def test_the_outcome_names_what_the_guest_waited_for() -> None:
     ram = RamInfo(1 << 20, 0, 1 << 20, 0, 0, 0, 1.0, 2, 4096, 1)
     parts = {"stop": 1.0, "last-pages": 2.5, "state": 0.5, "commit": 3.0, "start": 1.0}
-    told = describe("a", "tcp:b:1", MigrationInfo("completed", downtime=8, ram=ram, x_sealift_downtime_parts=parts))
+    told = describe("a", "tcp:b:1", MigrationInfo(_S.COMPLETED, downtime=8, ram=ram, x_sealift_downtime_parts=parts))
     assert told.endswith("8 ms of downtime (stop 1.0, last-pages 2.5, state 0.5, commit 3.0, start 1.0)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import judges
 from migration import rig
 from sealift.address import PAGE_SHIFT, PAGE_SIZE
 from sealift.errors import UserError
@@ -41,10 +41,7 @@ def dumped(guest: rig.Guest, wishes: DumpWishes) -> DumpInfo:
 
 
 def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
+    return judges.program(name, {"readelf": "binutils"}.get(name, name))
 
 
 def readelf(*arguments: str | Path) -> str:

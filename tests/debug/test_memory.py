@@ -136,7 +136,7 @@ def test_code_that_is_written_is_executed_and_a_guest_that_has_ended_is_not_look
     VirtualMemory(memory, cpu.paging).write(cpu.registers.rip, b"\x0f\x0b")
     assert machine.ready.wait(rig.PATIENCE_S)
     assert machine.state is RunState.GUEST_PANICKED
-    assert f"rip {cpu.registers.rip:#x}" in str(machine.report)
+    assert f"RIP={cpu.registers.rip:016x}" in str(machine.report)
     machine.close()
     with pytest.raises(SealiftError, match=r"is gone|has ended"):
         memory.read(FREE, 16)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
+import judges
 from harness import Sealift
 from sealift.cli.bench.boot import Boot, BootResult, seconds_until
 from sealift.cli.bench.debug import DebugResult, measure_debug
 from sealift.cli.bench.exits import ExitsResult, port_guest
-from sealift.cli.bench.idle import IdleGuest, IdleResult, Watch, cpu_s, measure_idle, peak_bytes
+from sealift.cli.bench.idle import IdleGuest, IdleResult, Watch, cpu_s, measure_idle, peak_bytes, wait_for_rest
 from sealift.cli.bench.migrate import MigrateResult, Wanted, measure_migration
 from sealift.cli.bench.pipe import RECORD_PAGES, raw_pipe, whole_records
 from sealift.cli.bench.qemu import PROGRAM
 from sealift.cli.bench.show import show_boot, show_debug, show_exits, show_idle, show_migration
 from sealift.cli.scratch import scratch
-from sealift.errors import UserError
+from sealift.errors import LostError, UserError
 from sealift.vmm.migration.stats import DowntimePart
 from sealift.wire import platform as wire
 
@@ -123,7 +124,11 @@ def test_an_idle_guest_is_moved_and_watched() -> None:
     said: list[str] = []
     with scratch("test") as place:
         (guest,) = measure_idle(place, said.append, sizes=[64 << 20], watch=Watch(span_s=0.1, hops=2)).guests
-    assert said == ["launching and moving a guest of 64 MiB", "watching it do nothing for 0.1 s"]
+    assert said == [
+        "launching and moving a guest of 64 MiB",
+        "waiting until it rests",
+        "watching it do nothing for 0.1 s",
+    ]
     assert guest.downtime[DowntimePart.LAST_ROUND.value] == guest.round_s > 0
     assert guest.memory == 64 << 20
     assert guest.round_s < guest.downtime_s
@@ -148,6 +153,14 @@ def test_a_boot_is_compared_with_that_of_another_vmm(bound_s: float, words: str)
 def test_another_vmm_is_timed_until_it_prints_what_is_waited_for_and_then_ended() -> None:
     wait = "import time; print('up', flush=True); time.sleep(1000)"
     assert 0 < seconds_until([sys.executable, "-c", wait], "up") < 100
+
+
+def test_another_vmms_clock_can_begin_where_ours_does() -> None:
+    """Both texts may come at once; the one that ends it counts behind the one that begins it only."""
+    command = [sys.executable, "-c", "import time; print('running, booted', flush=True); time.sleep(1000)"]
+    assert 0 <= seconds_until(command, "booted", "running") < seconds_until(command, "booted")
+    with pytest.raises(UserError, match="without printing 'up'"):
+        seconds_until([sys.executable, "-c", "print('up, running')"], "up", "running")
 
 
 def test_another_vmm_that_ends_without_a_word_is_no_measure() -> None:
@@ -182,8 +195,7 @@ def test_a_small_migration_is_measured_both_ways(sealift: Callable[..., Sealift]
 
 @pytest.mark.timeout(300)
 def test_qemu_moves_the_same_memory_in_the_same_run(sealift: Callable[..., Sealift]) -> None:
-    if shutil.which(PROGRAM) is None:
-        pytest.skip(f"NOT COMPARED: {PROGRAM} is not installed")
+    judges.program(PROGRAM, "qemu-system-x86")
     options = ["--size", "4M", "--runs", "1", "--channels", "2", "--dirty-rate", "1M"]
     bench = sealift("bench", "migrate", *options, "--against", "qemu", "--json")
     assert bench.process.wait(280) == 0, bench.report()
@@ -199,3 +211,13 @@ def test_a_comparison_with_a_qemu_that_is_not_there_says_so_at_once(monkeypatch:
     monkeypatch.setenv("PATH", os.devnull)
     with scratch("test") as place, pytest.raises(UserError, match=f"{PROGRAM} is not installed"):
         measure_migration(place, Wanted(4 << 20, 1, against_qemu=True), say=lambda _: None)
+
+
+def test_a_guest_is_watched_once_it_rests_and_one_that_never_does_is_an_error() -> None:
+    used = iter([0.0, 0.5, 0.6, 0.6005, 9.9])
+    looks: list[None] = []
+    wait_for_rest(lambda: next(used), lambda: looks.append(None))
+    assert len(looks) == 3
+    busy = itertools.count()
+    with pytest.raises(LostError, match="does not come to rest"):
+        wait_for_rest(lambda: next(busy), lambda: None)

@@ -11,12 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+import numpy as np
+
 from launch.bzimages import bzimage as a_bzimage
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.cli.recipes import make_recipe
 from sealift.errors import StreamError
 from sealift.launch import bzimage, flash, guided, secrets, startup
-from sealift.sev import ghcb, secret
+from sealift.owner import authority, files, receipts, secretfiles
+from sealift.owner.authority import OwnerAuthority
+from sealift.pageset import PageSet
+from sealift.sev import ghcb, keys, secret
 from sealift.sev.ca import CaCertificate, decode_ca_chain
 from sealift.sev.certfile import CertificateSet
 from sealift.sev.certificate import Certificate
@@ -25,6 +31,8 @@ from sealift.sev.policy import parse_policy
 from sealift.sev.report import AttestationReport
 from sealift.sev.secret import SecretEntry
 from sealift.sev.session import Session
+from sealift.sev.text import raw_or_base64
+from sealift.silicon.processor.platformkeys import PlatformKeys
 from sealift.wire import (
     handover,
     handshake,
@@ -87,6 +95,17 @@ def _stream(take: Callable[[int], bytes]) -> None:
     qemu_stream.read_description(take)
 
 
+def _receipt(data: bytes) -> None:
+    found = receipts.read_receipt(data)
+    for half in (found.source, found.target):
+        if half is not None:
+            half.encode()
+
+
+_STATED = receipt.Statement(receipt.Side.SOURCE, *4 * ("00" * 16,), 1, 2, 3, "00" * 32, "00" * 32)
+_OCA = OwnerAuthority.generate()
+_KEYS = PlatformKeys.generate(keys.generate(), (1, 55))
+_SHARED = PageSet.of(4096, np.array([1, 2, 9], np.uint64))
 _LAYOUT = RamLayout((RamBlock("ram", Gpa(0), 16 << 20),))
 _PARTY = Party(bytes(16), bytes(48), bytes(32), 1, 51, 1, 1, Gpa(0x820000), _LAYOUT, (0x820, 0x821))
 _TABLE = secret.build_table([SecretEntry(secrets.GUEST_GUID, b"of the guest")])
@@ -116,6 +135,15 @@ PARSERS: dict[str, Parser] = {
     "migration secret": Parser(
         secrets.MigrationSecret.decode, (secrets.MigrationSecret(bytes(16), b"\1" * 32, b"\2" * 32).encode(),)
     ),
+    "text of a blob": Parser(lambda data: raw_or_base64(data, {48, 128}), (b"A" * 64, b"AAAA\n" * 16)),
+    "QMP's answer": Parser(
+        lambda data: files._data_of(data, {48}), (b'{"data": "AAAA"}', b'{"return": {"data": "AAAA"}, "id": "1"}')
+    ),
+    "secret's header": Parser(secretfiles._header, (bytes(52), b"A" * 72)),
+    "secret's payload": Parser(secretfiles._payload, (bytes(64), b"A" * 64)),
+    "owner's certificate": Parser(authority._certificate, (_OCA.certificate.encode(),)),
+    "owner's private key": Parser(authority._private_key, (_OCA.files(Path("c"), Path("k"))[0].data, b"-----BEGIN")),
+    "platform's keys": Parser(PlatformKeys.decode, (_KEYS.encode(),)),
     "policy": Parser(lambda data: parse_policy(data.decode("latin-1")), (b"es,nodbg,api=1.55", b"0x5")),
     "GHCB": Parser(_ghcb, (bytes(4096), b"\xff" * 4096)),
     "GUIDed table": Parser(guided.parse, tuple(data[-4096:] for data in _PIECES)),
@@ -140,6 +168,7 @@ PARSERS: dict[str, Parser] = {
     ),
     "state piece": Parser(record.StatePiece.decode, (record.StatePiece(8, 0, bytes(4)).encode(),)),
     "close record": Parser(record.decode_close, (record.encode_close((record.ChannelEnd(3, b"\1" * 32),)),)),
+    "receipt": Parser(_receipt, (msgspec.json.encode(receipt.Receipt(_STATED, _STATED)), b"{}")),
     "statement": Parser(receipt.Statement.decode, (bytes(receipt.STATEMENT_SIZE),)),
     "snapshot's end": Parser(snapshot_file.decode_end, (snapshot_file.encode_end(bytes(TOKEN_SIZE)),)),
     "resume request": Parser(resume.split_request, (_RESUME.body() + bytes(resume.MAC_SIZE),)),
@@ -149,6 +178,8 @@ PARSERS: dict[str, Parser] = {
     "psp packet": Parser(psp.PacketParts.decode),
     "psp offer": Parser(psp.Offer.decode, (psp.Offer(33).encode(),)),
     "psp answer": Parser(psp.Answer.decode, (psp.Answer(b"pdh", b"certs", b"ca").encode(),)),
+    "psp regions": Parser(lambda data: psp.add_regions(PageSet(4096), data), tuple(psp.encode_regions(_SHARED))),
+    "psp machine": Parser(psp.VmRecord.decode, (psp.VmRecord("unicorn", b"state").encode(),)),
     "psp confirm": Parser(psp.Confirm.decode, (psp.Confirm(1, bytes(2084), bytes(128)).encode(),)),
 }
 

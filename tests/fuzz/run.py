@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["sealift", "fuzz.parsers"]):
     from fuzz.parsers import PARSERS, TRAP
     from sealift.errors import SealiftError
 
-_LONGEST = 5000
+_LONGEST = 7000
 
 
 def main() -> None:

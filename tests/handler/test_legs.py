@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,7 +111,7 @@ def test_no_key_seals_or_opens_on_two_legs() -> None:
     second = go_on(hosts).round()
     assert RecordHeader.decode(second[0]).leg == RecordHeader.decode(first[0]).leg + 1
     assert second[0] != first[0]
-    forged = dataclasses.replace(RecordHeader.decode(first[-1]), leg=2, sequence=0, epoch=3).encode()
+    forged = msgspec.structs.replace(RecordHeader.decode(first[-1]), leg=2, sequence=0, epoch=3).encode()
     with pytest.raises(SealError, match="not authentic"):
         hosts.target.open(memoryview(forged + first[-1][len(forged) :]))
 

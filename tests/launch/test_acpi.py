@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import judges
 from sealift.address import Gpa
 from sealift.launch import acpi, aml, microvm
 
@@ -68,8 +68,6 @@ def test_the_largest_tables_fit_their_area() -> None:
 @pytest.fixture
 def iasl(tmp_path: Path) -> Path:
     """A directory with the tables as files."""
-    if shutil.which("iasl") is None:
-        pytest.skip("NOT CHECKED: iasl (Debian: acpica-tools) is needed to judge the ACPI tables")
     for name, table in Tables().found.items():
         (tmp_path / f"{name}.dat").write_bytes(table)
     return tmp_path
@@ -77,8 +75,7 @@ def iasl(tmp_path: Path) -> Path:
 
 def run_iasl(directory: Path, *arguments: str) -> str:
     """What it says, if it is content."""
-    program = shutil.which("iasl")
-    assert program is not None
+    program = judges.program("iasl", "acpica-tools")
     done = subprocess.run([program, *arguments], cwd=directory, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said

@@ -40,7 +40,7 @@ def test_the_built_in_programs_load(name: str) -> None:
     ("image", "fault"),
     [
         (b"\x7fELF", "has 4 bytes, too few"),
-        (bytes(64), "is not an ELF file"),
+        (bytes(64), "neither an ELF file nor a Linux kernel"),
         (elf(GOOD, bits=1), "not a 64-bit"),
         (elf(GOOD, order=2), "not little-endian"),
         (elf(GOOD, ident=2), "unknown ELF version"),

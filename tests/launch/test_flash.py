@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sevsnpmeasure.sev_hashes import SevHashes
 
+import judges
 from launch.flashes import OVMF, firmware_image
 from sealift.address import Gpa
 from sealift.errors import SealiftError, StreamError, UserError
@@ -49,9 +50,7 @@ def test_what_an_image_says_of_itself() -> None:
 
 
 def test_debians_images_have_no_place_for_hashes_and_say_where_vcpus_begin() -> None:
-    if not OVMF.exists():
-        pytest.skip(f"there is no firmware image at {OVMF}: install ovmf")
-    image = FlashImage.decode(OVMF.read_bytes())
+    image = FlashImage.decode(judges.file(OVMF, "ovmf").read_bytes())
     assert image.reset_eip() == 0x0080B004
     assert image.secret is None
     with pytest.raises(UserError, match="no place for kernel hashes"):

@@ -110,7 +110,7 @@ def ram(mib: int) -> RamLayout:
         ({"kernel": elf(Load(0x80_0000, HALT, memsz=0xB001))}, "overlaps the start-up area"),
         ({"kernel": elf(Load(0x3FFF_8000, HALT)), "layout": ram(2048)}, "no longer fit below 0x40000000"),
         ({"kernel": None}, "needs a kernel"),
-        ({"kernel": b"not an ELF file" * 10}, "is not an ELF file"),
+        ({"kernel": b"not an ELF file" * 10}, "neither an ELF file nor a Linux kernel"),
         ({"startup": startup_blob()[1:]}, "not whole pages below"),
         ({"startup": startup_blob()[4096:]}, "has its page tables below"),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sealift.cli.linux import kernels, packages
+from sealift.cli.linux import image, initramfs, kernels, packages
 from sealift.cli.linux.cache import cached
 from sealift.cli.linux.image import SERIES
 from sealift.cli.linux.kernels import KernelWish, kernel
@@ -106,9 +108,70 @@ def test_a_machine_without_apt_is_told_what_is_missing(monkeypatch: pytest.Monke
 
 def test_an_apt_that_knows_no_such_package_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "tool", lambda *_: "apt-cache")
-    monkeypatch.setattr(packages, "_run", lambda *_: "")
-    with pytest.raises(UserError, match=r"apt knows no package .*tiny.*apt-get update"):
-        kernel(WISH)
+    asked: list[str] = []
+
+    def run(command: list[str], *_: object) -> str:
+        asked.append(command[1])
+        return ""
+
+    monkeypatch.setattr(packages, "_run", run)
+    for user, steps in ((1000, ["search"]), (0, ["search", "update", "search"])):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        asked.clear()
+        with pytest.raises(UserError, match=r"apt knows no package .*tiny.*apt-get update"):
+            kernel(WISH)
+        assert asked == steps
+
+
+def test_root_has_apt_fetch_its_lists_when_it_knows_no_such_package(
+    downloads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = [""]
+
+    def run(command: list[str], *_: object) -> str:
+        if command[1] == "update":
+            lists[0] = "linux-image-6.1.0-47-tiny - found\n"
+        return lists[0]
+
+    monkeypatch.setattr(packages, "tool", lambda name, _: name)
+    monkeypatch.setattr(packages, "_run", run)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    kernel(WISH)
+    assert downloads == ["linux-image-6.1.0-47-tiny"]
+
+
+def test_without_debian_12s_kernel_the_next_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(wish: KernelWish) -> kernels.Kernel:
+        if wish == SERIES["6.1"]:
+            raise UserError("apt knows no package of 6.1")
+        return kernels.Kernel(Path(wish.package), ())
+
+    monkeypatch.setattr(image, "kernel", found)
+    assert image.guest_kernel().vmlinuz == Path(SERIES["6.12"].package)
+    with pytest.raises(UserError, match=r"of 6\.1"):
+        image.guest_kernel("6.1")
+    with pytest.raises(UserError, match="no Linux guest of series '7'"):
+        image.guest_kernel("7")
+
+
+def test_a_busybox_that_needs_libraries_is_not_taken_but_debians(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    @contextmanager
+    def unpacked(package: str) -> Iterator[Path]:
+        fetched.append(package)
+        (tmp_path / "tree" / "bin").mkdir(parents=True)
+        (tmp_path / "tree" / "bin" / "busybox").write_bytes(b"static")
+        yield tmp_path / "tree"
+
+    monkeypatch.setattr(shutil, "which", lambda *_: sys.executable)
+    monkeypatch.setattr(initramfs, "unpacked", unpacked)
+    monkeypatch.setattr(initramfs, "_is_static", lambda program: program == b"static")
+    for _ in range(2):
+        assert initramfs.busybox().read_bytes() == b"static"
+    assert fetched == ["busybox-static"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +180,7 @@ def test_an_apt_that_knows_no_such_package_is_told_so(monkeypatch: pytest.Monkey
         ("6.1", "linux-image-6.1.0-56-cloud-amd64"),
         ("6.12", "linux-image-6.12.111+deb12-cloud-amd64"),
         ("6.12", "linux-image-6.12.38+deb13-cloud-amd64"),
+        ("6.12", "linux-image-6.12.12+bpo-cloud-amd64"),
     ],
 )
 def test_debians_names_are_those_that_are_looked_for(series: str, name: str) -> None:

@@ -33,7 +33,7 @@ from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.platform import Platform
 from sealift.vmm.runstate import RunState
 from sealift.wire.obstacle import Code, Obstacle
-from sealift.wire.platform import Interrupted, Kick, MmioRead, Phase, PortOut, Run
+from sealift.wire.platform import Fault, Interrupted, Kick, MmioRead, Phase, PortOut, Registers, Run
 
 LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 1 << 20),))
 PATIENCE_S = 20
@@ -118,6 +118,10 @@ class PlayedPlatform:
         """The only order that machines give here."""
         self.vcpus[message.index].kicked.set()
 
+    def registers(self, _: int) -> Registers:
+        """Each its own number."""
+        return Registers(tuple(range(16)), 0x1234, 2, 0x8005_0033, 0, 0x1000, 0x620, 0xD00)
+
     def status(self) -> object:
         """What the guest lets be known."""
         played = (Obstacle(Code.NO_HANDLER, "it is only played"),)
@@ -182,6 +186,38 @@ def test_a_panic_that_ends_in_a_reset_is_a_panic_with_its_last_lines(start: Star
     assert machine.report is not None
     assert "Attempted to kill init!" in machine.report
     assert "RIP: 0010:panic+0x1" in machine.report
+
+
+def test_a_panic_behind_which_linux_waits_for_ever_is_a_panic_too(start: Start) -> None:
+    """Without ``panic=`` on its command line it never reboots; its last words are heard."""
+    words = "Kernel panic - not syncing: VFS\n---[ end Kernel panic - not syncing: VFS ]---\n"
+    machine = start(printing(words))
+    assert machine.ready.wait(PATIENCE_S)
+    assert machine.state is RunState.GUEST_PANICKED
+    assert "its kernel panicked" in str(machine.report)
+    assert "end Kernel panic" in str(machine.report)
+
+
+def test_who_only_speaks_of_a_panic_runs_on(start: Start) -> None:
+    machine = start([*printing("Kernel panic - not syncing: of this the manual says much\n"), POWER_OFF])
+    assert machine.ready.wait(PATIENCE_S)
+    assert machine.ended_by is GuestEnd.POWER_OFF
+
+
+def test_a_triple_fault_is_told_with_all_registers_or_that_there_are_none(start: Start) -> None:
+    machine = start([*printing("last line\n"), Fault("a triple fault", 0, 0, 0, registers_kept=False)])
+    assert machine.ready.wait(PATIENCE_S)
+    assert machine.state is RunState.GUEST_PANICKED
+    assert machine.report is not None
+    assert "vCPU 0 stopped: a triple fault" in machine.report
+    assert "none: the processor keeps none over a triple fault" in machine.report
+    assert "last line" in machine.report
+
+    kept = start([Fault("it could not emulate an instruction", 0x1234, 0, 0)])
+    assert kept.ready.wait(PATIENCE_S)
+    assert kept.report is not None
+    for line in ("RAX=0000000000000000 RBX=0000000000000001", "R15=000000000000000f", "RIP=0000000000001234", "CR4="):
+        assert line in kept.report
 
 
 @pytest.mark.parametrize("access", [MmioRead(VIRTIO_BASE, 4), PortOut(SERIAL_PORT, 1, 0x41)], ids=["virtio", "serial"])

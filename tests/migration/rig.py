@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import introspection
 from sealift.address import Gpa, RamBlock, RamLayout
 from sealift.errors import SealiftError, sentence
 from sealift.guest.handler.digest import handler_digest
@@ -226,6 +227,12 @@ class Attempt:
         """What the source sent."""
         return bytes(self.tapes[0].sent_bytes)
 
+    def cut(self, *, deliver: bool) -> None:
+        """Break the line while the source sends: nothing comes back any more, and what it sends arrives or does not."""
+        sock, way = (self.incoming._sock, socket.SHUT_WR) if deliver else (self.migration._sock, socket.SHUT_RDWR)
+        assert sock is not None
+        sock.shutdown(way)
+
     def begin(self) -> None:
         """Start both sides."""
 
@@ -252,6 +259,7 @@ class Attempt:
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), f"the {thread.name} hangs"
         assert self.info is not None
+        introspection.judge(self.info, "MigrationInfo")
         return self.info
 
     def guest(self) -> Guest:

@@ -12,7 +12,7 @@ from sealift.errors import LostError, UserError
 from sealift.pageset import PageSet
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.silicon.memory.xts import KEY_BYTES
-from sealift.vmm.migration.dirtyrate import DirtyRateMeter, Status
+from sealift.vmm.migration.dirtyrate import DirtyRateMeter, DirtyRateStatus
 
 LAYOUT = RamLayout((RamBlock("pc.ram", Gpa(0), 64 * PAGE_SIZE),))
 
@@ -64,7 +64,7 @@ def test_a_measurement_is_a_curve_over_shares_of_its_time() -> None:
     assert [sample.seconds for sample in measured.samples] == [1, 2, 4, 8, 16]
     assert [sample.private_pages for sample in measured.samples] == [10, 20, 40, 80, 160]
     assert measured.bytes_per_s == pytest.approx(11 * PAGE_SIZE)
-    assert (measured.began, measured.status) == (12345, Status.MEASURED)
+    assert (measured.began, measured.status) == (12345, DirtyRateStatus.MEASURED)
     assert writes.log == ["start", "stop"]
 
 
@@ -73,12 +73,12 @@ def test_a_guest_that_ends_meanwhile_leaves_a_reason_and_no_rate() -> None:
     meter, writes = DirtyRateMeter(clock), Steady(clock)
     writes.gone = True
     measured = meter.measure(writes, 1.0)
-    assert measured.status is Status.UNSTARTED
+    assert measured.status is DirtyRateStatus.UNSTARTED
     assert measured.bytes_per_s is None
     assert measured.error == "the platform process is gone"
     assert writes.log == ["start", "stop"]
     writes.gone = False
-    assert meter.measure(writes, 1.0).status is Status.MEASURED
+    assert meter.measure(writes, 1.0).status is DirtyRateStatus.MEASURED
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.049, 60.1, -1.0])

@@ -139,16 +139,16 @@ def test_what_query_migrate_says_adds_up(world: rig.World) -> None:
     _, attempt = moved(world, guest)
     info = attempt.migration.info()
     assert info.ram is not None
-    assert info.pages is not None
+    assert info.x_sealift_pages is not None
     assert info.x_sealift_downtime_parts is not None
     assert info.ram.total == 16 << 20
     assert info.ram.remaining == 0
-    assert info.ram.normal == info.pages.private_pages + info.pages.shared_pages
+    assert info.ram.normal == info.x_sealift_pages.private_pages + info.x_sealift_pages.shared_pages
     assert len(attempt.wire) >= info.ram.transferred > info.ram.normal_bytes
     assert list(info.x_sealift_downtime_parts) == ["stop", "last-pages", "state", "commit", "start"]
     assert info.downtime == pytest.approx(sum(info.x_sealift_downtime_parts.values()), abs=1)
-    assert info.migration_id is not None
-    assert bytes.fromhex(info.migration_id) in attempt.wire
+    assert info.x_sealift_migration_id is not None
+    assert bytes.fromhex(info.x_sealift_migration_id) in attempt.wire
 
 
 # --- the stream as QEMU's analyser reads it -------------------------------------------------------------------------
@@ -419,14 +419,8 @@ def lost_after_final(world: rig.World, guest: rig.Guest, *, deliver_final: bool)
     """The line breaks with FINAL: before it arrives, or just behind it."""
 
     def edit(data: bytes, _: int) -> bytes:
-        if b"SLTK" not in data:
-            return data
-        sock = attempt.migration._sock
-        assert sock is not None
-        if deliver_final:
-            sock.shutdown(0)  # nothing comes back any more
-            return data
-        sock.shutdown(2)
+        if b"SLTK" in data:
+            attempt.cut(deliver=deliver_final)
         return data
 
     attempt = rig.attempt(world, guest, edit=edit)

@@ -22,8 +22,8 @@ from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.migration.examining import Examiner, compare_disks, serve
 from sealift.vmm.migration.landing import TargetHost
-from sealift.vmm.migration.parameters import Parameters
-from sealift.vmm.migration.preflight import Candidate, Findings, Inquiry, examine, question_about
+from sealift.vmm.migration.parameters import Capability, Parameters
+from sealift.vmm.migration.preflight import Candidate, Findings, Inquiry, examine, measure_path, question_about
 from sealift.vmm.migration.streamio import SilentError, StreamReader
 from sealift.vmm.migration.transport import TcpAddress, UnixAddress, connect
 from sealift.wire.handover import Disk, Method
@@ -94,6 +94,33 @@ def test_a_target_that_was_asked_twice_still_takes_the_guest(world: rig.World) -
     target.join(rig.PATIENCE_S)
     assert launches_begun(world) == launches + 1, "asking began a launch"
     attempt.guest().work(4)
+
+
+def test_a_way_is_measured_on_as_many_connections_as_there_will_be_and_the_owner_asked_once(
+    world: rig.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = world.start()
+    channels = Parameters(multifd_channels=3, capabilities=frozenset({Capability.MULTIFD}))
+    met: list[str] = []
+    begin, judge = Inquiry.begin, Examiner.judge
+
+    def begun(inquiry: Inquiry) -> None:
+        met.append("connection")
+        begin(inquiry)
+
+    def judged(examiner: Examiner, question: Question) -> Answer:
+        met.append("question")
+        return judge(examiner, question)
+
+    monkeypatch.setattr(Inquiry, "begin", begun)
+    monkeypatch.setattr(Examiner, "judge", judged)
+    with waiting(world, guest) as attempt:
+        found = asked(attempt, candidate(guest, channels))
+        assert found.path is not None
+        assert sorted(met) == ["connection"] * 3 + ["question"]
+        again = measure_path(candidate(guest), str(attempt.incoming.address), 2, SystemClock())
+    assert met.count("connection") == 5
+    assert again.bytes_per_s > 1e6
 
 
 def test_everything_is_said_at_once(world: rig.World) -> None:

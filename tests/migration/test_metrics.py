@@ -42,14 +42,14 @@ def test_a_migration_is_measured_while_it_goes_on_and_when_it_has_ended(world: r
         after = scrape()
     assert [each["sealift_migration_active"] for each in during] == [1.0] * len(during)
     assert info.ram is not None
-    assert info.pages is not None
+    assert info.x_sealift_pages is not None
     assert info.downtime is not None
     assert after["sealift_migration_active"] == 0
     assert after["sealift_migration_rounds"] == info.ram.dirty_sync_count == len(during)
     assert after["sealift_migration_transferred_bytes"] == info.ram.transferred
     assert after["sealift_migration_remaining_bytes"] == 0
-    assert after["sealift_migration_pages private"] == info.pages.private_pages > 0
-    assert after["sealift_migration_pages shared"] == info.pages.shared_pages > 0
+    assert after["sealift_migration_pages private"] == info.x_sealift_pages.private_pages > 0
+    assert after["sealift_migration_pages shared"] == info.x_sealift_pages.shared_pages > 0
     assert abs(after["sealift_migration_downtime_seconds"] - info.downtime / 1e3) < 0.001
     parts = {name: seconds for name, seconds in after.items() if "downtime_part" in name}
     assert len(parts) == len(info.x_sealift_downtime_parts or {})

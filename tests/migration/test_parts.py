@@ -112,6 +112,24 @@ def test_downtime_is_the_sum_of_its_parts_and_ends_with_the_migration() -> None:
     assert info.x_sealift_downtime_parts == pytest.approx({"stop": 1, "last-pages": 20, "start": 4})
 
 
+def test_bytes_are_told_apart_by_whether_the_guest_ran_and_its_writes_are_a_rate() -> None:
+    clock = FakeClock()
+    stats = Statistics(1 << 20, clock)
+    stats.begin()
+    stats.active()
+    with stats.round():
+        stats.sent = 1 << 20
+        clock.now += 0.5
+    stats.dirtied(40)
+    stats.downtime_part(DowntimePart.LAST_ROUND)
+    with stats.round():
+        stats.sent += 1 << 10
+    stats.downtime_part(DowntimePart.STATE)
+    ram = stats.info(MigrationStatus.DEVICE).ram
+    assert ram is not None
+    assert (ram.precopy_bytes, ram.downtime_bytes, ram.dirty_pages_rate) == (1 << 20, 1 << 10, 80)
+
+
 def test_what_a_source_still_does_once_the_guest_has_arrived_is_no_time_of_the_guests() -> None:
     clock = FakeClock()
     stats = Statistics(1 << 20, clock)

@@ -155,7 +155,7 @@ def test_the_wire_shows_what_is_shared_and_nothing_that_is_private(sendable: rig
     assert rig.MARKER.encode() in attempt.wire
     assert rig.SECRET[:16] not in attempt.wire
     assert attempt.info is not None
-    assert bytes.fromhex(attempt.info.migration_id or "") in attempt.wire
+    assert bytes.fromhex(attempt.info.x_sealift_migration_id or "") in attempt.wire
 
 
 def test_the_target_of_a_secure_processor_asks_no_owner(sendable: rig.World, hosts: Path) -> None:

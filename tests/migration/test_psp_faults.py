@@ -6,7 +6,6 @@ a packet says neither where it belongs nor when it was made.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -318,9 +317,7 @@ def broken_at_final(world: rig.World, guest: rig.Guest, *, deliver: bool) -> rig
 
     def edit(data: bytes, _: int) -> bytes:
         if b"SLPW" in data:
-            sock = attempt.migration._sock
-            assert sock is not None
-            sock.shutdown(socket.SHUT_RD if deliver else socket.SHUT_RDWR)
+            attempt.cut(deliver=deliver)
         return data
 
     attempt = rig.attempt(world, guest, psp.PARAMETERS, edit=edit)

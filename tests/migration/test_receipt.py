@@ -25,8 +25,8 @@ def moved(
     attempt.begin()
     info = attempt.end()
     assert info.status == "completed", info
-    assert info.pages is not None
-    return attempt.guest(), info.x_sealift_receipt, info.pages.private_pages
+    assert info.x_sealift_pages is not None
+    return attempt.guest(), info.x_sealift_receipt, info.x_sealift_pages.private_pages
 
 
 def judged(world: rig.World, receipt: Receipt | None) -> Verdict:

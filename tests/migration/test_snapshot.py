@@ -159,8 +159,8 @@ def test_what_query_migrate_says_of_a_snapshot_adds_up(world: rig.World, file: P
     assert info.ram is not None
     assert info.ram.transferred == file.stat().st_size
     assert set(info.x_sealift_downtime_parts or {}) == {"stop", "last-pages", "state"}
-    assert info.migration_id is not None
-    assert len(info.migration_id) == 32
+    assert info.x_sealift_migration_id is not None
+    assert len(info.x_sealift_migration_id) == 32
 
 
 def test_a_paused_guest_is_saved_paused_and_restored_paused(world: rig.World, file: Path) -> None:

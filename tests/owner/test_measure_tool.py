@@ -77,6 +77,23 @@ def test_vmsa_files_stand_for_computed_ones(firmware: Path, tmp_path: Path) -> N
     assert files == owner(*common, "--vcpu-type", "EPYC-Rome", "--fpu", "legacy").out
 
 
+@pytest.mark.parametrize(
+    ("fpu", "mxcsr", "fcw", "ioctl"),
+    [("init2", 0x1F80, 0x37F, "KVM_SEV_INIT2"), ("legacy", 0, 0, "KVM_SEV_ES_INIT")],
+)
+def test_either_fpu_profile_is_measured_and_said(firmware: Path, fpu: str, mxcsr: int, fcw: int, ioctl: str) -> None:
+    """Test the two profiles by the bytes in which they differ, and that the answer records which one it is of."""
+    page = bytearray(reset_vmsa(RESET_EIP, CPU_SIGNATURES["EPYC-v4"], FpuProfile.INIT2))
+    page[0x408:0x40C], page[0x410:0x412] = mxcsr.to_bytes(4, "little"), fcw.to_bytes(2, "little")
+    digest = hashlib.sha256(firmware.read_bytes() + page).hexdigest()
+    words = ("measure", "--firmware", firmware, "--policy", "es", "--vcpus", "1", "--fpu", fpu)
+    assert f"VMSA of vCPU 0 ({fpu})" in owner(*words, "--pieces").out
+    answer = json.loads(owner(*words, "--json").out)
+    assert answer["digest"] == digest
+    assert answer["vcpus"]["fpu"] == fpu
+    assert answer["vcpus"]["fpu-made-by"].startswith(ioctl)
+
+
 def test_sev_features_are_measured(firmware: Path, tmp_path: Path) -> None:
     page = tmp_path / "cpu0"
     page.write_bytes(reset_vmsa(RESET_EIP, CPU_SIGNATURES["EPYC-v4"], FpuProfile.INIT2, 0x20))
@@ -151,6 +168,11 @@ def test_our_own_guests_command_line_is_explained(keys: tuple[str | Path, ...]) 
             ["--firmware", "FIRMWARE", "--policy", "es", "--vcpus", "1", "--vmsa-cpu0", "BROKEN"],
             1,
             "BROKEN does not parse: a VMSA has 4096 bytes, not 17",
+        ),
+        (
+            ["--firmware", "FIRMWARE", "--policy", "es", "--vcpus", "1", "--vmsa-cpu0", "PLAIN", "--fpu", "legacy"],
+            2,
+            "--fpu has no use with --vmsa-cpu0",
         ),
         (["--fpu", "legacy"], 2, "--fpu has no use without --firmware"),
         (["--policy", "what"], 1, "is no guest policy"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import judges
 from launch.flashes import BLOCKS, OVMF, with_blocks
 from owner.conftest import Host
 from owner.tool import owner
@@ -26,10 +27,7 @@ VERSION = ("--api", "1.55", "--build", "25")
 
 @pytest.fixture(params=IMAGES, ids=lambda path: path.name)
 def firmware(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    if not path.exists():
-        pytest.skip(f"there is no firmware image at {path}: install ovmf")
-    return path
+    return judges.file(request.param, "ovmf")
 
 
 @pytest.fixture

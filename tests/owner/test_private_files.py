@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import locks
 from sealift.errors import UserError
 from sealift.privatefiles import Access, PrivateDirectory
 
@@ -88,16 +89,16 @@ def test_a_file_in_the_way_of_the_directory_is_explained(tmp_path: Path) -> None
 
 
 def test_users_share_the_lock_and_a_change_excludes_them(directory: PrivateDirectory) -> None:
-    first, second = directory.hold(Access.USE), directory.try_hold(Access.USE)
-    assert second is not None
-    assert directory.try_hold(Access.CHANGE) is None
-    first.release()
+    first, second = directory.hold(Access.USE), directory.hold(Access.USE)
+    assert directory.in_use()
+    assert directory.try_change() is None
+    assert directory.try_change(first) is None, "the other one is in its way"
     second.release()
-    change = directory.try_hold(Access.CHANGE)
-    assert change is not None
-    assert directory.try_hold(Access.USE) is None
-    change.release()
-    change.release()
+    assert directory.try_change(first) is first
+    assert not locks.free(directory.path)
+    first.release()
+    first.release()
+    assert not directory.in_use()
 
 
 def test_a_dead_process_holds_no_lock(directory: PrivateDirectory) -> None:
@@ -116,9 +117,7 @@ def test_a_dead_process_holds_no_lock(directory: PrivateDirectory) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
-        assert directory.try_hold(Access.USE) is None
+        assert not locks.free(directory.path)
         child.stdin.close()
         child.wait(timeout=20)
-        lock = directory.try_hold(Access.CHANGE)
-        assert lock is not None
-        lock.release()
+        assert not directory.in_use()

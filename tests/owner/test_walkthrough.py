@@ -37,7 +37,7 @@ def wait_for_lines(printed: Transcript, shown: str) -> None:
 def test_the_page_is_not_empty() -> None:
     """Test that blocks are found: else nothing would be run, and nothing fail."""
     commands = [step.command for step in steps(PAGE)]
-    tools = ("chain", "session", "validate", "secret", "measure", "report")
+    tools = ("sign", "chain", "session", "validate", "secret", "measure", "report")
     for tool in (*tools, "serve", "list", "revoke", "approve", "log", "receipt"):
         assert any(f"sealift owner {tool}" in command for command in commands)
 

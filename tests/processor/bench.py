@@ -11,7 +11,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sealift.errors import FirmwareError
+from sealift.errors import FirmwareError, sentence
 from sealift.sev import keys, packet, secret, session
 from sealift.sev.certificate import Certificate, Usage
 from sealift.sev.keys import Algorithm
@@ -72,7 +72,7 @@ class Bench:
         try:
             getattr(self.processor, command.name.lower())(**arguments)
         except FirmwareError as error:
-            self.said = str(error)
+            self.said = sentence(error)
             return Status(error.status)
         return Status.SUCCESS
 

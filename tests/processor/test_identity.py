@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import locks
 from sealift.errors import FirmwareError, UserError
-from sealift.privatefiles import Access
 from sealift.sev.chain import PlatformChain
 from sealift.sev.status import Status
 from sealift.silicon.processor.identity import PlatformIdentity
@@ -42,6 +42,19 @@ def test_the_manufacturer_does_not_claim_to_be_amd(manufacturer_path: Path) -> N
 def test_the_manufacturers_keys_last_and_are_private(manufacturer_path: Path) -> None:
     assert Manufacturer(manufacturer_path).ca_chain == Manufacturer(manufacturer_path).ca_chain
     assert _all_private(manufacturer_path)
+
+
+def test_a_manufacturer_whose_private_key_is_damaged_endorses_nothing(manufacturer_path: Path, tmp_path: Path) -> None:
+    """Its public half is right, so it loads; what it signs is looked at before anybody gets it."""
+    damaged = tmp_path / "m"
+    shutil.copytree(manufacturer_path, damaged)
+    file = damaged / "ask.key"
+    content = bytearray(file.read_bytes())
+    for place in (800, -200):  # in d, and in what makes computing with it shorter: one alone would do
+        content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"the manufacturer's keys in .* are damaged"):
+        PlatformIdentity(tmp_path / "host", damaged)
 
 
 def test_a_damaged_manufacturer_is_explained(manufacturer_path: Path, tmp_path: Path) -> None:
@@ -151,7 +164,7 @@ def test_keys_do_not_change_under_a_guest(own_path: Path) -> None:
     identity = PlatformIdentity(own_path, Path("/nonexistent"))
     before, held = _stored(identity), identity.hold()
     elsewhere = PlatformIdentity(own_path, Path("/nonexistent"))
-    with pytest.raises(FirmwareError, match="can change when it is done") as caught, elsewhere.changing():
+    with pytest.raises(FirmwareError, match="can change when they are gone") as caught, elsewhere.changing():
         elsewhere.regenerate(API)
     assert caught.value.status == Status.INVALID_PLATFORM_STATE
     assert _stored(identity) == before
@@ -168,12 +181,12 @@ def test_a_guests_own_lock_does_not_stand_in_its_way(own_path: Path) -> None:
     held = identity.hold()
     with identity.changing(held):
         identity.regenerate(API)
-        assert other._directory.try_hold(Access.USE) is None
+        assert not locks.free(own_path)
     beside = other.hold()
     with pytest.raises(FirmwareError), identity.changing(held):
         identity.erase()
     beside.release()
-    assert other._directory.try_hold(Access.CHANGE) is None, "a refused change must not cost the lock"
+    assert other._directory.in_use(), "a refused change must not cost the lock"
     held.release()
 
 
@@ -191,6 +204,47 @@ def test_two_processes_starting_at_once_agree(manufacturer_path: Path, tmp_path:
     outputs = {child.communicate(timeout=60)[0] for child in children}
     assert [child.returncode for child in children] == [0, 0, 0]
     assert len(outputs) == 1
+
+
+ASKS = """
+import pathlib, select, sys
+from sealift.privatefiles import PrivateDirectory
+directory = PrivateDirectory(pathlib.Path(sys.argv[1]), "platform identity")
+print("asking", flush=True)
+found = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    found += directory.in_use()
+print(found)
+"""
+CHANGES = """
+import pathlib, sys
+from sealift.silicon.processor.identity import PlatformIdentity
+identity = PlatformIdentity(pathlib.Path(sys.argv[1]), pathlib.Path("/nonexistent"))
+for _ in range(40):
+    with identity.changing():
+        identity.store(identity.keys().with_new_pdh((1, 55)))
+print(identity.keys().pdh.fingerprint().hex())
+"""
+
+
+def _start(program: str, path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, str(path)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_who_asks_and_who_changes_at_once_stand_in_nobodys_way(own_path: Path) -> None:
+    """Test two processes that ask whether the host has guests, and two that change its keys: no guest, no refusal."""
+    askers = [_start(ASKS, own_path) for _ in range(2)]
+    assert [asker.stdout.readline() for asker in askers if asker.stdout] == ["asking\n"] * 2
+    changers = [_start(CHANGES, own_path) for _ in range(2)]
+    changed = [changer.communicate(timeout=60) for changer in changers]
+    asked = [asker.communicate(timeout=60)[0] for asker in askers]
+    assert [changer.returncode for changer in changers] == [0, 0], changed
+    assert asked == ["0\n"] * 2
+    identity = PlatformIdentity(own_path, Path("/nonexistent"))
+    keys = identity.keys()
+    assert keys is not None
+    assert f"{keys.pdh.fingerprint().hex()}\n" in {out for out, _ in changed}
 
 
 def test_private_keys_are_never_shown(identity: PlatformIdentity) -> None:

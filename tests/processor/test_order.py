@@ -5,8 +5,9 @@ Orders are written from the description of AMD's firmware. All faults of a comma
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -18,9 +19,9 @@ from sealift.silicon.processor import core
 from sealift.silicon.processor.asids import MAX_ASID
 from sealift.silicon.processor.states import COMMANDS, Command, GuestState, PlatformState
 
+from . import spoils
 from .bench import ES_ASID, SEV_ASID, Bench
-
-Arguments = dict[str, Any]
+from .spoils import Arguments, Spoil
 
 
 class Fault(NamedTuple):
@@ -28,42 +29,10 @@ class Fault(NamedTuple):
 
     name: str
     status: Status
-    spoil: Callable[[Bench, Arguments], object]
+    spoil: Spoil
 
 
-def _set(name: str, value: object) -> Callable[[Bench, Arguments], object]:
-    """Spoil an argument."""
-    return lambda _, arguments: arguments.update({name: value})
-
-
-def _cut(name: str) -> Callable[[Bench, Arguments], object]:
-    """Take the last byte off an argument."""
-    return lambda _, arguments: arguments.update({name: arguments[name][:-1]})
-
-
-def _flip(name: str, place: int) -> Callable[[Bench, Arguments], object]:
-    """Flip a bit of an argument."""
-
-    def spoil(_: Bench, arguments: Arguments) -> None:
-        data = bytearray(arguments[name])
-        data[place] ^= 1
-        arguments[name] = bytes(data)
-
-    return spoil
-
-
-def _replace(name: str, place: int, piece: bytes) -> Callable[[Bench, Arguments], object]:
-    """Overwrite a piece of an argument."""
-
-    def spoil(_: Bench, arguments: Arguments) -> None:
-        data = bytearray(arguments[name])
-        data[place : place + len(piece)] = piece
-        arguments[name] = bytes(data)
-
-    return spoil
-
-
-def _policy(bits: int) -> Callable[[Bench, Arguments], object]:
+def _policy(bits: int) -> Spoil:
     """Give the guest other policy bits."""
     return lambda bench, _: setattr(bench.guest, "policy", bench.guest.policy | bits)
 
@@ -76,45 +45,55 @@ def _no_es(bench: Bench, _: Arguments) -> None:
     bench.guest.policy &= ~Policy.ES
 
 
+def _compressed(bench: Bench, arguments: Arguments) -> None:
+    """Seal the secret with the flag set: its MAC holds."""
+    assert bench.guest.measure is not None
+    header, payload = arguments["header"], arguments["payload"]
+    length = len(payload).to_bytes(4, "little")
+    front, iv = b"\1\0\0\0", header[4:20]
+    message = b"\x01" + front + iv + length + length + payload + bench.guest.measure[:32]
+    arguments["header"] = front + iv + hmac.digest(bench.transport.tik, message, "sha256")
+
+
 PLATFORM = Fault("platform", Status.INVALID_PLATFORM_STATE, lambda b, _: b.put(PlatformState.INIT))
 UNINIT = Fault("platform", Status.INVALID_PLATFORM_STATE, lambda b, _: b.put(PlatformState.UNINIT))
 WORKING = Fault("platform", Status.INVALID_PLATFORM_STATE, lambda b, _: b.put(PlatformState.WORKING))
-HANDLE = Fault("handle", Status.INVALID_GUEST, _set("handle", 99))
+HANDLE = Fault("handle", Status.INVALID_GUEST, spoils.put("handle", 99))
 STATE = Fault("guest state", Status.INVALID_GUEST_STATE, _wrong_state)
 ASID = Fault("no ASID", Status.INACTIVE, lambda bench, _: setattr(bench.guest, "asid", None))
 ES = Fault("no ES", Status.UNSUPPORTED, _no_es)
-ADDRESS = Fault("address", Status.INVALID_ADDRESS, _set("gpa", 8))
-LENGTH = Fault("length", Status.INVALID_LENGTH, _set("length", 8))
-NOT_RAM = Fault("not RAM", Status.INVALID_ADDRESS, _set("gpa", 1 << 30))
-HEADER_ROOM = Fault("room for the header", Status.INVALID_LENGTH, _set("header_room", 51))
-PACKET_MAC = Fault("MAC", Status.BAD_MEASUREMENT, _flip("header", 30))
-NO_VCPU = Fault("no such vCPU", Status.INVALID_ADDRESS, _set("vcpu", 7))
-COMPRESSED = Fault("compressed", Status.UNSUPPORTED, _flip("header", 0))
+ADDRESS = Fault("address", Status.INVALID_ADDRESS, spoils.put("gpa", 8))
+LENGTH = Fault("length", Status.INVALID_LENGTH, spoils.put("length", 8))
+NOT_RAM = Fault("not RAM", Status.INVALID_ADDRESS, spoils.put("gpa", 1 << 30))
+HEADER_ROOM = Fault("room for the header", Status.INVALID_LENGTH, spoils.put("header_room", 51))
+PACKET_MAC = Fault("MAC", Status.BAD_MEASUREMENT, spoils.flip("header", 30))
+NO_VCPU = Fault("no such vCPU", Status.INVALID_ADDRESS, spoils.put("vcpu", 7))
+COMPRESSED = Fault("compressed", Status.UNSUPPORTED, spoils.flip("header", 0))
 
 OCA_SIGNATURE, PEK_KEY = 1044 + 8, 0x14
 SIGNATURE_SLOT = 1044
 
 ORDERS: dict[Command, tuple[Fault, ...]] = {
-    Command.INIT: (WORKING, Fault("flags", Status.INVALID_PARAM, _set("flags", 2))),
-    Command.PEK_CSR: (UNINIT, Fault("room", Status.INVALID_LENGTH, _set("room", 2083))),
-    Command.PDH_CERT_EXPORT: (UNINIT, Fault("room", Status.INVALID_LENGTH, _set("chain_room", 6251))),
+    Command.INIT: (WORKING, Fault("flags", Status.INVALID_PARAM, spoils.put("flags", 2))),
+    Command.PEK_CSR: (UNINIT, Fault("room", Status.INVALID_LENGTH, spoils.put("room", 2083))),
+    Command.PDH_CERT_EXPORT: (UNINIT, Fault("room", Status.INVALID_LENGTH, spoils.put("chain_room", 6251))),
     Command.PEK_CERT_IMPORT: (
         WORKING,
         Fault("owned", Status.ALREADY_OWNED, lambda bench, _: _own(bench)),
-        Fault("PEK's length", Status.INVALID_LENGTH, _cut("pek")),
-        Fault("OCA's length", Status.INVALID_LENGTH, _cut("oca")),
-        Fault("OCA's version", Status.INVALID_CERTIFICATE, _set("oca", bytes(2084))),
-        Fault("PEK's usage", Status.INVALID_CERTIFICATE, _replace("pek", 8, b"\x03\x10")),
-        Fault("half a slot", Status.BAD_SIGNATURE, _replace("oca", SIGNATURE_SLOT + 4, bytes(4))),
-        Fault("OCA's signature", Status.BAD_SIGNATURE, _flip("oca", OCA_SIGNATURE)),
-        Fault("PEK's signature", Status.BAD_SIGNATURE, _flip("pek", OCA_SIGNATURE)),
+        Fault("PEK's length", Status.INVALID_LENGTH, spoils.cut("pek")),
+        Fault("OCA's length", Status.INVALID_LENGTH, spoils.cut("oca")),
+        Fault("OCA's version", Status.INVALID_CERTIFICATE, spoils.put("oca", bytes(2084))),
+        Fault("PEK's usage", Status.INVALID_CERTIFICATE, spoils.overwrite("pek", 8, b"\x03\x10")),
+        Fault("half a slot", Status.BAD_SIGNATURE, spoils.overwrite("oca", SIGNATURE_SLOT + 4, bytes(4))),
+        Fault("OCA's signature", Status.BAD_SIGNATURE, spoils.flip("oca", OCA_SIGNATURE)),
+        Fault("PEK's signature", Status.BAD_SIGNATURE, spoils.flip("pek", OCA_SIGNATURE)),
         Fault("another PEK", Status.INVALID_CERTIFICATE, lambda bench, _: _new_pek(bench)),
     ),
     Command.ACTIVATE: (
         PLATFORM,
         HANDLE,
         Fault("guest state", Status.INVALID_GUEST_STATE, lambda b, _: setattr(b.guest, "state", GuestState.SENT)),
-        Fault("ASID", Status.INVALID_ASID, _set("asid", MAX_ASID + 1)),
+        Fault("ASID", Status.INVALID_ASID, spoils.put("asid", MAX_ASID + 1)),
         Fault("owned ASID", Status.ASID_OWNED, lambda b, a: b.processor._asids._owned.add(a["asid"])),
         Fault("active", Status.ACTIVE, lambda bench, _: setattr(bench.guest, "asid", 5)),
         Fault("dirty ASID", Status.DFFLUSH_REQUIRED, lambda b, a: b.processor._asids._cached.add(a["asid"])),
@@ -130,52 +109,55 @@ ORDERS: dict[Command, tuple[Fault, ...]] = {
     Command.LAUNCH_UPDATE_VMSA: (
         PLATFORM,
         HANDLE,
-        Fault("length", Status.INVALID_LENGTH, _cut("vmsa")),
+        Fault("length", Status.INVALID_LENGTH, spoils.cut("vmsa")),
         STATE,
         ASID,
         ES,
         NO_VCPU,
     ),
-    Command.LAUNCH_MEASURE: (PLATFORM, HANDLE, STATE, Fault("room", Status.INVALID_LENGTH, _set("room", 47))),
+    Command.LAUNCH_MEASURE: (PLATFORM, HANDLE, STATE, Fault("room", Status.INVALID_LENGTH, spoils.put("room", 47))),
     Command.LAUNCH_SECRET: (
         PLATFORM,
         HANDLE,
         ADDRESS,
         LENGTH,
-        Fault("header's length", Status.INVALID_LENGTH, _cut("header")),
+        Fault("header's length", Status.INVALID_LENGTH, spoils.cut("header")),
+        Fault("payload's length", Status.INVALID_LENGTH, spoils.cut("payload")),
         STATE,
         ASID,
         PACKET_MAC,
+        Fault("compressed", Status.UNSUPPORTED, _compressed),
+        NOT_RAM,
     ),
     Command.LAUNCH_FINISH: (PLATFORM, HANDLE, STATE),
     Command.ATTESTATION: (
         PLATFORM,
         HANDLE,
         STATE,
-        Fault("room", Status.INVALID_LENGTH, _set("room", 207)),
-        Fault("nonce", Status.INVALID_LENGTH, _set("mnonce", bytes(15))),
+        Fault("room", Status.INVALID_LENGTH, spoils.put("room", 207)),
+        Fault("nonce", Status.INVALID_LENGTH, spoils.put("mnonce", bytes(15))),
     ),
     Command.SEND_START: (
         PLATFORM,
         HANDLE,
-        Fault("session's room", Status.INVALID_LENGTH, _set("session_room", 127)),
+        Fault("session's room", Status.INVALID_LENGTH, spoils.put("session_room", 127)),
         STATE,
         Fault("NOSEND", Status.POLICY_FAILURE, _policy(Policy.NOSEND)),
         Fault(
             "SEV",
             Status.POLICY_FAILURE,
-            lambda bench, a: (_policy(Policy.SEV)(bench, a), _flip("amd_certs", 99)(bench, a)),
+            lambda bench, a: (_policy(Policy.SEV)(bench, a), spoils.flip("amd_certs", 99)(bench, a)),
         ),
         Fault("DOMAIN", Status.POLICY_FAILURE, _policy(Policy.DOMAIN)),
-        Fault("PDH's length", Status.INVALID_LENGTH, _cut("pdh")),
-        Fault("PDH's algorithm", Status.INVALID_CERTIFICATE, _replace("pdh", 0xC, b"\x02")),
+        Fault("PDH's length", Status.INVALID_LENGTH, spoils.cut("pdh")),
+        Fault("PDH's algorithm", Status.INVALID_CERTIFICATE, spoils.overwrite("pdh", 0xC, b"\x02")),
     ),
     Command.SEND_UPDATE_DATA: (
         PLATFORM,
         HANDLE,
         HEADER_ROOM,
         LENGTH,
-        Fault("room for the payload", Status.INVALID_LENGTH, _set("trans_room", 0)),
+        Fault("room for the payload", Status.INVALID_LENGTH, spoils.put("trans_room", 0)),
         ADDRESS,
         STATE,
         ASID,
@@ -185,7 +167,7 @@ ORDERS: dict[Command, tuple[Fault, ...]] = {
         PLATFORM,
         HANDLE,
         HEADER_ROOM,
-        Fault("room for the payload", Status.INVALID_LENGTH, _set("trans_room", 4095)),
+        Fault("room for the payload", Status.INVALID_LENGTH, spoils.put("trans_room", 4095)),
         STATE,
         ASID,
         ES,
@@ -196,9 +178,9 @@ ORDERS: dict[Command, tuple[Fault, ...]] = {
     Command.RECEIVE_UPDATE_DATA: (
         PLATFORM,
         HANDLE,
-        Fault("header's length", Status.INVALID_LENGTH, _cut("header")),
+        Fault("header's length", Status.INVALID_LENGTH, spoils.cut("header")),
         LENGTH,
-        Fault("payload's length", Status.INVALID_LENGTH, _cut("payload")),
+        Fault("payload's length", Status.INVALID_LENGTH, spoils.cut("payload")),
         ADDRESS,
         STATE,
         ASID,
@@ -209,8 +191,8 @@ ORDERS: dict[Command, tuple[Fault, ...]] = {
     Command.RECEIVE_UPDATE_VMSA: (
         PLATFORM,
         HANDLE,
-        Fault("header's length", Status.INVALID_LENGTH, _cut("header")),
-        Fault("payload's length", Status.INVALID_LENGTH, _cut("payload")),
+        Fault("header's length", Status.INVALID_LENGTH, spoils.cut("header")),
+        Fault("payload's length", Status.INVALID_LENGTH, spoils.cut("payload")),
         STATE,
         ASID,
         ES,
@@ -222,7 +204,7 @@ ORDERS: dict[Command, tuple[Fault, ...]] = {
     Command.DBG_DECRYPT: (
         PLATFORM,
         ADDRESS,
-        Fault("length", Status.INVALID_LENGTH, _set("destination", memoryview(bytearray(17)))),
+        Fault("length", Status.INVALID_LENGTH, spoils.put("destination", memoryview(bytearray(17)))),
         HANDLE,
         Fault("NODBG", Status.POLICY_FAILURE, _policy(Policy.NODBG)),
         ASID,
@@ -231,7 +213,7 @@ ORDERS: dict[Command, tuple[Fault, ...]] = {
     Command.DBG_ENCRYPT: (
         PLATFORM,
         ADDRESS,
-        Fault("length", Status.INVALID_LENGTH, _set("data", b"odd")),
+        Fault("length", Status.INVALID_LENGTH, spoils.put("data", b"odd")),
         HANDLE,
         Fault("NODBG", Status.POLICY_FAILURE, _policy(Policy.NODBG)),
         ASID,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import judges
 from sealift.errors import UserError
 from sealift.guest.programs import linux_program, program, program_names, startup_blob
 from sealift.launch.secrets import GUEST_GUID
@@ -27,9 +28,8 @@ def tools(provenance: Path) -> list[str]:
 def build(sources: Path, out: Path) -> None:
     """Run build.mk, quietly."""
     out.mkdir()
-    make = shutil.which("make")
-    if make is None or shutil.which("gcc") is None:
-        pytest.skip("NOT COMPARED: make and gcc are needed to rebuild the guest programs")
+    make = judges.program("make", "make")
+    judges.program("gcc", "gcc")
     done = subprocess.run(
         [make, "-s", "-C", str(sources), "-f", "build.mk", f"OUT={out}"],
         capture_output=True,

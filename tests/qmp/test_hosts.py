@@ -14,6 +14,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from harness import PATIENCE_S, Sealift
+from introspection import judge_event
 from qmp.test_server import connected, switch_events
 from sealift.cli.places import Host
 
@@ -45,6 +46,7 @@ async def events_until(listener: Any, status: str) -> list[tuple[str, dict[str, 
     """Events up to and with the migration's `status`."""
     seen = []
     async for event in listener:
+        judge_event(event)
         seen.append((str(event["event"]), dict(event.get("data", {}))))
         if seen[-1] == ("MIGRATION", {"status": status}):
             break

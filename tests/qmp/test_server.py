@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from harness import PATIENCE_S, readable
+from introspection import judge_command, judge_event
 from qmp.conftest import Served
 from sealift.errors import RefusedError
 from sealift.launch.microvm import PM_EVENT_PORT
@@ -27,9 +29,19 @@ from sealift.vmm.qmp.commands import COMMANDS
 from sealift.wire.obstacle import Code, Obstacle
 
 
+class JudgingClient(QMPClient):
+    """QEMU's own client; what it is answered must be what the schema says."""
+
+    async def execute(self, cmd: str, arguments: Any = None, oob: bool = False) -> Any:  # noqa: FBT001, FBT002  # QEMU's
+        """See QMPClient."""
+        result = await super().execute(cmd, arguments, oob)
+        judge_command(cmd, arguments, result)
+        return result
+
+
 @asynccontextmanager
 async def connected(address: str | tuple[str, int] | Path) -> AsyncIterator[QMPClient]:
-    client = QMPClient("test")
+    client = JudgingClient("test")
     await client.connect(str(address) if isinstance(address, Path) else address)
     try:
         yield client
@@ -76,6 +88,30 @@ def test_the_greeting_names_the_release_whose_interface_this_is(served: Served) 
 
 def test_every_command_is_listed_once(served: Served) -> None:
     assert [info["name"] for info in ask(served, "query-commands")] == COMMANDS.names()
+
+
+def test_every_command_that_answers_with_something_answers_what_the_schema_says(served: Served) -> None:
+    """`ask` has every answer judged; here are all that a guest at rest gives."""
+    arguments = {
+        "human-monitor-command": {"command-line": "info status"},
+        "query-sev-attestation-report": {"mnonce": b64encode(bytes(16)).decode()},
+        "x-sealift-preflight": {"uri": "unix:/nobody/is/here"},
+    }
+    refused = {"x-sealift-plan", "x-sealift-resume-request"}  # of such a guest; migrations' tests have them
+    for command in COMMANDS:
+        if command.result is not None and command.name not in refused:
+            ask(served, command.name, **arguments.get(command.name, {}))
+
+
+def test_an_answer_that_the_schema_does_not_know_would_be_noticed() -> None:
+    good: dict[str, object] = {"running": True, "status": "running"}
+    judge_command("query-status", None, good)
+    bads: list[Any] = [{}, good | {"status": "asleep"}, good | {"running": 1}, good | {"pages": 1}, []]
+    for bad in bads:
+        with pytest.raises(AssertionError, match="query-status's result"):
+            judge_command("query-status", None, bad)
+    with pytest.raises(AssertionError, match="STOP has why"):
+        judge_event({"event": "STOP", "data": {"why": "so"}})
 
 
 def test_queries_describe_the_guest(served: Served) -> None:
@@ -352,6 +388,7 @@ async def status_of(client: QMPClient) -> str:
 async def _statuses_until(listener: EventListener, last: str) -> list[str]:
     statuses = []
     async for event in listener:
+        judge_event(event)
         data = event["data"]
         assert isinstance(data, dict)
         statuses.append(data["status"])

@@ -11,6 +11,8 @@ import hmac
 import subprocess
 from pathlib import Path
 
+import judges
+
 P = 2**384 - 2**128 - 2**96 + 2**32 - 1
 N = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
 B = int("b3312fa7e23ee7e4988e056be3f82d19181d9c6efe8141120314088f5013875ac656398d8a2ed19d2a85c8edd3ec2aef", 16)
@@ -75,14 +77,24 @@ def derive(key: bytes, label: bytes, context: bytes = b"") -> bytes:
 
 def openssl(*arguments: str | Path, feed: bytes = b"") -> bytes:
     """What OpenSSL's command line prints."""
-    command = ["openssl", *map(str, arguments)]
+    command = [judges.program("openssl", "openssl"), *map(str, arguments)]
     return subprocess.run(command, input=feed, capture_output=True, check=True).stdout
 
 
 def openssl_accepts(*arguments: str | Path) -> bool:
     """Whether OpenSSL's command line says yes."""
-    command = ["openssl", *map(str, arguments)]
+    command = [judges.program("openssl", "openssl"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def openssl_verifies(
+    directory: Path, digest: str, public: bytes, message: bytes, signature: bytes, *options: str
+) -> bool:
+    """Whether ``openssl dgst`` takes a signature; the files for it are made in `directory`."""
+    key, signed, body = (directory / name for name in ("key.pem", "signature", "body"))
+    for path, content in ((key, public), (signed, signature), (body, message)):
+        path.write_bytes(content)
+    return openssl_accepts("dgst", f"-{digest}", *options, "-verify", key, "-signature", signed, body)
 
 
 def aes_ctr(key: bytes, iv: bytes, data: bytes) -> bytes:
@@ -102,15 +114,37 @@ def private_pem(scalar: int) -> bytes:
     return _pem("EC PRIVATE KEY", der)
 
 
+def rsa_public_pem(modulus: int, exponent: int) -> bytes:
+    """An RSA key likewise (RFC 8017, A.1.1, in RFC 5280's frame)."""
+    key = _der(0x30, _integer(modulus) + _integer(exponent))
+    algorithm = bytes.fromhex("300d06092a864886f70d0101010500")
+    return _pem("PUBLIC KEY", _der(0x30, algorithm + _der(0x03, b"\0" + key)))
+
+
 def signature_der(r: int, s: int) -> bytes:
     """An ECDSA signature in the form OpenSSL reads."""
-    numbers = b"".join(_integer(number) for number in (r, s))
-    return b"\x30" + bytes([len(numbers)]) + numbers
+    return _der(0x30, b"".join(_integer(number) for number in (r, s)))
+
+
+def der_signature(der: bytes) -> tuple[int, int]:
+    """The numbers in an ECDSA signature as OpenSSL writes it."""
+    assert (der[0], der[1], der[2]) == (0x30, len(der) - 2, 0x02)
+    middle = 4 + der[3]
+    assert (der[middle], der[middle + 1]) == (0x02, len(der) - middle - 2)
+    return int.from_bytes(der[4:middle], "big"), int.from_bytes(der[middle + 2 :], "big")
 
 
 def _integer(number: int) -> bytes:
-    data = number.to_bytes(number.bit_length() // 8 + 1, "big")
-    return b"\x02" + bytes([len(data)]) + data
+    return _der(0x02, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    """An element of DER."""
+    size = len(content)
+    if size < 0x80:
+        return bytes([tag, size]) + content
+    length = size.to_bytes(-(-size.bit_length() // 8), "big")
+    return bytes([tag, 0x80 | len(length)]) + length + content
 
 
 def _pem(kind: str, der: bytes) -> bytes:

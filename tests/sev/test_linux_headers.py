@@ -6,34 +6,22 @@
 from __future__ import annotations
 
 import inspect
-import platform
-import shutil
-import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import judges
 from sealift.sev import report
+from sealift.sev.measurement import FirmwareVersion
 from sealift.sev.status import Status
 from sealift.silicon.processor.firmware import VERSION, SecureProcessor
 from sealift.silicon.processor.identity import CHIP_ID_SIZE
 from sealift.silicon.processor.platform import PlatformStatus
 from sealift.silicon.processor.states import Command, PlatformState
 
-COMPILER = shutil.which("gcc") or shutil.which("cc")
-
-PROBE = """
-#include <linux/kvm.h>
-#include <linux/psp-sev.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <string.h>
-int main(void) {
-%s
-    return 0;
-}
-"""
+HEADERS = ("linux/kvm.h", "linux/psp-sev.h")
 
 Probe = Callable[[dict[str, str]], dict[str, int]]
 
@@ -41,23 +29,7 @@ Probe = Callable[[dict[str, str]], dict[str, int]]
 @pytest.fixture
 def probe(tmp_path: Path) -> Probe:
     """Asks the headers for values of C expressions, by label."""
-    if platform.machine() != "x86_64":
-        pytest.skip(f"NOT TESTED: the headers here are those of {platform.machine()}, and SEV is x86's")
-    if COMPILER is None:
-        pytest.skip("NOT TESTED: there is no C compiler (Debian: gcc, libc6-dev)")
-    source, program = tmp_path / "probe.c", tmp_path / "probe"
-    source.write_text(PROBE % "")
-    if subprocess.run([COMPILER, "-E", source], capture_output=True, check=False).returncode:
-        pytest.skip("NOT TESTED: there are no headers of the kernel (Debian: linux-libc-dev)")
-
-    def ask(questions: dict[str, str]) -> dict[str, int]:
-        lines = [f'    printf("%s=%lld\\n", "{label}", (long long)({c}));' for label, c in questions.items()]
-        source.write_text(PROBE % "\n".join(lines))
-        subprocess.run([COMPILER, "-o", program, source], check=True)
-        said = subprocess.run([program], capture_output=True, text=True, check=True).stdout
-        return {label: int(value) for label, value in (line.split("=") for line in said.splitlines())}
-
-    return ask
+    return lambda questions: judges.header_values(tmp_path, HEADERS, questions)
 
 
 OTHER_NAMES = {
@@ -105,22 +77,56 @@ def test_the_status_buffer_reads_in_c(probe: Probe, owned: bool, es: bool) -> No
     }
 
 
+def test_every_field_of_the_status_buffer_lies_where_c_has_it(probe: Probe) -> None:
+    """Test offsets: in ours, by which bytes change with the field alone."""
+    nothing = PlatformStatus(FirmwareVersion(0, 0, 0), PlatformState.UNINIT, owned=False, es=False, guests=0)
+    changed = {
+        "api_major": replace(nothing, version=FirmwareVersion(0xFF, 0, 0)),
+        "api_minor": replace(nothing, version=FirmwareVersion(0, 0xFF, 0)),
+        "state": replace(nothing, state=PlatformState.WORKING),
+        "flags": replace(nothing, owned=True, es=True),
+        "build": replace(nothing, version=FirmwareVersion(0, 0, 0xFF)),
+        "guest_count": replace(nothing, guests=0xFFFF_FFFF),
+    }
+    field = "offsetof(struct sev_user_data_status, {0})", "sizeof(((struct sev_user_data_status *)0)->{0})"
+    offsets, sizes = (probe({name: expression.format(name) for name in changed}) for expression in field)
+    for name, status in changed.items():
+        places = [at for at, byte in enumerate(status.encode()) if byte]
+        assert offsets[name] == places[0], name
+        assert places[-1] < offsets[name] + sizes[name], name
+    assert [list(offsets), sum(sizes.values())] == [list(changed), len(nothing.encode())]
+
+
 BUFFERS = {
-    Command.PEK_CSR: "struct sev_user_data_pek_csr",
-    Command.PEK_CERT_IMPORT: "struct sev_user_data_pek_cert_import",
-    Command.PDH_CERT_EXPORT: "struct sev_user_data_pdh_cert_export",
-    Command.GET_ID: "struct sev_user_data_get_id2",
+    Command.PEK_CSR: ("pek_csr", {"room": ("address", "length")}),
+    Command.PEK_CERT_IMPORT: (
+        "pek_cert_import",
+        {"pek": ("pek_cert_address", "pek_cert_len"), "oca": ("oca_cert_address", "oca_cert_len")},
+    ),
+    Command.PDH_CERT_EXPORT: (
+        "pdh_cert_export",
+        {"pdh_room": ("pdh_cert_address", "pdh_cert_len"), "chain_room": ("cert_chain_address", "cert_chain_len")},
+    ),
+    Command.GET_ID: ("get_id2", {"room": ("address", "length")}),
 }
-"""Linux gives each buffer of these commands 64 bits of address and 32 of length, and packs them."""
+"""What Linux calls each buffer of a command: the structure, and by our name of the buffer its address and length."""
 
 
-def test_platform_commands_have_linuxs_buffers(probe: Probe) -> None:
-    """Test that our commands take and fill as many buffers as Linux's structures have."""
-    found = probe({command.name: f"sizeof({structure})" for command, structure in BUFFERS.items()})
-    for command in BUFFERS:
-        method = getattr(SecureProcessor, command.name.lower())
-        buffers = len(inspect.signature(method).parameters) - 1
-        assert found[command.name] == buffers * (8 + 4), command.name
+@pytest.mark.parametrize("command", BUFFERS, ids=lambda command: command.name)
+def test_platform_commands_have_linuxs_buffers_in_its_order(probe: Probe, command: Command) -> None:
+    """Test that each is 64 bits of address and 32 of length, one behind the other, and that there are no others."""
+    name, buffers = BUFFERS[command]
+    structure = f"struct sev_user_data_{name}"
+    fields = [field for pair in buffers.values() for field in pair]
+    offsets = {f"offset of {field}": f"offsetof({structure}, {field})" for field in fields}
+    sizes = {f"size of {field}": f"sizeof((({structure} *)0)->{field})" for field in fields}
+    found = probe(offsets | sizes | {"all": f"sizeof({structure})"})
+    assert [found[label] for label in offsets] == [
+        base + part for base in range(0, found["all"], 12) for part in (0, 8)
+    ]
+    assert [found[label] for label in sizes] == [8, 4] * len(buffers)
+    parameters = list(inspect.signature(getattr(SecureProcessor, command.name.lower())).parameters)
+    assert parameters == ["self", *buffers]
 
 
 def test_sizes_of_ids_and_nonces_are_linuxs(probe: Probe) -> None:

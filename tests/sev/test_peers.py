@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import judges
 from sealift.sev import measurement, secret
 from sealift.sev.measurement import FirmwareVersion
 from sealift.sev.policy import DEFAULT_POLICY
@@ -26,18 +26,16 @@ MISMATCH = 1
 
 def validator() -> list[str]:
     """The command of libvirt's validator; it runs under the system's Python, where its libraries are."""
-    tool = shutil.which("virt-qemu-sev-validate")
-    command = ["/usr/bin/python3", str(tool)]
-    if tool is None or subprocess.run([*command, "--help"], capture_output=True, check=False).returncode:
-        pytest.skip("virt-qemu-sev-validate does not run: install libvirt-clients-qemu, python3-lxml and ovmf")
+    command = ["/usr/bin/python3", judges.program("virt-qemu-sev-validate", "libvirt-clients-qemu")]
+    tried = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        judges.missing(f"virt-qemu-sev-validate does not run (Debian: python3-lxml, python3-libvirt): {tried.stderr}")
     return command
 
 
 @pytest.fixture
 def firmware() -> Path:
-    if not OVMF.exists():
-        pytest.skip(f"there is no firmware image at {OVMF}: install ovmf")
-    return OVMF
+    return judges.file(OVMF, "ovmf")
 
 
 @dataclass(frozen=True)

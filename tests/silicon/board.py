@@ -70,10 +70,10 @@ class Ports:
 class Board:
     """A guest on an engine, whose addresses are offsets into its RAM."""
 
-    def __init__(self, kind: EngineKind, vcpus: int = 1, layout: RamLayout = LAYOUT) -> None:
+    def __init__(self, kind: EngineKind, vcpus: int = 1, layout: RamLayout = LAYOUT, *, irqchip: bool = False) -> None:
         self.kind = kind
         self.memory = GuestMemory(layout, KEY)
-        self.engine = kind.factory().make(self.memory, VmShape(vcpus))
+        self.engine = kind.factory().make(self.memory, VmShape(vcpus, irqchip=irqchip))
         self.vcpus: list[Vcpu] = [self.engine.create_vcpu(index) for index in range(vcpus)]
         self.c = 1 << self.engine.cbit
         for table, below in ((PML4, PDPT), (PDPT, PD), (PD, PT)):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +28,9 @@ def _kvm() -> KvmFactory:
 
 
 def _release(engine: Engine) -> None:
-    """Close what it has in the kernel: a platform process ends with its guest, and this one has hundreds of them."""
+    """A platform process ends with its guest, and this one has hundreds of them."""
     assert isinstance(engine, KvmEngine)
-    for vcpu in engine._vcpus.values():
-        os.close(vcpu._fd)
-    os.close(engine._vm)
-    engine._slots.mosaic.close()
+    engine.close()
 
 
 UNICORN = EngineKind("unicorn", UnicornFactory, exact=True)

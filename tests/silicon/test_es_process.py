@@ -10,6 +10,7 @@ import pytest
 import sevsnpmeasure.guest
 from sevsnpmeasure.sev_mode import SevMode
 
+import judges
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.errors import FirmwareError, RefusedError, UserError
 from sealift.launch.entry import EntryState
@@ -62,10 +63,9 @@ def launching(hosts: Hosts) -> Host:
 
 def test_others_predict_the_digest_of_a_launch_with_vmsas(hosts: Hosts) -> None:
     """Test LAUNCH_MEASURE of Debian's firmware and two vCPUs against sev-snp-measure."""
-    if not OVMF.exists():
-        pytest.skip(f"there is no firmware image at {OVMF}: install ovmf")
+    firmware_file = judges.file(OVMF, "ovmf")
     signature = CPU_SIGNATURES["EPYC-Milan"]
-    firmware = FlashImage.decode(OVMF.read_bytes())
+    firmware = FlashImage.decode(firmware_file.read_bytes())
     host = created(hosts, RamLayout((RamBlock("ram", Gpa(0), 8 << 20),)), vcpus=2)
     host.platform.create_vcpu(1).close()
     host.platform.do(wire.LaunchStart(int(ES), b"", b""))

@@ -135,6 +135,44 @@ def test_a_verdict_holds_until_the_machine_boots_anew(self_test: SelfTest, boot:
         assert self_test.runs == runs
 
 
+def test_a_bad_verdict_holds_for_some_minutes_only(self_test: SelfTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been the machine's load; a good one cannot have been."""
+    now = 1000.0
+    monkeypatch.setattr(usable, "_now", lambda: now)
+    self_test.does(BAD)
+    for seconds, runs in ((0, 1), (299, 1), (1, 2), (-5, 3)):
+        now += seconds
+        assert "VMMCALL" in reason()
+        assert self_test.runs == runs
+    self_test.does(GOOD)
+    now += 300
+    usable.check()
+    now += 1_000_000
+    usable.check()
+    assert self_test.runs == 4
+
+
+def test_a_stage_of_the_self_test_that_hangs_ends_it_with_the_stages_name(self_test: SelfTest) -> None:
+    self_test.does(
+        "import signal\n"
+        "from sealift.silicon.engines.kvm import selftest\n"
+        "selftest.STAGE_LIMIT_S = 0.05\n"
+        "with selftest._stage('VMMCALL'): signal.pause()"
+    )
+    assert reason() == "KVM failed its self-test: a vCPU hangs in VMMCALL"
+
+
+def test_a_kernel_that_refuses_in_the_middle_is_a_reason(self_test: SelfTest) -> None:
+    self_test.does(
+        "import sys\n"
+        "from sealift.silicon.engines.kvm import selftest\n"
+        "def refuse(): raise OSError(22, 'Invalid argument')\n"
+        "selftest._test = refuse\n"
+        "sys.exit(selftest.main())"
+    )
+    assert reason() == "KVM failed its self-test: the kernel refuses it (Invalid argument)"
+
+
 def test_who_asks_anew_gets_a_new_verdict_which_then_holds(self_test: SelfTest) -> None:
     self_test.does(BAD)
     reason()
@@ -162,12 +200,12 @@ def _verdict(**fields: object) -> bytes:
         b"",
         b"\xff\x00rubbish",
         b"[]",
-        _verdict(boot="first", code=usable._code()),
-        _verdict(boot="first", code=usable._code(), reason=7),
-        _verdict(boot="first", code=usable._code(), reason="x" * usable._FILE_LIMIT),
-        _verdict(boot="another", code=usable._code(), reason=""),
-        _verdict(boot="first", code="another", reason=""),
-        _verdict(boot="first", reason=""),
+        _verdict(boot="first", code=usable._code(), at=0),
+        _verdict(boot="first", code=usable._code(), reason=7, at=0),
+        _verdict(boot="first", code=usable._code(), reason="x" * usable._FILE_LIMIT, at=0),
+        _verdict(boot="another", code=usable._code(), reason="", at=0),
+        _verdict(boot="first", code="another", reason="", at=0),
+        _verdict(boot="first", reason="", at=0),
     ],
     ids=["nothing", "no text", "a list", "half", "another type", "endless", "another boot", "other code", "no code"],
 )

@@ -55,11 +55,13 @@ SendStart            -      -        -        x       -       -         -       
 GetPrivateDirtyLog   -      -        -        -       x       -         -        -      -     -      -
 SendUpdateData       -      -        -        -       x       -         -        -      -     -      -
 SendUpdateVmsa       -      -        -        -       x       -         -        -      -     -      -
+SealStream           -      -        -        -       x       -         -        -      -     -      -
 SendFinish           -      -        -        -       x       -         -        -      -     -      -
 SendCancel           -      -        -        -       x       -         -        -      -     -      -
 ReceiveStart         -      x        -        -       -       -         -        -      -     -      -
 ReceiveUpdateData    -      -        -        -       -       -         x        -      -     -      -
 ReceiveUpdateVmsa    -      -        -        -       -       -         x        -      -     -      -
+CheckStream          -      -        -        -       -       -         x        -      -     -      -
 ReceiveFinish        -      -        -        -       -       -         x        -      -     -      -
 SetPageStates        -      -        -        -       -       -         x        -      -     -      -
 GetVmState           -      -        -        -       x       -         -        -      -     -      x
@@ -138,11 +140,13 @@ SAMPLES: dict[str, wire.Message] = {
         wire.GetPrivateDirtyLog(),
         wire.SendUpdateData(0, 0, 0),
         wire.SendUpdateVmsa(9, 0),
+        wire.SealStream(bytes(32)),
         wire.SendFinish(),
         wire.SendCancel(),
         wire.ReceiveStart(0, b"no PDH", b"no session"),
         wire.ReceiveUpdateData(0, 0, 0, 0),
         wire.ReceiveUpdateVmsa(9, 0, 0, 0),
+        wire.CheckStream(bytes(32), bytes(32)),
         wire.ReceiveFinish(),
         wire.SetPageStates(),
         wire.GetVmState(),

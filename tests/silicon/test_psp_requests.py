@@ -99,6 +99,38 @@ def test_a_send_start_that_failed_leaves_the_guest_to_its_handler(hosts: Hosts) 
     source.handler.blob(handler.Offer(1))
 
 
+# --- what goes beside packets --------------------------------------------------------------------------------------
+
+
+def test_a_streams_mac_is_of_its_session_and_checked_by_the_receiver_alone(hosts: Hosts) -> None:
+    source, target = sendable(hosts)
+    digest, other = os.urandom(32), os.urandom(32)
+    receive_start(source, target, send_start(source, target))
+    mac = source.platform.request(wire.SealStream(digest), wire.StreamSealed).mac
+    target.platform.do(wire.CheckStream(digest, mac))
+    for asked in ((other, mac), (digest, other), (mac, digest)):
+        with pytest.raises(FirmwareError, match="the MAC over what came beside the packets fails") as refused:
+            target.platform.do(wire.CheckStream(*asked))
+        assert refused.value.status == Status.BAD_MEASUREMENT
+    source.platform.do(wire.SendCancel())
+    send_start(source, target)
+    assert source.platform.request(wire.SealStream(digest), wire.StreamSealed).mac != mac
+
+
+@pytest.mark.attack(
+    "files",
+    "saves a guest by method psp with registers and packets of its own choice, on the guest's host",
+    gains="as AMD's protocol gives: without SEV-ES registers are the VMM's, and packets have no order",
+)
+def test_the_hosts_own_vmm_has_whatever_it_likes_vouched_for(hosts: Hosts) -> None:
+    """Test that a session's MAC binds what the VMM of the sender says, not what the guest was: AMD's packets cannot."""
+    source, target = sendable(hosts)
+    receive_start(source, target, send_start(source, target))
+    for made_up in (b"\1" * 32, b"\2" * 32):
+        mac = source.platform.request(wire.SealStream(made_up), wire.StreamSealed).mac
+        target.platform.do(wire.CheckStream(made_up, mac))
+
+
 # --- SEND_FINISH -----------------------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,7 @@ class _Foreground:
         # What happened before anybody listened.
         self._news.put(RunStateChanged(RunState.INMIGRATE, guest.state))
         arrival = guest.migration()
-        if arrival is not None and arrival.status == MigrationStatus.FAILED.value:
+        if arrival is not None and arrival.status is MigrationStatus.FAILED:
             self._news.put(MigrationChanged(Direction.INCOMING, MigrationStatus.FAILED))
 
     def signalled(self, _: int, __: FrameType | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,16 @@ import msgspec
 from sealift.errors import UserError
 from sealift.vmm.events import Direction, GuestEvent, MigrationChanged
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.status import ENDED
+from sealift.vmm.migration.plan import Experience
+from sealift.vmm.migration.stats import DowntimePart, MigrationInfo
+from sealift.vmm.migration.status import ENDED, MigrationStatus
+from sealift.wire.handover import Method
 
 KEPT: Final = 200
 """Migrations: years of a workstation, weeks of a host that is drained daily."""
+
+_LAST: Final = 10
+"""Migrations whose medians a plan takes: hosts change, and old ones tell of others."""
 
 _FILE_MODE: Final = 0o600
 
@@ -30,12 +37,14 @@ _LIMIT: Final = 1 << 20
 
 
 class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """A migration in numbers: times in ms, bytes, rounds."""
+    """A migration in numbers: times in ms, bytes, rounds; `standstill` is the downtime without the last pages."""
 
     total_time: int
     downtime: int
     transferred: int
     rounds: int
+    setup_time: int = 0
+    standstill: int = 0
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True):
@@ -47,6 +56,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="keb
     status: str
     outcome: Figures
     predicted: Figures | None = None
+    method: str = ""
 
 
 class History:
@@ -71,6 +81,23 @@ class History:
             raise UserError(f"the history {self._path} cannot be read") from error
         except msgspec.DecodeError as error:
             raise UserError(f"the history {self._path} does not parse; move it away") from error
+
+    def experience(self, method: Method, uri: str) -> Experience | None:
+        """What the last migrations by a method took, those to `uri` if there were any; None if none is on record.
+
+        Raises:
+            UserError: as `entries`.
+        """
+        completed, known = MigrationStatus.COMPLETED.value, self.entries()
+        alike = [entry for entry in known if (entry.status, entry.method) == (completed, method.value)]
+        these = ([entry for entry in alike if entry.uri == uri] or alike)[-_LAST:]
+        if not these:
+            return None
+        setup, standstill = (
+            statistics.median(getattr(entry.outcome, name) for entry in these) / 1e3
+            for name in ("setup_time", "standstill")
+        )
+        return Experience(len(these), setup, standstill)
 
     def add(self, entry: Entry) -> None:
         """Put a migration on record.
@@ -99,7 +126,10 @@ def _parse(data: bytes) -> list[Entry]:
 def keep_history(
     guest: Guest, history: History, notify: Callable[[str], None], wall_clock: Callable[[], float] = time.time
 ) -> None:
-    """Have every migration away from here put on record as it ends; `notify` is told if that is not possible."""
+    """Have every migration away from here put on record as it ends, for plans to know of those before.
+
+    `notify` is told if that is not possible.
+    """
 
     def listen(event: GuestEvent) -> None:
         match event:
@@ -110,21 +140,39 @@ def keep_history(
                     notify(str(error))
 
     guest.events.listen(listen)
+    guest.experience = history.experience
 
 
 def entry_of(guest: Guest, status: str, ended: int) -> Entry:
     """The last migration of a guest."""
     info, plan = guest.migration(), guest.planned()
-    ram = None if info is None else info.ram
-    outcome = Figures(
-        total_time=0 if info is None else info.total_time,
-        downtime=0 if info is None else info.downtime or 0,
-        transferred=0 if ram is None else ram.transferred,
-        rounds=0 if ram is None else ram.dirty_sync_count,
-    )
+    outcome = Figures(0, 0, 0, 0) if info is None else _figures(info)
     predicted = None
     if plan is not None:
-        forecast = plan.forecast
-        times = round(forecast.total_s * 1e3), round(forecast.downtime_s * 1e3)
-        predicted = Figures(*times, forecast.transferred, forecast.rounds)
-    return Entry(ended, guest.name, guest.destination or "", status, outcome, predicted)
+        forecast, conditions = plan.forecast, plan.conditions
+        predicted = Figures(
+            _ms(forecast.total_s),
+            _ms(forecast.downtime_s),
+            forecast.transferred,
+            forecast.rounds,
+            _ms(conditions.setup_s),
+            _ms(conditions.standstill_s),
+        )
+    return Entry(ended, guest.name, guest.destination or "", status, outcome, predicted, guest.method.value)
+
+
+def _figures(info: MigrationInfo) -> Figures:
+    parts = info.x_sealift_downtime_parts or {}
+    paged = {DowntimePart.LAST_ROUND.value, DowntimePart.SWITCHOVER.value}
+    return Figures(
+        total_time=info.total_time,
+        downtime=info.downtime or 0,
+        transferred=0 if info.ram is None else info.ram.transferred,
+        rounds=0 if info.ram is None else info.ram.dirty_sync_count,
+        setup_time=info.setup_time or 0,
+        standstill=round(sum(length for part, length in parts.items() if part not in paged)),
+    )
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1e3)

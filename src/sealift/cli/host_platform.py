@@ -12,7 +12,7 @@ from sealift.cli.overview import guests_of
 from sealift.cli.places import Host, default_manufacturer
 from sealift.errors import FirmwareError, UserError
 from sealift.owner.authority import OwnerAuthority
-from sealift.privatefiles import Access, PrivateDirectory
+from sealift.privatefiles import PrivateDirectory
 from sealift.sev.certfile import CertificateSet
 from sealift.sev.chain import PlatformChain
 from sealift.sev.status import Status
@@ -75,14 +75,22 @@ class HostPlatform:
         cek = chain.cek if endorsed else chain.cek.unsigned()
         return CertificateSet.of((chain.pdh, chain.pek, chain.oca, cek, chain.ask, chain.ark))
 
+    def csr(self) -> bytes:
+        """PEK_CSR: what an owner signs, 2084 bytes."""
+        return self._platform.request(wire.PekCsr(), wire.PekRequest).pek
+
     def provision(self, authority: OwnerAuthority) -> None:
-        """Give the platform to an owner.
+        """Give the platform to an owner whose key is here; raises as `provision_signed`."""
+        self.provision_signed(authority.signed(self.csr()), authority.certificate.encode())
+
+    def provision_signed(self, pek: bytes, oca: bytes) -> None:
+        """PEK_CERT_IMPORT: give the platform to the owner who signed its CSR, and whose certificate is `oca`.
 
         Raises:
             UserError: it has an external owner, or guests.
+            FirmwareError: the certificates are not those of this platform and that owner.
         """
-        request = self._platform.request(wire.PekCsr(), wire.PekRequest).pek
-        self._change(wire.PekCertImport(authority.signed(request), authority.certificate.encode()))
+        self._change(wire.PekCertImport(pek, oca))
 
     def rotate(self) -> None:
         """PDH_GEN; raises UserError while guests run."""
@@ -126,11 +134,7 @@ class HostPlatform:
 
     def _in_use(self) -> bool:
         """Whether a platform process of the host has a guest: then it keeps the keys from being changed."""
-        lock = PrivateDirectory(self._host.identity, "platform identity").try_hold(Access.CHANGE)
-        if lock is None:
-            return True
-        lock.release()
-        return False
+        return PrivateDirectory(self._host.identity, "platform identity").in_use()
 
     def _guests(self) -> tuple[str, ...]:
         return tuple(guest.name for guest in guests_of(self._host))

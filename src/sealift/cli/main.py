@@ -6,7 +6,6 @@ Exit status: 0 done, 1 it could not be done (the reason is on standard error), 2
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import sys
 from typing import Final
@@ -63,6 +62,8 @@ class _Commands(click.Group):
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001  # click's interface
     if wanted and not ctx.resilient_parsing:
+        import importlib.metadata  # takes a tenth of a command's start
+
         click.echo(f"sealift {importlib.metadata.version('sealift')}")
         ctx.exit()
 

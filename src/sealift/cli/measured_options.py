@@ -36,7 +36,8 @@ _OPTIONS: Final = (
         type=click.Choice(_PROFILES),
         default=_PROFILES[0],
         show_default=True,
-        help="SEV-ES with --firmware: what the host's KVM leaves in FPU registers; legacy before Linux 6.10.",
+        help="SEV-ES with --firmware: what the hypervisor leaves in FPU registers; "
+        "init2 is KVM_SEV_INIT2 (Linux 6.10 and later), legacy KVM_SEV_ES_INIT (before, and older QEMU on any).",
     ),
     click.option(
         "--sev-features",
@@ -49,18 +50,12 @@ _OPTIONS: Final = (
 )
 _OWN_IMAGE: Final = ("memory", "payload")
 """Options that mean nothing with ``--firmware``."""
-_FIRMWARE_IMAGE: Final = (
-    "vcpu_type",
-    "vcpu_signature",
-    "fpu",
-    "sev_features",
-    "kernel_hashes",
-    "vmsa_cpu0",
-    "vmsa_cpu1",
-)
-"""Options that mean nothing without."""
-_ES_ONLY: Final = ("vcpus", "vcpu_type", "vcpu_signature", "fpu", "sev_features", "vmsa_cpu0", "vmsa_cpu1")
+_COMPUTED: Final = ("vcpu_type", "vcpu_signature", "fpu", "sev_features")
+"""Options that say what is in a VMSA."""
+_ES_ONLY: Final = ("vcpus", *_COMPUTED, "vmsa_cpu0", "vmsa_cpu1")
 """Options that mean nothing without SEV-ES, where a firmware image is measured."""
+_FIRMWARE_IMAGE: Final = (*_COMPUTED, "kernel_hashes", "vmsa_cpu0", "vmsa_cpu1")
+"""Options that mean nothing without ``--firmware``."""
 
 
 def measured_options(function: F) -> F:
@@ -78,11 +73,13 @@ class MeasuredGuest:
         image: its buffers are measured.
         policy: the guest's.
         recipe: of Sealift's own image; None with a firmware image.
+        vcpus: whose VMSAs are measured with a firmware image; None without SEV-ES.
     """
 
     image: GuestImage
     policy: Policy
     recipe: GuestRecipe | None = None
+    vcpus: EsVcpus | None = None
 
 
 def measured_guest(settings: dict[str, Any]) -> MeasuredGuest:
@@ -122,7 +119,7 @@ def _firmware_image(settings: dict[str, Any], policy: Policy) -> MeasuredGuest:
     vcpus = _es_vcpus(settings) if policy.ES in policy else None
     if vcpus is None:
         _refuse(_ES_ONLY, "is measured of an SEV-ES guest alone; see --policy")
-    return MeasuredGuest(FirmwareBoot(firmware, kernel, hashes, vcpus), policy)
+    return MeasuredGuest(FirmwareBoot(firmware, kernel, hashes, vcpus), policy, vcpus=vcpus)
 
 
 def _kernel_files(settings: dict[str, Any]) -> KernelFiles | None:
@@ -187,6 +184,7 @@ def _vmsa_files(settings: dict[str, Any]) -> VmsaFiles | None:
         raise click.UsageError("--vmsa-cpu1 goes with --vmsa-cpu0")
     if first is None:
         return None
+    _refuse(_COMPUTED, "has no use with --vmsa-cpu0, which has it")
     if others is None and settings["vcpus"] > 1:
         raise click.UsageError(f"of {settings['vcpus']} vCPUs, --vmsa-cpu1 is needed too (or say --vcpus 1)")
     return VmsaFiles(*(parsed("VMSA", path, PAGE_SIZE, vmsa_page) for path in (first, others or first)))

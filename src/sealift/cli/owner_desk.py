@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_never
 
-from sealift.cli.owner_link import Assignment
+from sealift.cli.assignment import Assignment
 from sealift.cli.recipes import make_recipe, read_file
 from sealift.errors import SealiftError
 from sealift.guest.handler.digest import handler_digest

@@ -21,15 +21,14 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
-from sealift.cli.guest_options import GuestOptions
+from sealift.cli.assignment import Assignment
 from sealift.errors import LostError, PeerError, RefusedError, UserError
 from sealift.launch.image import GuestRecipe
-from sealift.sev.policy import Policy, parse_policy
+from sealift.sev.policy import Policy
 from sealift.vmm.launch import Launch, begin, complete
 from sealift.vmm.memory import SharedMemory
 from sealift.vmm.migration.transport import NetworkAddress, TcpAddress, UnixAddress, connect, parse_uri
@@ -61,48 +60,6 @@ _EXIT_PATIENCE_S: Final = 5.0
 
 _REPLY_LIMIT_S: Final = 30.0
 """An owner answers in some milliseconds; one that many ask at once, or over a bad line, in seconds."""
-
-
-class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the user tells the owner: whom to trust at first, and which guest to expect.
-
-    `kernel` None means that it only serves receivers. Paths are absolute; sizes are bytes.
-    """
-
-    owner: str
-    manufacturer: str
-    kernel: str | None = None
-    initrd: str | None = None
-    payload: str | None = None
-    command_line: str = ""
-    memory: int = 0
-    vcpus: int = 0
-    policy: int = 0
-    secret: str | None = None
-    zero_pages: bool = False
-
-
-def assignment_of(options: GuestOptions, owner: Path, manufacturer: Path) -> Assignment:
-    """What an owner in that directory is told; the VMM takes the same kernel, initrd and payload from the same files.
-
-    Raises:
-        UserError: the policy is none.
-    """
-    # A path that means the same in every process, or a built-in program's name.
-    kernel = str(Path(options.kernel).absolute()) if Path(options.kernel).exists() else options.kernel
-    return Assignment(
-        owner=str(owner),
-        manufacturer=str(manufacturer),
-        kernel=kernel,
-        initrd=None if options.initrd is None else str(options.initrd.absolute()),
-        payload=None if options.payload is None else str(options.payload.absolute()),
-        command_line=options.append,
-        memory=options.memory,
-        vcpus=options.vcpus,
-        policy=int(parse_policy(options.policy)),
-        secret=None if options.secret is None else str(options.secret.absolute()),
-        zero_pages=options.zero_pages,
-    )
 
 
 def owner_address(uri: str) -> NetworkAddress:

@@ -6,6 +6,7 @@ Options that belong together reach a command as one object, which reads the file
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sealift.sev.session import TransportKeys
 
 FINGERPRINT_SIZE: Final = 32
+_SHOWN: Final = 64
+"""Characters of a wrong value that are shown: it may be a whole certificate."""
 
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
 directory_option = click.option(
@@ -220,13 +223,14 @@ def binary(what: str, text: str, sizes: Collection[int]) -> bytes:
     from sealift.sev.text import decode_base64
 
     for decode in (_hexadecimal, decode_base64):
-        value = decode(text.encode())
+        value = decode(os.fsencode(text))
         if value is not None and len(value) in sizes:
             return value
-    if Path(text).exists():
+    if os.path.lexists(text):
         return read_blob(what, Path(text), sizes)
     wanted = " or ".join(map(str, sorted(sizes)))
-    raise UserError(f"the {what} {text!r} is neither {wanted} bytes in base64 or hexadecimal, nor a file")
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    raise UserError(f"the {what} {shown!r} is neither {wanted} bytes in base64 or hexadecimal, nor a file")
 
 
 def chip_or_root(text: str, *, root: bool) -> bytes:
@@ -239,7 +243,7 @@ def chip_or_root(text: str, *, root: bool) -> bytes:
     from sealift.sev.certfile import SIZE_LIMIT, CertificateSet
     from sealift.sev.certificate import Usage
 
-    if not Path(text).is_file():
+    if not os.path.lexists(text):
         return binary("fingerprint", text, {FINGERPRINT_SIZE})
     what, usage = ("root's file", Usage.ARK) if root else ("host's file", Usage.CEK)
     found = parsed(what, Path(text), SIZE_LIMIT, CertificateSet.decode).certificates.get(usage)

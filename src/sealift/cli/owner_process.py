@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from sealift.cli.assignment import Assignment
 from sealift.cli.owner_desk import OwnerDesk, definition_of, establish_trust, policy_warnings
-from sealift.cli.owner_link import Assignment
 from sealift.errors import LostError, SealiftError
 from sealift.owner.owner import Owner
 from sealift.wire.channel import Channel

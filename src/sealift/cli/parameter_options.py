@@ -1,4 +1,7 @@
-"""Options that ``check``, ``plan`` and ``migrate`` share: by which way a guest is to go, as migration parameters."""
+"""Options that ``check``, ``plan`` and ``migrate`` share: by which way a guest is to go, in QEMU's names.
+
+They are for one command: what is set over QMP for all migrations stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, Final
 import click
 
 from sealift.cli.options import parse_size
+from sealift.wire.record import MAX_CHANNELS
 
 _PARAMETERS: Final = {
     "method": "x-sealift-method",
@@ -22,6 +26,9 @@ _PARAMETERS: Final = {
     "tls_hostname": "tls-hostname",
 }
 """QEMU's names of our options, of which a command may have some alone."""
+
+_CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
+"""Options that are QEMU's capabilities and nothing else."""
 
 _OPTIONS: Final = (
     click.option(
@@ -42,6 +49,17 @@ _OPTIONS: Final = (
         metavar="SIZE",
         callback=lambda _, __, text: None if text is None else parse_size(text),
         help="Bytes a second while the guest runs (10M, 1G); once it is stopped there is no limit.",
+    ),
+    click.option(
+        "--auto-converge",
+        is_flag=True,
+        help="Let the guest run less when it writes faster than that can be sent; see also --parameter.",
+    ),
+    click.option(
+        "--multifd",
+        type=click.IntRange(1, MAX_CHANNELS),
+        metavar="N",
+        help="Use N sealed channels, each on a connection of its own.",
     ),
     click.option(
         "--tls-creds",
@@ -75,6 +93,21 @@ def parameters_of(options: dict[str, object]) -> dict[str, object]:
     given = {option: options.pop(option) for option in _PARAMETERS if option in options}
     parameters = {_PARAMETERS[option]: _value(value) for option, value in given.items() if value is not None}
     return parameters | dict(_named(str(each)) for each in others) if isinstance(others, tuple) else parameters
+
+
+def capabilities_of(options: dict[str, object]) -> list[str]:
+    """Capabilities to switch on, in QEMU's names; takes those out of a command's options that are nothing else.
+
+    To be asked before `parameters_of`, which takes --multifd: that is both.
+    """
+    on = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option, False)]
+    return [*on, "multifd"] if options["multifd"] is not None else on
+
+
+def target_uri(uri: str) -> str:
+    """A migration URI as the VMM understands it, which does not know what the path of a file is relative to."""
+    scheme, _, path = uri.partition(":")
+    return f"file:{Path(path).absolute()}" if scheme == "file" else uri
 
 
 def _value(value: object) -> object:

@@ -1,11 +1,12 @@
-"""How far a migration is: a bar for people, a line a round for logs. Both go to standard error."""
+"""How far a migration is: a bar for people, a line now and then for logs. Both go to standard error."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 
@@ -14,6 +15,10 @@ from sealift.vmm.migration.status import MigrationStatus
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+_LINE_EVERY_S: Final = 10.0
+"""Often enough to see that something goes on, and a migration of an hour has no more than a few hundred."""
 
 
 class ProgressDisplay(Protocol):
@@ -50,7 +55,7 @@ class Advance:
 
     def of(self, info: MigrationInfo) -> float:
         """The share to show now."""
-        if info.status == MigrationStatus.COMPLETED.value:
+        if info.status is MigrationStatus.COMPLETED:
             self._shown = 1.0
         elif info.ram is not None and (known := info.ram.transferred + _ahead(info, info.ram.remaining)):
             self._shown = max(self._shown, min(info.ram.transferred / known, self._ALMOST))
@@ -59,23 +64,25 @@ class Advance:
 
 def _ahead(info: MigrationInfo, remaining: int) -> int:
     """Bytes to send before the guest is stopped; after that, all of the rest counts."""
-    if info.status != MigrationStatus.ACTIVE.value:
+    if info.status is not MigrationStatus.ACTIVE:
         return remaining
     return max(0, remaining - (info.x_sealift_cutover or 0))
 
 
 class Lines:
-    """One line for every new status and every new round."""
+    """One line for every new status, and one every ten seconds."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
-        self._last: tuple[str, int] | None = None
+        self._clock = clock
+        self._status: MigrationStatus | None = None
+        self._due = 0.0
 
     def show(self, info: MigrationInfo) -> None:
-        """Say it, if there is something new to say."""
-        news = (info.status, info.ram.dirty_sync_count if info.ram else 0)
-        if news != self._last:
-            self._last = news
+        """Say it, if it is news or nothing was said for long."""
+        now = self._clock()
+        if info.status is not self._status or now >= self._due:
+            self._status, self._due = info.status, now + _LINE_EVERY_S
             click.echo(f"sealift: {self._name}: {summary(info)}", err=True)
 
     def aside(self) -> AbstractContextManager[None]:

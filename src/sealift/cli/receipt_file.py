@@ -20,7 +20,7 @@ def check_place(path: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"the receipt's file {path} exists already; choose another name, or remove it")
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise UserError(f"the receipt cannot be written to {path}: its directory is none, or not writable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Final
@@ -62,7 +63,7 @@ def kernel_image(kernel: str) -> bytes:
     if kernel in programs.program_names():
         return programs.program(kernel)
     path = Path(kernel)
-    if not path.exists() and "/" not in kernel:
+    if not os.path.lexists(path) and "/" not in kernel:
         known = ", ".join(programs.program_names())
         raise UserError(f"there is no kernel {kernel!r}: it is no file, and the built-in ones are {known}")
     return read_file("kernel", path)

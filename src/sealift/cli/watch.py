@@ -22,9 +22,6 @@ from sealift.vmm.qmp.commands.foresight import PreflightInfo
 _LOOK_EVERY_S: Final = 0.2
 """What a person still sees as live; each look costs the VMM a fraction of a millisecond."""
 
-_ENDED: Final = {status.value for status in ENDED}
-_NEVER: Final = {MigrationStatus.NONE.value}
-
 
 class Choice(enum.Enum):
     """What a user who pressed Ctrl-C wants."""
@@ -111,7 +108,7 @@ def attach(qmp: QmpClient, display: Display) -> MigrationInfo:
         LostError: the VMM is gone.
     """
     info = qmp.query("query-migrate", MigrationInfo)
-    if info.status in _ENDED | _NEVER:
+    if info.status in ENDED | {MigrationStatus.NONE}:
         raise UserError(f"no migration of guest {qmp.guest} is underway; give the URI of a target to begin one")
     with _interruptions() as interrupted:  # without events: capabilities cannot be changed any more
         return _follow(qmp, display, interrupted)
@@ -126,7 +123,7 @@ def _follow(qmp: QmpClient, display: Display, interrupted: Interrupted) -> Migra
         if info.x_sealift_advice and not advised:
             display.say(info.x_sealift_advice)
             advised = True
-        if info.status in _ENDED:
+        if info.status in ENDED:
             return info
         if not cancelled and interrupted():
             match display.ask():
@@ -168,17 +165,17 @@ def _cancel(qmp: QmpClient, display: Display) -> None:
 
 def moved(info: MigrationInfo) -> bool:
     """Whether the guest runs on the target, or is saved."""
-    return info.status == MigrationStatus.COMPLETED.value
+    return info.status is MigrationStatus.COMPLETED
 
 
 def goes_on(info: MigrationInfo) -> bool:
     """Whether the migration has not ended: its watcher has detached."""
-    return info.status not in _ENDED
+    return info.status not in ENDED
 
 
 def describe(name: str, uri: str | None, info: MigrationInfo) -> str:
     """How a migration ended, in a sentence; `uri` None is that of a migration that somebody else began."""
-    match MigrationStatus(info.status):
+    match info.status:
         case MigrationStatus.COMPLETED if uri is not None and uri.startswith("file:"):
             return f"guest {name} is saved in {uri}{_figures(info)}"
         case MigrationStatus.COMPLETED:

@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import Final, Protocol, Self, TypeAlias
 
 from sealift.cli.absent_owner import AbsentOwner, SecretWatch, is_absent, starts_at_once
+from sealift.cli.assignment import Assignment, assignment_of
 from sealift.cli.guest_options import DiskPath, GuestOptions, GuestType, check_plain
 from sealift.cli.history import History, keep_history
 from sealift.cli.owner_link import (
-    Assignment,
     LocalOwner,
     NoOwner,
     OwnerClient,
     ServedOwner,
-    assignment_of,
     owner_address,
 )
 from sealift.cli.places import Host, Places

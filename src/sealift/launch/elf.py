@@ -22,6 +22,7 @@ MAX_PROGRAM_HEADERS = 64
 
 _HEADER = struct.Struct("<4sBBBBB7xHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
+_MAGIC = b"\x7fELF"
 _CLASS_64, _LITTLE_ENDIAN, _CURRENT = 2, 1, 1
 _ET_EXEC, _EM_X86_64 = 2, 62
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
@@ -86,12 +87,13 @@ def load(image: bytes, layout: RamLayout) -> Kernel:
 
 def _read_header(image: bytes) -> tuple[int, int, int]:
     """Entry point, offset and number of the program headers."""
+    if not image.startswith(_MAGIC):
+        raise UserError("the kernel file is neither an ELF file nor a Linux kernel (a bzImage)")
     if len(image) < _HEADER.size:
         raise UserError(f"the kernel file has {len(image)} bytes, too few for an ELF header")
-    magic, bits, order, ident_version, _, _, *rest = _HEADER.unpack_from(image)
+    _, bits, order, ident_version, _, _, *rest = _HEADER.unpack_from(image)
     kind, machine, version, entry, offset, _, _, _, entry_size, count, _, _, _ = rest
     faults = {
-        "is not an ELF file": magic != b"\x7fELF",
         "is not a 64-bit ELF file": bits != _CLASS_64,
         "is not little-endian": order != _LITTLE_ENDIAN,
         "has an unknown ELF version": ident_version != _CURRENT or version != _CURRENT,

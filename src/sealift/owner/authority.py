@@ -67,18 +67,36 @@ class OwnerAuthority:
         """The certificate of PEK_CSR under this authority's signature, for PEK_CERT_IMPORT.
 
         Raises:
-            StreamError: it is no certificate of a PEK.
+            StreamError: it is no certificate of a PEK, or was signed already.
         """
         pek = Certificate.decode(request)
         if pek.usage is not Usage.PEK:
             raise StreamError(f"a {pek.usage.name} certificate came where the platform's PEK was expected")
+        if pek != pek.unsigned():
+            raise StreamError("the PEK certificate has signatures, and a request has none")
         return pek.signed(Usage.OCA, self.key, self.certificate.algorithm).encode()
 
 
-def _certificate(data: bytes) -> Certificate:
+def read_certificate(usage: Usage, path: Path) -> Certificate:
+    """One SEV certificate out of a file, raw or base64; its signatures are not looked at.
+
+    Raises:
+        UserError: it cannot be read or holds something else.
+    """
+    return parsed(f"{usage.name} certificate", path, _FILE_LIMIT, lambda data: _decode(usage, data))
+
+
+def _decode(usage: Usage, data: bytes) -> Certificate:
     cert = Certificate.decode(raw_or_base64(data, {certificate.SIZE}))
-    if cert.usage is not Usage.OCA:
+    if cert.usage is not usage:
         raise StreamError(f"it is a {cert.usage.name} certificate")
+    return cert
+
+
+def _certificate(data: bytes) -> Certificate:
+    cert = _decode(Usage.OCA, data)
+    if not cert.algorithm.signs:
+        raise StreamError(f"its algorithm is {cert.algorithm.name}, which signs nothing")
     if not cert.verifies(Usage.OCA, cert.key()):
         raise StreamError("its signature is not its own")
     return cert

@@ -101,7 +101,7 @@ class FirmwareBoot:
         if self.hashes is not None:
             yield Buffer("kernel hashes", self.firmware.hashes_area().gpa, self.hashes.encode())
         if self.vcpus is not None:
-            yield from _vmsas(self.vcpus.pages(self.firmware.reset_eip))
+            yield from _vmsas(self.vcpus.pages(self.firmware.reset_eip), f" ({self.vcpus.source})")
 
     def variants(self) -> Iterator[Variant]:
         """Other kernel files, other vCPUs."""
@@ -164,9 +164,9 @@ class DirectBoot:
 _NO_KERNEL: Final = {"kernel": None, "payload": b"", "command_line": "", "initrd": b""}
 
 
-def _vmsas(pages: Iterable[bytes]) -> Iterator[Buffer]:
+def _vmsas(pages: Iterable[bytes], source: str = "") -> Iterator[Buffer]:
     for vcpu, page in enumerate(pages):
-        yield Buffer(f"VMSA of vCPU {vcpu}", None, page)
+        yield Buffer(f"VMSA of vCPU {vcpu}{source}", None, page)
 
 
 def _command_lines(line: str) -> Iterator[tuple[str, str]]:

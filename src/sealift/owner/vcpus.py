@@ -65,6 +65,11 @@ class EsVcpus:
     features: int = 0
     files: VmsaFiles | None = None
 
+    @property
+    def source(self) -> str:
+        """Where the pages come from, in a word."""
+        return self.fpu.value if self.files is None else "file"
+
     def pages(self, reset_eip: Callable[[], int]) -> Iterator[bytes]:
         """The VMSAs in the order of the vCPUs, as QEMU has them after a reset.
 

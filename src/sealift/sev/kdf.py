@@ -52,6 +52,14 @@ def integrity_key(master: bytes) -> bytes:
     return derive(master, "sev-kik", b"", KEY_SIZE)
 
 
+def stream_key(tik: bytes) -> bytes:
+    """Key of the MAC over what travels beside a session's packets (`sealift.sev.packet.stream_mac`).
+
+    AMD's API has no such thing; the label is ours, and keeps it apart from the packets' MACs.
+    """
+    return derive(tik, "sealift-stream", b"", 32)
+
+
 def endorsement_scalar(seed: bytes) -> int:
     """Private scalar of the chip endorsement key; `seed` is the SHA-256 of the chip-unique secret.
 

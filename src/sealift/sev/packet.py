@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Final
 
 from sealift.errors import StreamError
+from sealift.sev import kdf
 from sealift.sev.session import TransportKeys, ctr
 from sealift.sev.status import Status, failure
 
@@ -26,6 +27,8 @@ BLOCK_SIZE: Final = 16
 """Payloads are a whole number of these."""
 COMPRESSED: Final = 1
 """Flag bit 0; no firmware supports it."""
+COMPRESSED_FLAG: Final = "the packet's flags say that it is compressed"
+"""What is wrong with such a packet."""
 
 _LAYOUT: Final = struct.Struct("<I16s32s")
 
@@ -87,8 +90,13 @@ def unseal(transport: TransportKeys, context: Context, header: Header, payload: 
     if not hmac.compare_digest(_mac(transport, context, header, payload, extra), header.mac):
         raise failure(Status.BAD_MEASUREMENT, "the packet's MAC fails: other keys, other data or another measurement")
     if header.flags & COMPRESSED:
-        raise failure(Status.UNSUPPORTED, "the packet is compressed")
+        raise failure(Status.UNSUPPORTED, COMPRESSED_FLAG)
     return ctr(transport.tek, header.iv, payload)
+
+
+def stream_mac(transport: TransportKeys, digest: bytes) -> bytes:
+    """MAC over the digest of what travels beside a session's packets, which their own MACs say nothing about."""
+    return hmac.digest(kdf.stream_key(transport.tik), digest, "sha256")
 
 
 def _mac(transport: TransportKeys, context: Context, header: Header, payload: bytes, extra: bytes) -> bytes:

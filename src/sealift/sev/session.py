@@ -116,7 +116,9 @@ class Session:
         plain = ctr(kdf.encryption_key(master), self.wrap_iv, self.wrap_tk)
         transport = TransportKeys(plain[: kdf.KEY_SIZE], plain[kdf.KEY_SIZE :])
         if not hmac.compare_digest(policy_mac(transport, policy), self.policy_mac):
-            raise failure(Status.BAD_MEASUREMENT, f"the session was not made for policy {int(policy):#x}")
+            raise failure(
+                Status.BAD_MEASUREMENT, f"the session's POLICY_MAC fails: it was not made for policy {int(policy):#x}"
+            )
         return transport
 
 

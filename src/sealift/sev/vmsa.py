@@ -39,9 +39,16 @@ class FpuProfile(Enum):
     """What a hypervisor leaves in MXCSR and the x87 control word of a fresh vCPU."""
 
     LEGACY = "legacy"
-    """Zeros: KVM_SEV_ES_INIT, as QEMU 7 and 8 and libvirt's validator have it."""
+    """Zeros."""
     INIT2 = "init2"
-    """Their reset values: KVM_SEV_INIT2, Linux 6.10 and later."""
+    """Their reset values."""
+
+    @property
+    def made_by(self) -> str:
+        """Which hypervisors leave that: the ioctl by which QEMU makes the VM decides."""
+        if self is FpuProfile.LEGACY:
+            return "KVM_SEV_ES_INIT: Linux before 6.10, and older QEMU (7.2, 8) on any"
+        return "KVM_SEV_INIT2: Linux 6.10 and later"
 
 
 class Segment(ctypes.LittleEndianStructure):

@@ -32,7 +32,7 @@ from sealift.vmm.migration.clock import Clock, SystemClock
 from sealift.vmm.migration.dirtyrate import DirtyRateMeter
 from sealift.vmm.migration.methods import blocked
 from sealift.vmm.migration.parameters import Capability, Parameters
-from sealift.vmm.migration.plan import Plan, Wishes, make_plan
+from sealift.vmm.migration.plan import Experience, Plan, Wishes, make_plan
 from sealift.vmm.migration.preflight import Candidate, Findings, examine
 from sealift.vmm.migration.snapshot import Snapshot
 from sealift.vmm.migration.socket_address import socket_addresses
@@ -73,6 +73,7 @@ class Guest:
         console: what it prints.
         dirty_rate: measures what it writes.
         destination: where the last migration goes or went.
+        experience: of earlier migrations from this host, by this method to that place; None: there is none.
     """
 
     def __init__(self, name: str, parameters: Parameters, clock: Clock | None = None) -> None:
@@ -90,6 +91,7 @@ class Guest:
         self._dump: Dump | None = None
         self._dumping: threading.Thread | None = None
         self.destination: str | None = None
+        self.experience: Callable[[Method, str], Experience | None] = lambda _, __: None
         self._plan: Plan | None = None
         self._planned: Plan | None = None
         self.dirty_rate = DirtyRateMeter(self._clock)
@@ -341,8 +343,9 @@ class Guest:
             self._check_no_dump()
             if self._launched is None or self.state not in _MOVABLE:
                 raise UserError(f"guest {self.name} is {self.state.value}; only one that runs or is paused can move")
-            if reasons := self.blocked_reasons():
-                raise UserError(f"guest {self.name} cannot be migrated: {'; and '.join(reasons)}")
+            if reasons := self._blocked(parameters.method):
+                done = "saved" if direction is Direction.SNAPSHOT else "migrated"
+                raise UserError(f"guest {self.name} cannot be {done}: {'; and '.join(reasons)}")
             self._planned = self._plan if self._plan is not None and self._plan.uri == place else None
             self._plan, self.destination = None, place
             attempt = make(
@@ -382,8 +385,15 @@ class Guest:
             UserError: `uri` is no address, or the guest is not here.
             RefusedError: the target cannot be reached.
         """
-        self._plan = make_plan(self._candidate(once(self._parameters)), uri, wishes, self.dirty_rate, self._clock)
+        candidate = self._candidate(once(self._parameters))
+        experience = self.experience(candidate.parameters.method, uri)
+        self._plan = make_plan(candidate, uri, wishes, self.dirty_rate, self._clock, experience)
         return self._plan
+
+    @property
+    def method(self) -> Method:
+        """By which method the last migration goes or went; before any, by which one it would."""
+        return (self if self._migration is None else self._migration).parameters.method
 
     def planned(self) -> Plan | None:
         """The plan that the last migration began with: the last one that was made for where it goes."""
@@ -440,10 +450,13 @@ class Guest:
 
     def blocked_reasons(self) -> tuple[str, ...]:
         """Why no migration by the method chosen can begin, whatever the target; sentences; none if it is not here."""
+        return self._blocked(self._parameters.method)
+
+    def _blocked(self, method: Method) -> tuple[str, ...]:
         if self.state not in _MOVABLE:
             return ()
         with contextlib.suppress(LostError):  # that ends the guest, as somebody else is told
-            found = blocked(self._parameters.method, self.machine.platform.status())
+            found = blocked(method, self.machine.platform.status())
             return tuple(obstacle.sentence for obstacle in found)
         return ()
 
@@ -504,7 +517,7 @@ class Guest:
     def arriving(self, status: MigrationStatus, error: str | None = None, address: Address | None = None) -> None:
         """For who waits for the guest here: how its arrival goes, and while it is awaited, at which address."""
         where = () if address is None else socket_addresses(address)
-        self._arrival = MigrationInfo(status.value, error_desc=error, socket_address=where)
+        self._arrival = MigrationInfo(status, error_desc=error, socket_address=where)
         self.events.publish(MigrationChanged(Direction.INCOMING, status))
 
     def migration(self) -> MigrationInfo | None:

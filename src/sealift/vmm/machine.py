@@ -26,24 +26,17 @@ from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.devices.dma import SharedDma
 from sealift.vmm.devices.serial import INPUT_LIMIT
 from sealift.vmm.devices.sets import DeviceSet, bare_devices, check_disks, microvm_devices
+from sealift.vmm.lastwords import PanicEar, fault_report, has_panicked, panic_report
 from sealift.vmm.migration.clock import SystemClock
 from sealift.vmm.platform import ANY_CPU, CpuShape, Platform
+from sealift.vmm.registers import register_lines
 from sealift.vmm.runstate import RunState, RunStateMachine
 from sealift.vmm.vcpu import VcpuSet
 from sealift.wire.platform import Fault, Kick
 
-_CONSOLE_LINES_IN_REPORT = 30
-"""A screenful: with what Linux prints when it panics, registers included."""
-
-_PANIC = "Kernel panic - not syncing"
-
 _STARTABLE = frozenset({RunState.PRELAUNCH, RunState.INMIGRATE, RunState.PAUSED})
 _MOVABLE = frozenset({RunState.RUNNING, RunState.PAUSED})
 _HANDED_OVER = frozenset({RunState.FINISH_MIGRATE})
-
-
-def _quoted(lines: list[str]) -> str:
-    return "\n".join(f"  | {line}" for line in lines)
 
 
 class GuestEnd(Enum):
@@ -108,6 +101,7 @@ class Machine:
         self.console = console
         self._serial_port = console.port()
         self._virtio_port = console.port()
+        self._serial_ear, self._virtio_ear = PanicEar(), PanicEar()
         self.report: str | None = None
         self.ended_by: GuestEnd | None = None
         self.ready = threading.Event()
@@ -329,12 +323,16 @@ class Machine:
         """The serial port sends a byte; what is typed goes to where the guest printed last."""
         self._typed_at = self.devices.serial.receive
         self._serial_port.transmit(byte)
+        if self._serial_ear.hear(bytes((byte,))):
+            self._panicked()
 
     def transmit_all(self, data: bytes) -> None:
         """The virtio console sends bytes."""
         if self.devices.console is not None:
             self._typed_at = self.devices.console.receive
         self._virtio_port.write(data)
+        if self._virtio_ear.hear(data):
+            self._panicked()
 
     def rest(self, seconds: float) -> None:
         """Keep the calling vCPU idle, which holds the device lock: it must not keep the others from it."""
@@ -350,15 +348,17 @@ class Machine:
 
     def reset(self) -> None:
         """The guest resets the machine; Linux does so after a panic, too."""
-        lines = self.console.tail(_CONSOLE_LINES_IN_REPORT)
-        if any(_PANIC in line for line in lines):
-            self._end_by_guest(RunState.GUEST_PANICKED, None, f"its kernel panicked\n{_quoted(lines)}")
+        if has_panicked(self.console):
+            self._panicked()
             return
         self._end_by_guest(
             RunState.SHUTDOWN,
             GuestEnd.RESET,
             "it asked for a reboot, which would be another launch; launch it again, and its owner attests it anew",
         )
+
+    def _panicked(self) -> None:
+        self._end_by_guest(RunState.GUEST_PANICKED, None, panic_report(self.console))
 
     def power_off(self) -> None:
         """The guest switches the machine off."""
@@ -408,15 +408,18 @@ class Machine:
     def fault(self, vcpu: int, fault: Fault) -> None:
         """The guest cannot go on."""
         self.console.flush()
-        registers = self.platform.registers(vcpu)
-        tail = _quoted(self.console.tail(_CONSOLE_LINES_IN_REPORT))
-        self.report = (
-            f"vCPU {vcpu} stopped: {fault.reason} (rip {fault.rip:#x}, address {fault.address:#x}, "
-            f"cr3 {registers.cr3:#x}, rsp {registers.general[7]:#x})\nlast console lines:\n{tail}"
-        )
+        self.report = fault_report(self.console, vcpu, fault, self._registers_at(vcpu, fault))
         self.vcpus.pause()
         self._run_state.move_from(_MOVABLE, RunState.GUEST_PANICKED)
         self.ready.set()
+
+    def _registers_at(self, vcpu: int, fault: Fault) -> list[str]:
+        """What can be said of those that a vCPU stopped with."""
+        if not fault.registers_kept:
+            return ["none: the processor keeps none over a triple fault"]
+        if self.spec.es:
+            return ["encrypted (SEV-ES)"]
+        return [*register_lines(self.platform.registers(vcpu)), f"faulting address {fault.address:#x}"]
 
     def cannot_start(self, report: str) -> None:
         """A guest that waits to be started never will be."""

@@ -24,7 +24,7 @@ from prometheus_client.exposition import MetricsHandler
 from sealift.errors import UserError
 from sealift.vmm.events import Direction, GuestEvent, MigrationChanged
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.dirtyrate import Status
+from sealift.vmm.migration.dirtyrate import DirtyRateStatus
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import ENDED, MigrationStatus
 from sealift.vmm.migration.transport import TcpAddress, UnixAddress, parse_uri
@@ -37,7 +37,7 @@ _CLIENT_LIMIT_S: Final = 10.0
 CLIENTS_LIMIT: Final = 16
 """Connections at a time, each with a thread of the VMM's; others are let go."""
 
-_UNDERWAY: Final = {status.value for status in MigrationStatus} - {status.value for status in ENDED} - {"none"}
+_UNDERWAY: Final = set(MigrationStatus) - ENDED - {MigrationStatus.NONE}
 
 
 class GuestCollector:
@@ -92,7 +92,7 @@ class GuestCollector:
 
     def _dirty_rate(self) -> Iterator[Metric]:
         last = self._guest.dirty_rate.last
-        measuring = last.status is Status.MEASURING
+        measuring = last.status is DirtyRateStatus.MEASURING
         yield self._gauge("dirty_rate_measuring", "Whether the dirty rate is being measured.", int(measuring))
         if (rate := last.bytes_per_s) is not None:
             yield self._gauge("dirty_rate_bytes_per_second", "What the guest wrote, when it was last measured.", rate)
@@ -119,17 +119,17 @@ class GuestCollector:
         for part, milliseconds in (info.x_sealift_downtime_parts or {}).items():
             parts.add_metric([self._guest.name, part], milliseconds / 1e3)
         yield parts
-        if info.ram is None or info.pages is None:
+        if info.ram is None or info.x_sealift_pages is None:
             return
         yield self._gauge("migration_transferred_bytes", "Bytes of the stream.", info.ram.transferred)
         yield self._gauge("migration_remaining_bytes", "Bytes known to be unsent.", info.ram.remaining)
         yield self._gauge("migration_rounds", "Rounds begun.", info.ram.dirty_sync_count)
         pages = GaugeMetricFamily("sealift_migration_pages", "Pages by their way.", labels=["guest", "kind"])
         for kind, count in (
-            ("private", info.pages.private_pages),
-            ("shared", info.pages.shared_pages),
+            ("private", info.x_sealift_pages.private_pages),
+            ("shared", info.x_sealift_pages.shared_pages),
             ("zero", info.ram.duplicate),
-            ("hole", info.pages.hole_pages),
+            ("hole", info.x_sealift_pages.hole_pages),
         ):
             pages.add_metric([self._guest.name, kind], count)
         yield pages

@@ -10,6 +10,7 @@
       │◄─────────────────────────────────────────────────────────────────── ECHO ─│ once they are all there
       ⋮   more PROBEs, several underway at a time; then the source closes
 
+What several connections take together is measured on as many inquiries; those beside the first begin with a PROBE.
 Frames are those of `sealift.wire.handover`: u8 kind (0 is invalid), be32 length, payload. The answer tells a source
 what a refused migration would have told it, all at once; of the target's host it names nothing that does not concern
 this guest. Owners are asked for their opinion, which makes no session and releases nothing.

@@ -23,7 +23,8 @@ from __future__ import annotations
 import enum
 import struct
 import threading
-from dataclasses import dataclass
+
+import msgspec
 
 from sealift.address import PAGE_SIZE, Gpa
 from sealift.errors import StreamError
@@ -83,8 +84,7 @@ class Result(enum.IntEnum):
     """What lies in IO header and IO page is no record of one page; nothing was opened."""
 
 
-@dataclass(frozen=True, slots=True)
-class Params:
+class Params(msgspec.Struct, frozen=True):
     """The command params, copied out of the mailbox in one go."""
 
     command: int

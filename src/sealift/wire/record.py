@@ -28,6 +28,8 @@ import struct
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
+
 from sealift.address import PAGE_SIZE
 from sealift.errors import StreamError
 
@@ -74,8 +76,7 @@ class RecordKind(enum.IntEnum):
     CLOSE = 4
 
 
-@dataclass(frozen=True, slots=True)
-class RecordHeader:
+class RecordHeader(msgspec.Struct, frozen=True):
     """The clear, authenticated front of a record.
 
     Attributes:

@@ -59,10 +59,16 @@ _READ_SIZE: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """Another VMM: a command, with {kernel} and {initrd} for the guest's, and what it prints once that has booted."""
+    """Another VMM: a command, with {kernel} and {initrd} for the guest's.
+
+    Attributes:
+        until: what it prints once that has booted.
+        since: what it prints as it lets the guest run, which is where our clock begins; empty for its own start.
+    """
 
     command: str
     until: str
+    since: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ def measure_boot(scratch: Scratch, shape: Shape, against: Against | None, runs: 
         boots.append(boot)
         if against is not None:
             say(f"run {run} of {runs}: {boot.seconds:.2f} s, {boot.count:,} exits; now the other command")
-            others.append(seconds_until(_filled_in(against.command, image), against.until))
+            others.append(seconds_until(_filled_in(against.command, image), against.until, against.since))
     boot = sorted(boots, key=lambda boot: boot.seconds)[len(boots) // 2]
     socket_s, link_s = statistics.median(bare), statistics.median(link)
     against_s = statistics.median(others) if others else None
@@ -215,8 +221,8 @@ def _filled_in(command: str, image: LinuxImage) -> list[str]:
     return [names.get(argument, argument) for argument in shlex.split(command)]
 
 
-def seconds_until(command: list[str], text: str) -> float:
-    """How long a command takes to print a text, from its start; it is ended then.
+def seconds_until(command: list[str], text: str, since: str = "") -> float:
+    """How long a command takes to print a text, from another text or from its start; it is ended then.
 
     Raises:
         UserError: it cannot be started, or ends without having printed it.
@@ -231,16 +237,20 @@ def seconds_until(command: list[str], text: str) -> float:
         raise UserError(f"the command {command[0]} cannot be started") from error
     with process:
         try:
-            _wait_for(process.stdout, text.encode(), begun + _PATIENCE_S)
+            printed = b""
+            if since:
+                printed = _wait_for(process.stdout, since.encode(), begun + _PATIENCE_S)
+                begun = time.monotonic()
+            _wait_for(process.stdout, text.encode(), begun + _PATIENCE_S, printed)
             return time.monotonic() - begun
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait_for(output: IO[bytes] | None, text: bytes, deadline: float) -> None:
+def _wait_for(output: IO[bytes] | None, text: bytes, deadline: float, printed: bytes = b"") -> bytes:
+    """Read until a text is there; what was printed behind it."""
     if output is None:
         raise InternalError("a command was started without a pipe")
-    printed = b""
     more = select.poll()
     more.register(output, select.POLLIN)
     while text not in printed:
@@ -251,3 +261,4 @@ def _wait_for(output: IO[bytes] | None, text: bytes, deadline: float) -> None:
             last = printed.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
             raise UserError(f"the command ended without printing {text.decode()!r}; the last it printed is: {last[0]}")
         printed += data
+    return printed[printed.index(text) + len(text) :]

@@ -158,10 +158,10 @@ class HoppingGuest:
 
 
 def _hop(info: MigrationInfo) -> Hop:
-    if info.pages is None or info.setup_time is None or info.x_sealift_downtime_parts is None:
+    if info.x_sealift_pages is None or info.setup_time is None or info.x_sealift_downtime_parts is None:
         raise InternalError("a completed migration without figures")
     downtime = {part: milliseconds / 1e3 for part, milliseconds in info.x_sealift_downtime_parts.items()}
-    return Hop(info.pages.private_pages, (info.total_time - info.setup_time) / 1e3, downtime)
+    return Hop(info.x_sealift_pages.private_pages, (info.total_time - info.setup_time) / 1e3, downtime)
 
 
 def _write_random(path: Path, size: int) -> None:

@@ -92,7 +92,7 @@ def exits(engine: str, exits: int, runs: int, *, as_json: bool) -> None:
     short_help="A Linux guest's way to its init, and its exits.",
     epilog=examples(
         "sealift bench boot --runs 1",
-        "sealift bench boot --against 'python3 -u one_process.py {kernel} {initrd}' --until 'linux '",
+        "sealift bench boot --against 'python3 -u one.py {kernel} {initrd}' --since running --until 'linux '",
     ),
 )
 @engine_option
@@ -100,9 +100,24 @@ def exits(engine: str, exits: int, runs: int, *, as_json: bool) -> None:
 @click.option("--memory", type=SizeType(), default="256M", show_default=True, help="Guest RAM.")
 @click.option("--against", metavar="COMMAND", help="Another VMM that boots {kernel} with {initrd}, to compare with.")
 @click.option("--until", metavar="TEXT", default="linux ", show_default=True, help="What it prints then.")
+@click.option(
+    "--since",
+    metavar="TEXT",
+    default="",
+    show_default="its own start",
+    help="What it prints as it lets the guest run: where our own clock begins.",
+)
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Of each; medians count.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
-def boot(runs: int, against: str | None, until: str, *, as_json: bool, **shape: Any) -> None:  # noqa: ANN401  # Shape says
+def boot(
+    runs: int,
+    against: str | None,
+    until: str,
+    since: str,
+    *,
+    as_json: bool,
+    **shape: Any,  # noqa: ANN401  # Shape says
+) -> None:
     """Boot the guest of `sealift demo --linux` to its init, and count its exits to the VMM on the way.
 
     Every exit is a round trip between two processes, which a VMM that is one process does not make. With another one
@@ -114,7 +129,7 @@ def boot(runs: int, against: str | None, until: str, *, as_json: bool, **shape: 
     from sealift.cli.bench.show import show_boot
     from sealift.cli.scratch import scratch
 
-    other = None if against is None else Against(against, until)
+    other = None if against is None else Against(against, until, since)
     with _saying() as say, scratch("bench") as place:
         result = measure_boot(place, Shape(**shape), other, runs, say)
     click.echo(msgspec.json.encode(result).decode() if as_json else show_boot(result))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sealift.cli.options import examples, host_option
-from sealift.cli.parameter_options import parameter_options, parameters_of
+from sealift.cli.parameter_options import capabilities_of, parameter_options, parameters_of, target_uri
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "sealift check kvm",
         "sealift check demo tcp:192.0.2.7:4444",
-        "sealift check demo tcp:b.example:4444 --tls-creds ~/pki",
+        "sealift check demo tcp:b.example:4444 --tls-creds ~/pki --multifd 4",
         "sealift check demo tcp:192.0.2.7:4444 --json | jq -r '.obstacles[].code'",
     ),
 )
@@ -40,9 +40,12 @@ def command(host: Host, name: str, uri: str | None, *, as_json: bool, **options:
     their logs. Without a usable KVM, guests run on the portable engine, which runs Sealift's own small programs and no
     Linux. (A guest that is named kvm is checked like any other: with a URI.)
     """
+    from sealift.cli.watch import once
+
+    capabilities = capabilities_of(options)
     parameters = parameters_of(options)
     if uri is not None:
-        return _migration(host, name, uri, parameters, as_json=as_json)
+        return _migration(host, name, target_uri(uri), once(parameters, capabilities), as_json=as_json)
     if name != "kvm":
         raise click.UsageError(
             f"where is {name} to go? give the URI of a target, or kvm alone", click.get_current_context()
@@ -54,15 +57,14 @@ def command(host: Host, name: str, uri: str | None, *, as_json: bool, **options:
     return 0
 
 
-def _migration(host: Host, name: str, uri: str, parameters: dict[str, object], *, as_json: bool) -> int:
+def _migration(host: Host, name: str, uri: str, way: dict[str, object], *, as_json: bool) -> int:
     import msgspec
 
     from sealift.cli.qmp_client import QmpClient
-    from sealift.cli.watch import once
     from sealift.vmm.qmp.commands.foresight import PreflightInfo
 
     with QmpClient(host.run, name, 60.0) as qmp:
-        answer = qmp.execute("x-sealift-preflight", uri=uri, **once(parameters))
+        answer = qmp.execute("x-sealift-preflight", uri=uri, **way)
     found = msgspec.convert(answer, PreflightInfo)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())

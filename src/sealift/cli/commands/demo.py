@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     help="What the platforms must enforce: names joined by commas, or a number; es hides the guest's registers too.",
 )
 @click.option("--linux", is_flag=True, help="With an unmodified Linux as guest; this needs a usable /dev/kvm.")
-@click.option("--series", help="Of Linux: 6.1, which is the default, or 6.12.")
+@click.option("--series", help="Of Linux: 6.1 or 6.12; by default the first that can be had.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on the last line.")
 def command(
     memory: int, payload: Path | None, series: str | None, *, linux: bool, as_json: bool, **how: str | None
@@ -109,11 +109,11 @@ def _demonstrate_linux(screen: Screen, memory: int, way: Way, series: str | None
     from sealift.cli.demo.linux import LinuxPart
     from sealift.cli.demo.stage import Stage
     from sealift.cli.demo.story import Story
-    from sealift.cli.linux.image import DEFAULT_SERIES, linux_image
+    from sealift.cli.linux.image import linux_image
     from sealift.cli.scratch import scratch
 
     with scratch("demo") as place:
         stage = Stage(place)
-        image = linux_image(place.path, series or DEFAULT_SERIES)
+        image = linux_image(place.path, series)
         part = LinuxPart(stage, memory, image, way)
         return Story(stage, part, screen).tell()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sealift.cli.options import examples, host_option
-from sealift.cli.parameter_options import parameter_options, parameters_of
+from sealift.cli.parameter_options import capabilities_of, parameter_options, parameters_of, target_uri
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 _OF_THE_WAY: Final = {"max-bandwidth", "downtime-limit", "tls-creds", "tls-hostname", "x-sealift-resume-window"}
 """Parameters that may be others when a migration goes on: they are about the way, not about what travels."""
-
-_CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
-"""Options that are QEMU's capabilities."""
 
 
 @click.command(
@@ -59,17 +56,6 @@ _CAPABILITIES: Final = ("auto_converge", "pause_before_switchover")
     "--check/--no-check",
     default=True,
     help="First ask the target and everybody else what is in the way (see `sealift check`), or just begin.",
-)
-@click.option(
-    "--auto-converge",
-    is_flag=True,
-    help="Let the guest run less when it writes faster than that can be sent; see also --parameter.",
-)
-@click.option(
-    "--multifd",
-    type=click.IntRange(1, 16),
-    metavar="N",
-    help="Use N sealed channels, each on a connection of its own.",
 )
 @click.option(
     "--pause-before-switchover",
@@ -128,9 +114,7 @@ def command(
 
     check = bool(options.pop("check"))
     receipt = _receipt_place(options)
-    capabilities = [option.replace("_", "-") for option in _CAPABILITIES if options.pop(option)]
-    if options["multifd"] is not None:
-        capabilities.append("multifd")
+    capabilities = capabilities_of(options)
     parameters = parameters_of(options)
     if go_on:
         _continue(host, name, alone=not (uri or parameters or capabilities or resume))
@@ -142,8 +126,7 @@ def command(
             "a migration that has begun keeps its parameters, and its receipt is for who began it",
             click.get_current_context(),
         )
-    if uri is not None and uri.startswith("file:"):  # the VMM does not know what a path is relative to
-        uri = f"file:{Path(uri.removeprefix('file:')).absolute()}"
+    uri = None if uri is None else target_uri(uri)
     order = None if uri is None else Order(uri, parameters, tuple(capabilities), check, resume)
     info = _migrate(host, name, order)
     if as_json:

@@ -16,6 +16,7 @@ from sealift.cli.commands import (
     owner_secret,
     owner_serve,
     owner_session,
+    owner_sign,
     owner_validate,
 )
 from sealift.cli.options import examples
@@ -42,7 +43,7 @@ def command() -> None:
 
 
 _STEPS = (
-    *(owner_chain.command, owner_session.command, owner_measure.command, owner_validate.command),
+    *(owner_sign.command, owner_chain.command, owner_session.command, owner_measure.command, owner_validate.command),
     *(owner_secret.command, owner_report.command),
     *(owner_receivers.approve, owner_receivers.revoke, owner_receivers.show, owner_restores.command),
     *(owner_receipt.command, owner_resume.command, owner_log.command, owner_serve.command),

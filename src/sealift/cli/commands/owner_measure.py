@@ -94,4 +94,12 @@ def _described(guest: MeasuredGuest, image: MeasuredImage) -> dict[str, Any]:
             "kernel-version": guest.recipe.kernel_version(),
             "handler-digest": guest.recipe.handler_digest.hex(),
         }
+    if guest.vcpus is not None and guest.vcpus.files is None:
+        described["vcpus"] = {
+            "count": guest.vcpus.count,
+            "signature": guest.vcpus.signature,
+            "sev-features": guest.vcpus.features,
+            "fpu": guest.vcpus.fpu.value,
+            "fpu-made-by": guest.vcpus.fpu.made_by,
+        }
     return described

@@ -87,8 +87,8 @@ def _desk(directory: Path, trust: tuple[str, ...], options: defaults.GuestOption
     Raises:
         UserError: it trusts no root, or the guest's files cannot be read.
     """
+    from sealift.cli.assignment import assignment_of
     from sealift.cli.owner_desk import OwnerDesk, accept_installed_handler, definition_of, policy_warnings
-    from sealift.cli.owner_link import assignment_of
     from sealift.owner.owner import Owner
 
     guest = None if options is None else definition_of(assignment_of(options, directory, default_manufacturer()))

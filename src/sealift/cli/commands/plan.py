@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 import click
 
 from sealift.cli.options import examples, host_option
-from sealift.cli.parameter_options import parameter_options, parameters_of
+from sealift.cli.parameter_options import capabilities_of, parameter_options, parameters_of, target_uri
 from sealift.cli.places import Host
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class DurationType(click.ParamType[float]):
     epilog=examples(
         "sealift plan demo tcp:192.0.2.7:4444",
         "sealift plan demo tcp:192.0.2.7:4444 --downtime 100ms --within 60s",
+        "sealift plan demo tcp:192.0.2.7:4444 --auto-converge --multifd 4",
     ),
 )
 @click.argument("name")
@@ -76,8 +77,9 @@ def command(
     """Predict a migration of the guest NAME to URI, where a target waits; it neither begins nor ends there.
 
     What the guest writes is counted while it runs, the way and the cipher are measured, and the migration is played
-    through with that. The exit status is 0 if it converges, and 1 if it needs one of the controls that are named.
-    `sealift history` shows the prediction beside what became of it.
+    through with that, and with what earlier ones took to set up and to hand over. The exit status is 0 if it converges
+    in time, and 1 if it needs one of the controls that are named. `sealift history` shows the prediction beside what
+    became of it.
     """
     import msgspec
 
@@ -85,37 +87,50 @@ def command(
     from sealift.cli.watch import once
     from sealift.vmm.qmp.commands.foresight import PlanInfo
 
-    wishes: dict[str, object] = {"uri": uri, "calc_time": sample}
+    capabilities = capabilities_of(options)
+    wishes: dict[str, object] = {"uri": target_uri(uri), "calc_time": sample}
     if downtime is not None:
         wishes["downtime_limit"] = round(downtime * 1e3)
     if within is not None:
         wishes["within"] = within
     with QmpClient(host.run, name, sample + 60.0) as qmp:
-        answer = qmp.execute("x-sealift-plan", **wishes, **once(parameters_of(options)))
+        answer = qmp.execute("x-sealift-plan", **wishes, **once(parameters_of(options), capabilities))
     made = msgspec.convert(answer, PlanInfo)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
     else:
         for line in describe(made):
             click.echo(line)
-    return 0 if made.forecast.converges else 1
+    return 0 if _suffices(made.forecast) else 1
 
 
 def describe(made: PlanInfo) -> list[str]:
     """A plan in lines."""
+    from sealift.vmm.qmp.commands.foresight import ForecastInfo
+
     curve = ", ".join(f"{sample.private_pages + sample.shared_pages} in {sample.time:.2f} s" for sample in made.curve)
     lines = [
         f"the guest writes {_speed(made.dirty_rate)}; different pages: {curve}",
         f"the way takes {_speed(made.path.bandwidth)}, {made.path.round_trip * 1e3:.2f} ms there and back",
         f"the migration gets {_speed(made.bandwidth)} of it",
         f"{made.content} pages have content",
+        f"setting up takes {made.setup_time} ms and the handover {made.standstill} ms, {_source(made)}",
     ]
-    if made.forecast.converges:
-        return [*lines, f"the migration converges: {_cost(made.forecast)}"]
-    lines.append(f"the migration does not converge: it gets no further than {_cost(made.forecast)}")
+    cost = _cost(made.forecast)
+    match made.forecast:
+        case forecast if _suffices(forecast):
+            return [*lines, f"the migration converges: {cost}"]
+        case ForecastInfo(converges=True):
+            lines.append(f"the migration converges, but not in time: {cost}")
+        case _:
+            lines.append(f"the migration does not converge: it gets no further than {cost}")
     if not made.remedies:
-        return [*lines, "no control alone would make it converge"]
+        return [*lines, "no control alone would do"]
     return lines + [f"it would with {_control(remedy)}: {_cost(remedy.forecast)}" for remedy in made.remedies]
+
+
+def _suffices(forecast: ForecastInfo) -> bool:
+    return forecast.converges and forecast.in_time
 
 
 def _speed(bytes_per_s: float) -> str:
@@ -123,16 +138,34 @@ def _speed(bytes_per_s: float) -> str:
     return f"{megabytes:.0f} MB/s" if megabytes >= 10 else f"{megabytes:.2f} MB/s"
 
 
+def _source(made: PlanInfo) -> str:
+    if not made.on_record:
+        return "which is assumed: no such migration is on record"
+    return f"as in {made.on_record} such migration{'s' if made.on_record > 1 else ''} on record"
+
+
 def _cost(forecast: ForecastInfo) -> str:
     mib, seconds = forecast.transferred / (1 << 20), forecast.total_time / 1e3
-    return f"{mib:.1f} MiB in {seconds:.2f} s and {forecast.rounds} rounds, {forecast.downtime} ms of downtime"
+    cost = f"{mib:.1f} MiB in {seconds:.2f} s and {forecast.rounds} rounds, {forecast.downtime} ms of downtime"
+    if not forecast.cpu_throttle_percentage:
+        return cost
+    return f"{cost}, and {forecast.cpu_throttle_percentage} % of the guest's time taken from it"
 
 
 def _control(remedy: RemedyInfo) -> str:
+    from sealift.vmm.migration.forecast import Control
+
+    value = remedy.value
     match remedy.control:
-        case "downtime-limit":
-            return f"a downtime limit of {remedy.value} ms"
-        case "auto-converge":
-            return f"{remedy.value} % of the guest's time taken from it (auto-converge)"
-        case _:
-            return f"{_speed(remedy.value)} for it (more channels, a faster link)"
+        case Control.DOWNTIME_LIMIT:
+            return f"a downtime limit of {value} ms (--downtime-limit {value})"
+        case Control.CPU_THROTTLE_INITIAL:
+            return f"auto-converge from {value} % on (--auto-converge --parameter cpu-throttle-initial={value})"
+        case Control.MAX_BANDWIDTH:
+            return f"{_speed(value)} for it (--max-bandwidth {value})"
+        case Control.MULTIFD_CHANNELS:
+            return f"{value} channels (--multifd {value})"
+        case Control.WAY:
+            return f"a way that takes {_speed(value)}"
+        case other:
+            assert_never(other)

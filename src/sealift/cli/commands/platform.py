@@ -90,42 +90,82 @@ def export(file: Path, layout: str, host: Host, *, unsigned: bool, as_base64: bo
 
 
 @command.command(
+    "csr",
+    short_help="Write the platform's PEK for an owner to sign.",
+    epilog=examples("sealift platform csr pek_csr.cert"),
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@host_option
+def csr(file: Path, host: Host, *, force: bool) -> None:
+    """Write the certificate of the platform's PEK without signatures to FILE (PEK_CSR).
+
+    An owner whose key is elsewhere signs it (`sealift owner sign`, or sev-tool's sign_pek_csr); what comes back is for
+    `sealift platform provision --signed`.
+    """
+    from sealift.cli.host_platform import open_platform
+    from sealift.owner.files import OutputFile, write
+
+    with open_platform(host) as platform:
+        data = platform.csr()
+    write([OutputFile(file, data)], replace=force)
+
+
+@command.command(
     "provision",
     short_help="Give the platform to an owner.",
-    epilog=examples("sealift platform provision --generate oca", "sealift platform provision oca.cert oca.key"),
+    epilog=examples(
+        "sealift platform provision --generate oca",
+        "sealift platform provision oca.cert oca.key",
+        "sealift platform provision --signed pek_csr.signed.cert oca.cert",
+    ),
 )
 @click.argument("cert", required=False, type=click.Path(path_type=Path))
 @click.argument("key", required=False, type=click.Path(path_type=Path))
 @click.option("--generate", metavar="NAME", help="Make the owner's certificate and key first: NAME.cert and NAME.key.")
+@click.option(
+    "--signed",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="PEK OCA",
+    help="Take the PEK that an owner elsewhere has signed (`sealift platform csr`), and its certificate.",
+)
 @host_option
-def provision(cert: Path | None, key: Path | None, generate: str | None, host: Host) -> None:
+def provision(
+    cert: Path | None, key: Path | None, generate: str | None, signed: tuple[Path, Path] | None, host: Host
+) -> None:
     """Have the owner with certificate CERT and private key KEY (its OCA) sign the platform's PEK.
 
     CERT is an SEV certificate, KEY is in DER or PEM, as `sevctl generate` and sev-tool make them. The platform gets a
     new PDH: sessions made before open no more. An owner stays until `sealift platform reset`.
     """
     from sealift.cli.host_platform import open_platform
-    from sealift.owner.authority import OwnerAuthority
+    from sealift.owner.authority import OwnerAuthority, read_certificate
     from sealift.owner.files import write
+    from sealift.sev.certificate import Usage
 
-    if (generate is None) is (key is None) or (generate is not None and cert is not None):
-        raise click.UsageError("name the owner by CERT and KEY, or have it made by --generate")
+    ways = (key is not None, generate is not None, signed is not None)
+    if sum(ways) != 1 or (cert is not None and key is None):
+        raise click.UsageError("name the owner by CERT and KEY, or have it made by --generate, or say --signed")
     with open_platform(host) as platform, ExitStack() as undo:
         platform.require_unowned()
-        if cert is not None and key is not None:
+        if signed is not None:
+            pek, oca = read_certificate(Usage.PEK, signed[0]), read_certificate(Usage.OCA, signed[1])
+            platform.provision_signed(pek.encode(), oca.encode())
+        elif cert is not None and key is not None:
             authority = OwnerAuthority.read(cert, key)
+            oca = authority.certificate
+            platform.provision(authority)
         else:
             authority = OwnerAuthority.generate()
+            oca = authority.certificate
             files = authority.files(Path(f"{generate}.cert"), Path(f"{generate}.key"))
             write(files, replace=False)
             for file in files:
                 undo.callback(file.path.unlink)
-        platform.provision(authority)
-        undo.pop_all()
-    click.echo(
-        f"sealift: the platform of {host.path} is owned by OCA {authority.certificate.fingerprint().hex()} from now on",
-        err=True,
-    )
+            platform.provision(authority)
+            undo.pop_all()
+    click.echo(f"sealift: the platform of {host.path} is owned by OCA {oca.fingerprint().hex()} from now on", err=True)
 
 
 @command.command("rotate", short_help="Give the platform another Diffie-Hellman key.")

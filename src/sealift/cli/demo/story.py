@@ -92,7 +92,7 @@ class Story:
             info = MigrationInfo()
             for info in source.migrations_end(_MIGRATION_PATIENCE_S):
                 step.progress(words.progress(info))
-            if info.status != MigrationStatus.COMPLETED.value:
+            if info.status is not MigrationStatus.COMPLETED:
                 raise PeerError(f"the migration has {info.status}: {info.error_desc or 'no reason is known'}")
             if not relay.finished(_WIRE_PATIENCE_S):
                 raise PeerError("the migration is over, but its connection is still open")
@@ -102,7 +102,7 @@ class Story:
 
     def _search(self, source: VmmProcess, target: VmmProcess, relay: RecordingRelay) -> SecrecyReport:
         with self._screen.step("Secret", "Searching all that a VMM or the network could see …") as step:
-            migration = bytes.fromhex(source.migration().migration_id or "")
+            migration = bytes.fromhex(source.migration().x_sealift_migration_id or "")
             planted = Hunt(self._stage.secret, self._stage.marker, migration)
             report = hunt(planted, source, target, relay, self._part.disk)
             step.outcome = words.searched(report)
@@ -111,7 +111,7 @@ class Story:
 
 
 def _migration_report(info: MigrationInfo, way: Way) -> MigrationReport:
-    if info.ram is None or info.pages is None or info.downtime is None:
+    if info.ram is None or info.x_sealift_pages is None or info.downtime is None:
         raise InternalError("a completed migration without figures")
     return MigrationReport(
         status=info.status,
@@ -119,9 +119,9 @@ def _migration_report(info: MigrationInfo, way: Way) -> MigrationReport:
         total_time_ms=info.total_time,
         downtime_ms=info.downtime,
         rounds=info.ram.dirty_sync_count,
-        private_pages=info.pages.private_pages,
-        shared_pages=info.pages.shared_pages,
-        hole_pages=info.pages.hole_pages,
+        private_pages=info.x_sealift_pages.private_pages,
+        shared_pages=info.x_sealift_pages.shared_pages,
+        hole_pages=info.x_sealift_pages.hole_pages,
         bytes=info.ram.transferred,
         method=way.method.value,
     )

@@ -76,9 +76,9 @@ def watching(counter: int, disk: int, working_set: int) -> Outcome:
 def progress(info: MigrationInfo) -> str:
     """While the guest moves."""
     moving = "Moving the running guest to host-b …"
-    if info.pages is None or info.ram is None:
+    if info.x_sealift_pages is None or info.ram is None:
         return moving
-    pages = info.pages.private_pages + info.pages.shared_pages
+    pages = info.x_sealift_pages.private_pages + info.x_sealift_pages.shared_pages
     return f"{moving}  round {info.ram.dirty_sync_count}, {pages:,} pages"
 
 

@@ -1,4 +1,4 @@
-"""``python -m sealift.cli.linux.fetch [SERIES …]``: get kernels of Linux guests into the cache, for later use.
+"""``python -m sealift.cli.linux.fetch``: get what Linux guests are made of into the cache, for later use.
 
 The rig has no network, and CI wants downloads apart from tests.
 """
@@ -9,18 +9,20 @@ import sys
 
 import click
 
-from sealift.cli.linux.image import DEFAULT_SERIES, SERIES
-from sealift.cli.linux.kernels import kernel
+from sealift.cli.linux.image import SERIES, guest_kernel
+from sealift.cli.linux.initramfs import busybox
 from sealift.errors import SealiftError, sentence
 
 
-@click.command("fetch")
-@click.argument("series", nargs=-1, type=click.Choice(list(SERIES)))
-def main(series: tuple[str, ...]) -> None:
-    """Get the kernels of these SERIES, of the default one if none is named."""
+@click.command("fetch", context_settings={"ignore_unknown_options": True})
+@click.option("--series", multiple=True, type=click.Choice(list(SERIES)))
+@click.argument("others", nargs=-1, type=click.UNPROCESSED)
+def main(series: tuple[str, ...], others: tuple[str, ...]) -> None:  # noqa: ARG001  # they are the demonstration's
+    """Get a busybox, and kernels of these --series or else of any; what `sealift demo` takes beside is ignored."""
     try:
-        for name in series or (DEFAULT_SERIES,):
-            click.echo(kernel(SERIES[name]).vmlinuz)
+        click.echo(busybox())
+        for name in series or (None,):
+            click.echo(guest_kernel(name).vmlinuz)
     except SealiftError as error:
         click.echo(f"fetch: {sentence(error)}", err=True)
         sys.exit(1)

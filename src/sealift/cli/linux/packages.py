@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from sealift.errors import UserError
+
+T = TypeVar("T")
 
 
 def tool(name: str, package: str) -> str:
@@ -32,11 +36,18 @@ def newest(pattern: str) -> str:
     Raises:
         UserError: this machine has no apt, or its apt knows no such package.
     """
-    listed = _run([tool("apt-cache", "apt"), "search", "--names-only", f"^{pattern}$"])
-    names = [line.split()[0] for line in listed.splitlines()]
-    if not names:
-        raise UserError(f"apt knows no package {pattern}; it is Debian's, and `apt-get update` must have been run once")
-    return max(names, key=numbers)
+    cache = tool("apt-cache", "apt")
+
+    def look() -> str:
+        listed = _run([cache, "search", "--names-only", f"^{pattern}$"])
+        names = [line.split()[0] for line in listed.splitlines()]
+        if not names:
+            raise UserError(
+                f"apt knows no package {pattern}; it is Debian's, and `apt-get update` must have been run once"
+            )
+        return max(names, key=numbers)
+
+    return _with_fresh_lists(look)
 
 
 def numbers(name: str) -> tuple[int, ...]:
@@ -52,11 +63,23 @@ def unpacked(package: str) -> Iterator[Path]:
         UserError: that fails; the message has apt's reason.
     """
     with tempfile.TemporaryDirectory(prefix="sealift-package-") as scratch:
-        _run([tool("apt-get", "apt"), "download", package], scratch)
+        get = tool("apt-get", "apt")
+        _with_fresh_lists(lambda: _run([get, "download", package], scratch))
         (archive,) = Path(scratch).glob("*.deb")
         tree = Path(scratch) / "tree"
         _run([tool("dpkg-deb", "dpkg"), "--extract", str(archive), str(tree)])
         yield tree
+
+
+def _with_fresh_lists(ask: Callable[[], T]) -> T:
+    """What apt answers; root has it fetch its lists of packages if it does not know, or they are too old."""
+    try:
+        return ask()
+    except UserError:
+        if os.geteuid() != 0:
+            raise
+        _run([tool("apt-get", "apt"), "update"])
+        return ask()
 
 
 def _run(command: Sequence[str], directory: str | None = None) -> str:

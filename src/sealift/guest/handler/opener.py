@@ -159,28 +159,31 @@ class Opener:
             raise SealError(f"a record names channel {header.channel} of {len(self._channels)}")
 
     def _check_turn(self, header: RecordHeader, channel: OpeningChannel) -> None:
-        name = header.name
         if self._retired:
-            raise SealError(f"{name} belongs to a leg that is over")
+            raise SealError(f"{header.name} belongs to a leg that is over")
         if header.sequence != channel.sequence:
-            raise SealError(f"{name} is out of turn: {channel.sequence} is due (dropped, repeated or reordered)")
+            raise SealError(f"{header.name} is out of turn: {channel.sequence} is due (dropped, repeated or reordered)")
         if header.epoch != self.epoch:
             raise SealError(
-                f"{name} belongs to epoch {header.epoch} while {self.epoch} is open: an epoch token is missing, "
+                f"{header.name} belongs to epoch {header.epoch} while {self.epoch} is open: an epoch token is missing, "
                 "or this record is of another epoch"
             )
         if channel.epoch != self.epoch:
-            raise SealError(f"{name} comes after its channel's token of epoch {header.epoch}")
+            raise SealError(f"{header.name} comes after its channel's token of epoch {header.epoch}")
         if self.close_digest is not None:
-            raise SealError(f"{name} comes after the close record")
+            raise SealError(f"{header.name} comes after the close record")
 
     def _open_pages(self, header: RecordHeader, channel: OpeningChannel, record: memoryview) -> None:
         every = np.frombuffer(record, "<u8", header.count, HEADER_SIZE).astype(np.uint64, copy=False)
-        numbers, zeros = np.split(every, [header.length >> PAGE_SHIFT])
-        ascending = np.sort(every) if zeros.size else every
-        self._check_numbers(header, ascending)
-        if not bool((numbers[1:] > numbers[:-1]).all()):
-            raise SealError(f"{header.name} has page numbers that do not ascend")
+        filled = header.length >> PAGE_SHIFT
+        numbers, zeros = every[:filled], every[filled:]
+        self._check_ascending(header, numbers)
+        ascending = every
+        if zeros.size:
+            ascending = np.sort(every)
+            self._check_ascending(header, ascending)
+        if int(ascending[-1]) >= self._pages.pages:
+            raise SealError(f"{header.name} has page {ascending[-1]}, which is not in RAM")
         with self._reserved(header, ascending):
             if not numbers.size:
                 channel.unseal(header, record, memoryview(bytearray()))
@@ -200,12 +203,9 @@ class Opener:
             with self._lock:
                 self._zeroed.add(zeros)
 
-    def _check_numbers(self, header: RecordHeader, numbers: PageNumbers) -> None:
-        name = header.name
-        if not bool((numbers[1:] > numbers[:-1]).all()):
-            raise SealError(f"{name} has page numbers that do not ascend")
-        if int(numbers[-1]) >= self._pages.pages:
-            raise SealError(f"{name} has page {numbers[-1]}, which is not in RAM")
+    def _check_ascending(self, header: RecordHeader, numbers: PageNumbers) -> None:
+        if numbers.size > 1 and not bool((numbers[1:] > numbers[:-1]).all()):
+            raise SealError(f"{header.name} has page numbers that do not ascend")
 
     @contextmanager
     def _reserved(self, header: RecordHeader, numbers: PageNumbers) -> Iterator[None]:

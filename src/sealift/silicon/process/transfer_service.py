@@ -44,10 +44,12 @@ class TransferService:
             wire.GetPrivateDirtyLog: self._private_dirty,
             wire.SendUpdateData: self._send_update_data,
             wire.SendUpdateVmsa: self._send_update_vmsa,
+            wire.SealStream: self._seal_stream,
             wire.SendFinish: self._send_finish,
             wire.SendCancel: self._send_cancel,
             wire.ReceiveUpdateData: self._receive_update_data,
             wire.ReceiveUpdateVmsa: self._receive_update_vmsa,
+            wire.CheckStream: self._check_stream,
             wire.ReceiveFinish: self._receive_finish,
             wire.SetPageStates: self._set_page_states,
             wire.GetVmState: self._get_vm_state,
@@ -88,6 +90,9 @@ class TransferService:
         packet = self._processor.send_update_vmsa(self._handle(), request.index)
         return wire.PacketSent(self.packets.lay_out(packet, request.slot))
 
+    def _seal_stream(self, request: wire.SealStream) -> wire.StreamSealed:
+        return wire.StreamSealed(self._processor.seal_stream(self._handle(), request.digest))
+
     def _send_finish(self, _: wire.SendFinish) -> wire.Done:
         with self._vm.gate.barring():
             self._processor.send_finish(self._handle())
@@ -110,6 +115,10 @@ class TransferService:
         self._vm.require_stopped(request.index)
         packet = self.packets.pick_up(request.slot, request.offset, request.length)
         self._processor.receive_update_vmsa(self._handle(), request.index, packet.header, packet.payload)
+        return wire.Done()
+
+    def _check_stream(self, request: wire.CheckStream) -> wire.Done:
+        self._processor.check_stream(self._handle(), request.digest, request.mac)
         return wire.Done()
 
     def _receive_finish(self, _: wire.ReceiveFinish) -> wire.Done:

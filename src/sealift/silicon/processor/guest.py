@@ -142,14 +142,29 @@ def check_address(gpa: int) -> None:
         FirmwareError: INVALID_ADDRESS.
     """
     if gpa < 0 or gpa % ALIGNMENT:
-        raise failure(Status.INVALID_ADDRESS, f"{gpa:#x} is not a multiple of {ALIGNMENT}")
+        raise failure(Status.INVALID_ADDRESS, f"the guest address {gpa:#x} is not a multiple of {ALIGNMENT}")
 
 
-def check_length(length: int) -> None:
-    """Check a length of guest memory likewise.
+def check_length(length: int, limit: int | None = None) -> None:
+    """Check a length of guest memory likewise; no more than `limit` bytes, if there is one.
 
     Raises:
         FirmwareError: INVALID_LENGTH.
     """
     if length <= 0 or length % ALIGNMENT:
-        raise failure(Status.INVALID_LENGTH, f"{length} bytes are not a whole number of {ALIGNMENT}-byte blocks")
+        detail = f"the guest length of {length} bytes is not a whole number of {ALIGNMENT}-byte blocks"
+        raise failure(Status.INVALID_LENGTH, detail)
+    if limit is not None and length > limit:
+        detail = f"the guest length of {length} bytes is over the {limit} of one packet"
+        raise failure(Status.INVALID_LENGTH, detail)
+
+
+def require_payload(payload: bytes, length: int) -> None:
+    """Demand as many bytes of payload as of guest memory, since nothing is compressed.
+
+    Raises:
+        FirmwareError: INVALID_LENGTH.
+    """
+    if len(payload) != length:
+        detail = f"the packet's payload has {len(payload)} bytes for a guest length of {length}"
+        raise failure(Status.INVALID_LENGTH, detail)

@@ -124,11 +124,11 @@ class PlatformIdentity:
             held: the caller's own lock of `hold`, which does not stand in its way.
 
         Raises:
-            FirmwareError: INVALID_PLATFORM_STATE, another process has guests or is changing the keys right now.
+            FirmwareError: INVALID_PLATFORM_STATE, another process has guests.
         """
-        lock = self._directory.try_hold(Access.CHANGE) if held is None else held
-        if lock is None or not lock.convert(Access.CHANGE):
-            detail = "another process of this host has guests or is changing keys; the keys can change when it is done"
+        lock = self._directory.try_change(held)
+        if lock is None:
+            detail = "another process of this host has guests; the keys can change when they are gone"
             raise failure(Status.INVALID_PLATFORM_STATE, detail)
         try:
             yield

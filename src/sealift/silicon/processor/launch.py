@@ -12,7 +12,7 @@ from sealift.sev.policy import Policy
 from sealift.sev.session import TransportKeys
 from sealift.sev.status import Status, failure
 from sealift.silicon.processor.core import Core
-from sealift.silicon.processor.guest import FirmwareMemory, check_address, check_length
+from sealift.silicon.processor.guest import FirmwareMemory, check_address, check_length, require_payload
 from sealift.silicon.processor.room import require_room
 from sealift.silicon.processor.states import Command, require_guest, require_platform
 
@@ -57,8 +57,11 @@ class LaunchCommands(Core):
         if share == _NO_HANDLE:
             return
         other = self._named(Command.LAUNCH_START, share)
-        if policy != other.policy or policy & Policy.NOKS:
-            raise failure(Status.POLICY_FAILURE, f"the policy forbids sharing the key of guest {share}")
+        if policy != other.policy:
+            detail = f"the policy is {int(policy):#x}, and guest {share}, whose key it is to share, has another"
+            raise failure(Status.POLICY_FAILURE, detail)
+        if policy & Policy.NOKS:
+            raise failure(Status.POLICY_FAILURE, f"the policy has NOKS, which forbids sharing the key of guest {share}")
 
     def launch_update_data(self, handle: int, gpa: int, length: int) -> None:
         """LAUNCH_UPDATE_DATA: measure and encrypt what the VMM put at `gpa`.
@@ -139,10 +142,11 @@ class LaunchCommands(Core):
         """
         guest = self._guest(Command.LAUNCH_SECRET, handle)
         check_address(gpa)
-        check_length(length)
-        if len(header) != packet.HEADER_SIZE or length > secret.SIZE_LIMIT or length != len(payload):
-            detail = f"a header of {len(header)} and a payload of {len(payload)} bytes for {length} bytes of memory"
+        if len(header) != packet.HEADER_SIZE:
+            detail = f"the secret's header has {packet.HEADER_SIZE} bytes, not {len(header)}"
             raise failure(Status.INVALID_LENGTH, detail)
+        check_length(length, secret.SIZE_LIMIT)
+        require_payload(payload, length)
         require_guest(Command.LAUNCH_SECRET, guest.state)
         guest.require_active()
         if guest.measure is None:

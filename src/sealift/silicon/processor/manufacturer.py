@@ -57,12 +57,24 @@ class Manufacturer:
             raise self._damaged()
 
     def endorse(self, cek: Certificate) -> Certificate:
-        """The chip endorsement key's certificate with the ASK's signature."""
-        return cek.unsigned().signed(Usage.ASK, self._ask_key, Algorithm.RSA_SHA384)
+        """The chip endorsement key's certificate with the ASK's signature.
+
+        Raises:
+            UserError: the private key is damaged.
+        """
+        try:
+            endorsed = cek.unsigned().signed(Usage.ASK, self._ask_key, Algorithm.RSA_SHA384)
+            if endorsed.verifies(Usage.ASK, self.ask.key()):
+                return endorsed
+        except (ValueError, SealError) as error:
+            raise self._damaged() from error
+        raise self._damaged()
 
     def _load_key(self) -> rsa.RSAPrivateKey:
+        """The key, whose numbers `endorse` proves: to prove them here takes a third of a second of prime numbers."""
+        data = self._directory.read(_KEY_FILE, _KEY_LIMIT)
         try:
-            key = serialization.load_der_private_key(self._directory.read(_KEY_FILE, _KEY_LIMIT), None)
+            key = serialization.load_der_private_key(data, None, unsafe_skip_rsa_key_validation=True)
         except ValueError as error:
             raise self._damaged() from error
         if not isinstance(key, rsa.RSAPrivateKey):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hmac
+
 from sealift.address import PAGE_SIZE
 from sealift.sev import packet
 from sealift.sev.packet import COMPRESSED, Context, Header
 from sealift.sev.policy import Policy
 from sealift.sev.status import Status, failure
 from sealift.silicon.processor.core import Core
-from sealift.silicon.processor.guest import FirmwareMemory, GuestContext, check_address, check_length
+from sealift.silicon.processor.guest import (
+    FirmwareMemory,
+    GuestContext,
+    check_address,
+    check_length,
+    require_payload,
+)
 from sealift.silicon.processor.send import PACKET_LIMIT
 from sealift.silicon.processor.states import Command, require_guest, require_platform
 
@@ -77,6 +85,18 @@ class ReceiveCommands(Core):
         guest.require_es(command)
         guest.memory.place_vmsa(vcpu, _opened(guest, self._profile.vmsa_context, header, payload))
 
+    def check_stream(self, handle: int, digest: bytes, mac: bytes) -> None:
+        """Not a command of AMD's: whether `mac` is `seal_stream`'s of the same session for `digest`.
+
+        Raises:
+            FirmwareError: as RECEIVE_UPDATE_DATA for the platform, the guest and its state; BAD_MEASUREMENT.
+        """
+        guest = self._guest(Command.RECEIVE_UPDATE_DATA, handle)
+        require_guest(Command.RECEIVE_UPDATE_DATA, guest.state)
+        if not hmac.compare_digest(packet.stream_mac(guest.session(), digest), mac):
+            detail = "the MAC over what came beside the packets fails: it is not what the session's source vouched for"
+            raise failure(Status.BAD_MEASUREMENT, detail)
+
     def receive_finish(self, handle: int) -> None:
         """RECEIVE_FINISH: forget the session's keys; the guest may run.
 
@@ -93,16 +113,12 @@ def _check_lengths(header: bytes, payload: bytes, length: int) -> None:
     if len(header) < packet.HEADER_SIZE:
         detail = f"a packet's header has {packet.HEADER_SIZE} bytes, not {len(header)}"
         raise failure(Status.INVALID_LENGTH, detail)
-    check_length(length)
-    if length > PACKET_LIMIT:
-        raise failure(Status.INVALID_LENGTH, f"{length} bytes are more than the {PACKET_LIMIT} of one packet")
-    if len(payload) != length:
-        detail = f"the payload has {len(payload)} bytes for {length} bytes of memory"
-        raise failure(Status.INVALID_LENGTH, detail)
+    check_length(length, PACKET_LIMIT)
+    require_payload(payload, length)
 
 
 def _opened(guest: GuestContext, context: Context, header: bytes, payload: bytes) -> bytes:
     decoded = Header.decode(header[: packet.HEADER_SIZE])
     if decoded.flags & COMPRESSED:
-        raise failure(Status.UNSUPPORTED, "the packet is compressed")
+        raise failure(Status.UNSUPPORTED, packet.COMPRESSED_FLAG)
     return packet.unseal(guest.session(), context, decoded, payload)

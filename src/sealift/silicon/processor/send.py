@@ -137,6 +137,20 @@ class SendCommands(Core):
         guest.require_es(command)
         return _sealed(guest, self._profile.vmsa_context, guest.memory.read_vmsa(vcpu))
 
+    def seal_stream(self, handle: int, digest: bytes) -> bytes:
+        """Not a command of AMD's: the MAC by which the receiver knows what came beside this session's packets.
+
+        Args:
+            handle: the guest.
+            digest: SHA-256 of all of it; the caller's, who could have had the packets say anything anyway.
+
+        Raises:
+            FirmwareError: as SEND_UPDATE_DATA for the platform, the guest and its state.
+        """
+        guest = self._guest(Command.SEND_UPDATE_DATA, handle)
+        require_guest(Command.SEND_UPDATE_DATA, guest.state)
+        return packet.stream_mac(guest.session(), digest)
+
     def send_finish(self, handle: int) -> None:
         """SEND_FINISH: the guest has left; it never runs here again.
 
@@ -166,9 +180,7 @@ def _check_rooms(command: Command, length: int, rooms: tuple[int, int]) -> None:
     header_room, trans_room = rooms
     if header_room < packet.HEADER_SIZE:
         raise ShortBufferError(command, (packet.HEADER_SIZE, max(length, 0)))
-    check_length(length)
-    if length > PACKET_LIMIT:
-        raise failure(Status.INVALID_LENGTH, f"{length} bytes are more than the {PACKET_LIMIT} of one packet")
+    check_length(length, PACKET_LIMIT)
     require_room(command, (header_room, packet.HEADER_SIZE), (trans_room, length))
 
 

@@ -42,7 +42,7 @@ class Sample:
         return self.private_pages + self.shared_pages
 
 
-class Status(enum.Enum):
+class DirtyRateStatus(enum.Enum):
     """QEMU's DirtyRateStatus (qapi/migration.json)."""
 
     UNSTARTED = "unstarted"
@@ -62,7 +62,7 @@ class Measurement:
         error: why it came to nothing.
     """
 
-    status: Status = Status.UNSTARTED
+    status: DirtyRateStatus = DirtyRateStatus.UNSTARTED
     began: int = 0
     seconds: float = 0.0
     samples: tuple[Sample, ...] = ()
@@ -71,7 +71,7 @@ class Measurement:
     @property
     def bytes_per_s(self) -> float | None:
         """The rate over all of its time; None while that is not known."""
-        if self.status is not Status.MEASURED or not self.samples:
+        if self.status is not DirtyRateStatus.MEASURED or not self.samples:
             return None
         last = self.samples[-1]
         return last.pages * PAGE_SIZE / last.seconds
@@ -177,17 +177,17 @@ class DirtyRateMeter:
         if not LEAST_S <= seconds <= MOST_S:
             raise UserError(f"calc-time is out of range[{LEAST_S * 1e3:.0f}ms, {MOST_S * 1e3:.0f}ms].")
         with self._lock:
-            if self._last.status is Status.MEASURING:
+            if self._last.status is DirtyRateStatus.MEASURING:
                 raise UserError("the dirty rate is already being measured.")
-            self._last = Measurement(Status.MEASURING, int(self._wall_clock()), seconds)
+            self._last = Measurement(DirtyRateStatus.MEASURING, int(self._wall_clock()), seconds)
 
     def _measure(self, writes: Writes, seconds: float) -> None:
         began = self._last.began
-        ended = Measurement(Status.UNSTARTED, error="a bug ended the measurement")
+        ended = Measurement(DirtyRateStatus.UNSTARTED, error="a bug ended the measurement")
         try:
             samples = sample(writes, seconds, self._clock, self._wake)
-            ended = Measurement(Status.MEASURED, began, seconds, samples)
+            ended = Measurement(DirtyRateStatus.MEASURED, began, seconds, samples)
         except SealiftError as error:
-            ended = Measurement(Status.UNSTARTED, error=sentence(error))
+            ended = Measurement(DirtyRateStatus.UNSTARTED, error=sentence(error))
         finally:
             self._last = ended

@@ -214,15 +214,19 @@ def serve(
     limit_s: float,
     measuring_s: float = _MEASURING_LIMIT_S,
 ) -> None:
-    """Answer one inquiry, to its end; whoever asks has `limit_s` for the question, `measuring_s` for all probes.
+    """Answer one inquiry, to its end, or only be measured.
+
+    Whoever asks has `limit_s` for the question, and `measuring_s` for all probes.
 
     Raises:
         SealiftError: the source breaks the rules, or this host cannot judge.
     """
     with reader.within(limit_s):
         read_front(reader.take)
-        question = read_question(reader.take)
-    send(InquiryFrame(InquiryKind.ANSWER, msgspec.msgpack.encode(examiner.judge(question))).encode())
+        asks = reader.peek(1, 1)[0] != InquiryKind.PROBE
+        question = read_question(reader.take) if asks else None
+    if question is not None:
+        send(InquiryFrame(InquiryKind.ANSWER, msgspec.msgpack.encode(examiner.judge(question))).encode())
     with contextlib.suppress(EndedError), reader.within(measuring_s):
         _be_measured(reader, send)
 

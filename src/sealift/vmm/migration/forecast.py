@@ -7,37 +7,27 @@ curve tells and a mere rate does not: a guest that writes one page a million tim
     first round:  every page with content
     round i+1:    W(time of round i) pages                    W: the curve
     stop:         what is left takes no longer than the downtime limit
-    downtime:     that, the target's checks, and the commit's round trips
+    downtime:     that, without max-bandwidth, and what stopping, state and the handover take
 
 The curve never falls, so rounds only ever get shorter; they end at a fixed point of pages left ↦ pages written
-meanwhile. Whether that point fits the limit decides whether the migration converges.
+meanwhile. Whether that point fits the limit decides whether the migration converges. With auto-converge the guest runs
+less and less, as the engine's own `AutoConverge` decides after every round, and the point moves.
 """
 
 from __future__ import annotations
 
+import enum
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from sealift.vmm.migration.convergence import AutoConverge
 from sealift.vmm.migration.dirtyrate import Sample
-from sealift.vmm.migration.parameters import MAX_DOWNTIME_LIMIT_MS
+from sealift.vmm.migration.parameters import MAX_DOWNTIME_LIMIT_MS, Throttling
 from sealift.vmm.migration.stats import PAGE_COST
-
-STOP_S: Final = 0.02
-"""The part of downtime that no page and no wire causes: vCPUs leave, state is sealed, opened and verified."""
-
-COMMIT_TRIPS: Final = 2
-"""Round trips while the guest is stopped: the end of the stream to PREPARED, then FINAL to STARTED."""
-
-THROTTLES: Final = tuple(range(20, 100, 10))
-"""Per cent of its time that auto-converge takes from the guest: cpu-throttle-initial, then by -increment."""
 
 _ROUNDS_LIMIT = 1000
 """More than any migration has: each of them is shorter than the one before by a page at least, or the last."""
-
-_FASTER = 100
-"""How many times the present rate a remedy may ask for: a 1 Gbit/s link could become one of 100."""
 
 
 class WorkingSet:
@@ -74,20 +64,27 @@ class Conditions:
     """Under what a migration takes place.
 
     Attributes:
-        bytes_per_s: what way, cipher and max-bandwidth let through while the guest runs.
-        round_trip_s: there and back.
+        bytes_per_s: what way and cipher let through.
         downtime_limit_s: the guest is stopped when the rest should take no longer.
-        within_s: how long it may take in all; endless if nobody cares.
-        throttle: part of its time that is taken from the guest, 0 to 1.
+        standstill_s: how long it then stands still beside that: its vCPUs leave, state, verification, handover.
         setup_s: connecting, launching the receiver, exchanging keys.
+        max_bandwidth: bytes a second that the user allows while the guest runs; 0 is no limit.
+        throttling: how auto-converge slows the guest; None: it does not.
+        within_s: how long all may take; endless if nobody cares.
     """
 
     bytes_per_s: float
-    round_trip_s: float
     downtime_limit_s: float
-    within_s: float = math.inf
-    throttle: float = 0.0
+    standstill_s: float = 0.0
     setup_s: float = 0.0
+    max_bandwidth: int = 0
+    throttling: Throttling | None = None
+    within_s: float = math.inf
+
+    @property
+    def running_bytes_per_s(self) -> float:
+        """What goes through while the guest runs."""
+        return min(self.bytes_per_s, self.max_bandwidth) if self.max_bandwidth else self.bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,9 @@ class Forecast:
         transferred: bytes of the stream.
         rounds: with the last one, while the guest is stopped.
         downtime_s: how long the guest stands still.
-        converges: whether the rest comes to fit the downtime limit, and all of it the time that there is.
+        converges: whether the rest comes to fit the downtime limit.
+        in_time: whether all of it fits the time that there is.
+        throttle: per cent of its time that auto-converge takes from the guest at last.
     """
 
     total_s: float
@@ -107,78 +106,130 @@ class Forecast:
     rounds: int
     downtime_s: float
     converges: bool
+    in_time: bool = True
+    throttle: int = 0
+
+    @property
+    def suffices(self) -> bool:
+        """Whether it is as its user wants it."""
+        return self.converges and self.in_time
+
+
+class Control(enum.StrEnum):
+    """What could make a migration suffice: QEMU's names, but of the way, which is none of its parameters."""
+
+    DOWNTIME_LIMIT = "downtime-limit"
+    """ms."""
+    CPU_THROTTLE_INITIAL = "cpu-throttle-initial"
+    """Per cent, with capability auto-converge."""
+    MAX_BANDWIDTH = "max-bandwidth"
+    """Bytes a second."""
+    MULTIFD_CHANNELS = "multifd-channels"
+    """Channels, with capability multifd."""
+    WAY = "x-sealift-way"
+    """Bytes a second that the way would have to take: a faster link."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A control that would make it converge, with the least value that does, and what it then costs.
+    """A control that by itself makes it suffice, with the least value that does, and what it then costs."""
 
-    `control` is QEMU's name of it; `value` is ms, per cent, or bytes a second of the way:
-    more channels, a faster link.
-    """
-
-    control: str
+    control: Control
     value: int
     forecast: Forecast
 
 
 def predict(first_pages: int, writes: WorkingSet, conditions: Conditions) -> Forecast:
     """Play a migration of a guest with so many pages of content through."""
-    rate = conditions.bytes_per_s
-    running = 1.0 - conditions.throttle
-    left, sent, elapsed, rounds = first_pages, 0, conditions.setup_s, 0
+    rate, throttling = conditions.running_bytes_per_s, conditions.throttling
+    converge = None if throttling is None else AutoConverge(throttling)
+    left, sent, elapsed, rounds, throttle = first_pages, 0, conditions.setup_s, 0, 0
     while True:
         seconds = left * PAGE_COST / rate
         rounds, sent, elapsed = rounds + 1, sent + left * PAGE_COST, elapsed + seconds
-        before, left = left, writes.after(seconds * running)
-        rest_s = left * PAGE_COST / rate
-        if rest_s <= conditions.downtime_limit_s:
-            fits = True
+        before, left = left, writes.after(seconds * (100 - throttle) / 100)
+        fits = left * PAGE_COST / rate <= conditions.downtime_limit_s
+        if fits or rounds == _ROUNDS_LIMIT:
             break
-        if left >= before or rounds == _ROUNDS_LIMIT:
-            fits = False
+        if left >= before and (throttling is None or throttle >= throttling.maximum):
             break
-    downtime = rest_s + STOP_S + COMMIT_TRIPS * conditions.round_trip_s
+        if converge is not None:
+            throttle = converge.after_round(before * PAGE_COST, left * PAGE_COST)
+    downtime = left * PAGE_COST / conditions.bytes_per_s + conditions.standstill_s
     total = elapsed + downtime
-    return Forecast(total, sent + left * PAGE_COST, rounds + 1, downtime, fits and total <= conditions.within_s)
+    in_time = total <= conditions.within_s
+    return Forecast(total, sent + left * PAGE_COST, rounds + 1, downtime, fits, in_time, throttle)
 
 
-def remedies(first_pages: int, writes: WorkingSet, conditions: Conditions) -> tuple[Remedy, ...]:
-    """What would make a migration converge that does not, each by itself; empty if nothing does."""
+@dataclass(frozen=True, slots=True)
+class Leeway:
+    """What could be had beside what is.
 
-    def attempt(changed: Conditions) -> Forecast:
-        return predict(first_pages, writes, changed)
+    Attributes:
+        throttling: what auto-converge would begin with.
+        sealing: bytes a second at most, however fast the way is.
+        channels: what the way takes with how many channels; more than there are.
+    """
 
-    found = []
-    for control, low, high, change in (
-        ("downtime-limit", int(conditions.downtime_limit_s * 1e3), MAX_DOWNTIME_LIMIT_MS, _with_limit),
-        ("auto-converge", 0, len(THROTTLES), _with_throttle),
-        ("max-bandwidth", int(conditions.bytes_per_s), int(conditions.bytes_per_s) * _FASTER, _with_rate),
-    ):
-        value = _least(lambda value, change=change: attempt(change(conditions, value)).converges, low, high)  # type: ignore[misc]  # binds this very change
-        if value is not None:
-            shown = THROTTLES[value - 1] if change is _with_throttle else value
-            found.append(Remedy(control, shown, attempt(change(conditions, value))))
-    return tuple(found)
+    throttling: Throttling
+    sealing: float
+    channels: Mapping[int, float] = field(default_factory=dict)
 
 
-def _with_limit(conditions: Conditions, milliseconds: int) -> Conditions:
-    return replace(conditions, downtime_limit_s=milliseconds / 1e3)
+def remedies(first_pages: int, writes: WorkingSet, conditions: Conditions, leeway: Leeway) -> tuple[Remedy, ...]:
+    """What would make a migration suffice that does not, each by itself; empty if nothing does."""
+
+    def remedy(control: Control, low: int, high: int, change: _Change) -> Remedy | None:
+        def attempt(value: int) -> Forecast:
+            return predict(first_pages, writes, change(value))
+
+        value = _least(lambda value: attempt(value).suffices, low, high)
+        return None if value is None else Remedy(control, value, attempt(value))
+
+    found = [remedy(*each) for each in _ranges(conditions, leeway)] + [
+        Remedy(Control.MULTIFD_CHANNELS, count, predict(first_pages, writes, replace(conditions, bytes_per_s=rate)))
+        for count, rate in sorted(leeway.channels.items())
+    ]
+    enough = [each for each in found if each is not None and each.forecast.suffices]
+    return tuple({each.control: each for each in reversed(enough)}.values())[::-1]
 
 
-def _with_throttle(conditions: Conditions, step: int) -> Conditions:
-    return replace(conditions, throttle=THROTTLES[step - 1] / 100)
+_Change = Callable[[int], Conditions]
 
 
-def _with_rate(conditions: Conditions, bytes_per_s: int) -> Conditions:
-    return replace(conditions, bytes_per_s=float(bytes_per_s))
+def _ranges(conditions: Conditions, leeway: Leeway) -> Iterator[tuple[Control, int, int, _Change]]:
+    """Each control, the greatest value that is known not to do, the greatest there is, and what a value makes."""
+    limit_ms, rate = int(conditions.downtime_limit_s * 1e3), conditions.bytes_per_s
+    throttling = leeway.throttling
+    slowed = throttling.initial - (conditions.throttling is None)
+    yield (
+        Control.DOWNTIME_LIMIT,
+        limit_ms,
+        MAX_DOWNTIME_LIMIT_MS,
+        lambda value: replace(conditions, downtime_limit_s=value / 1e3),
+    )
+    yield (
+        Control.CPU_THROTTLE_INITIAL,
+        slowed,
+        throttling.maximum,
+        lambda value: replace(conditions, throttling=replace(throttling, initial=value)),
+    )
+    if conditions.max_bandwidth:
+        yield (
+            Control.MAX_BANDWIDTH,
+            conditions.max_bandwidth,
+            int(rate),
+            lambda value: replace(conditions, max_bandwidth=value),
+        )
+    elif rate < leeway.sealing:
+        yield Control.WAY, int(rate), int(leeway.sealing), lambda value: replace(conditions, bytes_per_s=float(value))
 
 
-def _least(converges: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The least value above `low` that converges, if the highest does: more of it never makes things worse."""
-    if high <= low or not converges(high):
+def _least(suffices: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The least value above `low` that suffices, if the highest does: more of it never makes things worse."""
+    if high <= low or not suffices(high):
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if converges(middle) else (middle, high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
     return high

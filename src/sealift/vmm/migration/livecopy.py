@@ -98,7 +98,7 @@ class LiveCopy:
         while True:
             before = self._lanes.sent
             self._round()
-            self._stats.remaining = (self._method.unsent() + self._log.count()) * PAGE_COST
+            self._stats.dirtied(self._method.unsent() + self._log.count())
             parameters = self._parameters()
             self._stats.cutover = self._stats.bandwidth.bytes_in(parameters.downtime_limit_ms / 1e3)
             expected_s = self._stats.bandwidth.seconds_for(self._stats.remaining)

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sealift.errors import RefusedError
 from sealift.vmm.migration.clock import Clock
 from sealift.vmm.migration.dirtyrate import DirtyRateMeter, MachineWrites, Measurement
-from sealift.vmm.migration.forecast import Conditions, Forecast, Remedy, WorkingSet, predict, remedies
-from sealift.vmm.migration.parameters import Parameters
-from sealift.vmm.migration.preflight import Candidate, Findings, Path, content_pages, examine
+from sealift.vmm.migration.forecast import Conditions, Forecast, Leeway, Remedy, WorkingSet, predict, remedies
+from sealift.vmm.migration.parameters import Capability, Parameters
+from sealift.vmm.migration.preflight import Candidate, Findings, Path, content_pages, examine, measure_path
 from sealift.vmm.migration.stats import PAGE_COST
 from sealift.wire.handover import Method, Transfer
 from sealift.wire.obstacle import Code
@@ -33,7 +33,16 @@ _MAILBOX_PAGES: Final = 15_000
 """Pages a second through the mailbox (SPECIFICATION, figures) on a machine with nothing else to do."""
 
 _SETUP_S: Final = 0.2
-"""A receiver's launch and the exchange of keys, on a platform that the preflight had started."""
+"""A receiver's launch and the exchange of keys, where no migration is on record."""
+
+_STANDSTILL_S: Final = 0.02
+"""vCPUs leave, state is sealed, opened and verified, where no migration is on record; and `_COMMIT_TRIPS`."""
+
+_COMMIT_TRIPS: Final = 2
+"""Round trips while the guest is stopped: the end of the stream to PREPARED, then FINAL to STARTED."""
+
+_MORE_CHANNELS: Final = (2, 4, 8)
+"""What is tried where one does not do: beyond that no machine here ever won anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,21 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
+class Experience:
+    """What earlier migrations from this host took beside their pages; medians.
+
+    Attributes:
+        migrations: how many they were.
+        setup_s: connecting, launching the receiver, exchanging keys.
+        standstill_s: of their downtime, all but the last pages.
+    """
+
+    migrations: int
+    setup_s: float
+    standstill_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What was measured, and what follows from it.
 
@@ -54,21 +78,25 @@ class Plan:
         measured: what the guest writes.
         path: the way there.
         content: pages that the first round sends.
-        bytes_per_s: what the migration will get of the way.
+        conditions: what the migration will find.
+        experience: where set-up and standstill are from, if not assumed.
         forecast: what it costs.
-        remedies: what would make it converge, if it does not.
+        remedies: what would make it suffice, if it does not.
     """
 
     uri: str
     measured: Measurement
     path: Path
     content: int
-    bytes_per_s: float
+    conditions: Conditions
+    experience: Experience | None
     forecast: Forecast
     remedies: tuple[Remedy, ...]
 
 
-def make_plan(candidate: Candidate, uri: str, wishes: Wishes, meter: DirtyRateMeter, clock: Clock) -> Plan:
+def make_plan(
+    candidate: Candidate, uri: str, wishes: Wishes, meter: DirtyRateMeter, clock: Clock, experience: Experience | None
+) -> Plan:
     """Measure guest, way and cipher, and predict.
 
     Raises:
@@ -79,15 +107,42 @@ def make_plan(candidate: Candidate, uri: str, wishes: Wishes, meter: DirtyRateMe
     measured = meter.measure(MachineWrites(candidate.machine), wishes.sample_s)
     if measured.error is not None:
         raise RefusedError(f"what the guest writes cannot be measured: {measured.error}")
-    parameters = candidate.parameters
-    limit_ms = parameters.downtime_limit_ms if wishes.downtime_limit_ms is None else wishes.downtime_limit_ms
-    rate = _rate(parameters, path, clock)
-    conditions = Conditions(rate, path.round_trip_s, limit_ms / 1e3, wishes.within_s, setup_s=_SETUP_S)
+    parameters, sealing = candidate.parameters, _sealing(candidate.parameters, clock)
+    conditions = _conditions(parameters, wishes, min(path.bytes_per_s, sealing), path, experience)
     content = content_pages(candidate.machine)
     writes = WorkingSet(measured.samples, candidate.machine.layout.pages)
     forecast = predict(content, writes, conditions)
-    ways_out = () if forecast.converges else remedies(content, writes, conditions)
-    return Plan(uri, measured, path, content, rate, forecast, ways_out)
+    ways_out: tuple[Remedy, ...] = ()
+    if not forecast.suffices:
+        channels = {
+            count: min(measure_path(candidate, uri, count, clock).bytes_per_s, sealing)
+            for count in (_MORE_CHANNELS if _may_have_more(parameters) else ())
+            if count > parameters.channels
+        }
+        ways_out = remedies(content, writes, conditions, Leeway(parameters.throttling, sealing, channels))
+    return Plan(uri, measured, path, content, conditions, experience, forecast, ways_out)
+
+
+def _conditions(
+    parameters: Parameters, wishes: Wishes, bytes_per_s: float, path: Path, experience: Experience | None
+) -> Conditions:
+    limit_ms = parameters.downtime_limit_ms if wishes.downtime_limit_ms is None else wishes.downtime_limit_ms
+    if experience is None:
+        experience = Experience(0, _SETUP_S, _STANDSTILL_S + _COMMIT_TRIPS * path.round_trip_s)
+    return Conditions(
+        bytes_per_s,
+        limit_ms / 1e3,
+        experience.standstill_s,
+        experience.setup_s,
+        parameters.max_bandwidth,
+        parameters.throttling if Capability.AUTO_CONVERGE in parameters.capabilities else None,
+        wishes.within_s,
+    )
+
+
+def _may_have_more(parameters: Parameters) -> bool:
+    """Whether more channels are possible, and are not held back by what the user allows them."""
+    return parameters.method is Method.MH and parameters.transfer is Transfer.RING and not parameters.max_bandwidth
 
 
 def _reached(findings: Findings) -> Path:
@@ -99,14 +154,11 @@ def _reached(findings: Findings) -> Path:
     return findings.path
 
 
-def _rate(parameters: Parameters, path: Path, clock: Clock) -> float:
-    """Bytes a second, with what the user allows."""
-    match parameters.method, parameters.transfer:
-        case Method.MH, Transfer.MAILBOX:
-            rate = min(path.bytes_per_s, _MAILBOX_PAGES * PAGE_COST)
-        case method, _:
-            rate = min(path.bytes_per_s, sealing_rate(method, clock))
-    return min(rate, float(parameters.max_bandwidth)) if parameters.max_bandwidth else rate
+def _sealing(parameters: Parameters, clock: Clock) -> float:
+    """Bytes a second, were the way endlessly fast."""
+    if parameters.method is Method.MH and parameters.transfer is Transfer.MAILBOX:
+        return float(_MAILBOX_PAGES * PAGE_COST)
+    return sealing_rate(parameters.method, clock)
 
 
 def sealing_rate(method: Method, clock: Clock) -> float:

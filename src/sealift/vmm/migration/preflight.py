@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +54,8 @@ _LONG_ENOUGH_S: Final = 0.1
 _PROBE_SIZES: Final = (1, 8, 64)
 """PROBEs of 1 MiB underway together."""
 
+_NOTHING: Final = bytes(PROBE_LIMIT)
+
 _SLOW_S: Final = 600.0
 """A first round that takes longer than ten minutes is worth a warning."""
 
@@ -72,7 +75,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A way to a target, as measured: bytes a second in one stream, and seconds there and back."""
+    """A way to a target, as measured: bytes a second on all connections together, and seconds there and back."""
 
     bytes_per_s: float
     round_trip_s: float
@@ -115,7 +118,7 @@ def examine(candidate: Candidate, uri: str, clock: Clock, wall_clock: Callable[[
             inquiry = Inquiry(sock, clock)
             answer = inquiry.ask(question)
             skew = answer.wall_clock - wall_clock()  # it looked when it had judged, which may have taken a while
-            path = inquiry.measure()
+            path = _measured(route, inquiry, parameters.channels, clock)
     except SealiftError as error:
         return Findings((Obstacle(Code.UNREACHABLE, sentence(error)),))
     obstacles = [*answer.obstacles]
@@ -127,6 +130,51 @@ def examine(candidate: Candidate, uri: str, clock: Clock, wall_clock: Callable[[
         slow = f"the way takes {path.bytes_per_s / 1e6:.1f} MB/s, so the first round alone takes {first_s / 60:.0f} min"
         obstacles.append(Obstacle(Code.SLOW_PATH, slow))
     return Findings(tuple(obstacles), path)
+
+
+def measure_path(candidate: Candidate, uri: str, connections: int, clock: Clock) -> Path:
+    """What so many connections to a target that was examined take together.
+
+    Raises:
+        SealiftError: they cannot be made.
+    """
+    route = Route(parse_uri(uri), candidate.parameters.tls_creds, candidate.parameters.tls_hostname)
+    with contextlib.closing(route), contextlib.closing(route.connect()) as sock:
+        first = Inquiry(sock, clock)
+        first.begin()
+        return _measured(route, first, connections, clock)
+
+
+def _measured(route: Route, first: Inquiry, connections: int, clock: Clock) -> Path:
+    with contextlib.ExitStack() as ending:
+        inquiries = [first]
+        for _ in range(connections - 1):
+            inquiries.append(Inquiry(ending.enter_context(contextlib.closing(route.connect())), clock))
+            inquiries[-1].begin()
+        return measure(inquiries, clock)
+
+
+def measure(inquiries: Sequence[Inquiry], clock: Clock) -> Path:
+    """The way's round trip, then how much it takes; about a tenth of a second, unless it is slow.
+
+    Raises:
+        LostError: the target is gone.
+    """
+
+    def probe(count: int, payload: bytes) -> float:
+        began = clock.monotonic()
+        for done in [threads.submit(inquiry.probe, count, payload) for inquiry in inquiries]:
+            done.result()
+        return clock.monotonic() - began
+
+    with ThreadPoolExecutor(len(inquiries), "probe") as threads:
+        trip = min(inquiries[0].probe(1, b"") for _ in range(_TRIPS))
+        seconds, sent = 0.0, 0
+        for count in _PROBE_SIZES:
+            seconds, sent = probe(count, _NOTHING), len(inquiries) * count * len(_NOTHING)
+            if seconds >= _LONG_ENOUGH_S:
+                break
+    return Path(sent / max(seconds - trip, 1e-9), trip)
 
 
 def content_pages(machine: Machine) -> int:
@@ -164,7 +212,14 @@ class Inquiry:
         self._sock = sock
         self._reader = StreamReader(sock)
         self._clock = clock
-        self._nothing = bytes(PROBE_LIMIT)
+
+    def begin(self) -> None:
+        """Say what this connection is; for who only measures, without `ask`.
+
+        Raises:
+            LostError: the target is gone.
+        """
+        self._send(encode_front())
 
     def ask(self, question: Question) -> Answer:
         """The target's answer.
@@ -175,25 +230,16 @@ class Inquiry:
             SealiftError: why it does not judge.
         """
         asked = InquiryFrame(InquiryKind.QUESTION, msgspec.msgpack.encode(question))
-        self._send(encode_front() + asked.encode())
+        self.begin()
+        self._send(asked.encode())
         return unpack(self._expect(InquiryKind.ANSWER), Answer, "the target's answer")
 
-    def measure(self) -> Path:
-        """The way's round trip, then how much it takes; about a tenth of a second, unless it is slow.
+    def probe(self, count: int, payload: bytes) -> float:
+        """Seconds until so many probes have arrived.
 
         Raises:
             LostError: the target is gone.
         """
-        trip = min(self._probe(1, b"") for _ in range(_TRIPS))
-        seconds, sent = 0.0, 0
-        for count in _PROBE_SIZES:
-            seconds, sent = self._probe(count, self._nothing), count * len(self._nothing)
-            if seconds >= _LONG_ENOUGH_S:
-                break
-        return Path(sent / max(seconds - trip, 1e-9), trip)
-
-    def _probe(self, count: int, payload: bytes) -> float:
-        """Seconds until so many probes have arrived."""
         frame = InquiryFrame(InquiryKind.PROBE, payload).encode()
         began = self._clock.monotonic()
         for _ in range(count):

@@ -5,20 +5,23 @@ that key (PDH_GEN and PLATFORM_RESET end all of them). When everything was colle
 AMD's protocol has nothing against that. The owner is not asked, neither now nor when the guest is restored: a policy
 without NOSEND leaves that to the host.
 
-Packets are authenticated one by one, as in a migration (`psp`). What holds them together, and what is in clear, is the
-digest in the last line, which has no key: it finds damage, and stops nobody who can write the file.
+Packets are authenticated one by one, as in a migration (`psp`). What holds them together, and what is in clear beside
+them, is the last line: the SHA-256 of everything under a MAC of the session's, which its secure processor makes while
+it sends and checks while it receives. A session is the host's own if its sender's key is: from its public half alone
+nobody comes to the secret that a key shares with itself. So whoever has the file, and no VMM on this host, can change
+nothing. A VMM on this host needs no file for that: it could have had any packets made, and any MAC.
 """
 
 from __future__ import annotations
 
-from sealift.errors import StreamError
+from sealift.errors import RefusedError, StreamError
 from sealift.sev.policy import Policy
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import Machine
 from sealift.vmm.migration.psp import PspRounds, PspTarget
 from sealift.wire import platform as wire
 from sealift.wire import psp
-from sealift.wire.token import MAC_SIZE, NO_CLOSE, Token, TokenKind, whole_digest
+from sealift.wire.token import NO_CLOSE, Token, TokenKind, split_token, whole_digest
 
 
 class PspSnapshot(PspRounds):
@@ -31,22 +34,35 @@ class PspSnapshot(PspRounds):
 
     def end(self, stream_digest: bytes) -> bytes:
         """SEND_CANCEL: the guest runs on."""
+        token = _token(self.identity(), stream_digest)
+        sealed = self._platform.request(wire.SealStream(token.close_digest), wire.StreamSealed)
         self.cancel()
-        return _end(self.identity(), stream_digest)
+        return token.body() + sealed.mac
 
 
 class PspRestore(PspTarget):
     """The same secure processor, later (`method.RestoreMethod`)."""
 
     def begin(self, offer: bytes) -> None:
-        """RECEIVE_START."""
+        """RECEIVE_START, for a session that this host has with itself.
+
+        Raises:
+            RefusedError: it is another's.
+        """
+        own = self._platform.request(wire.PdhCertExport(), wire.PdhCertificates)
+        if psp.Confirm.decode(offer).pdh != own.pdh:
+            raise RefusedError(
+                "this host's secure processor did not seal the snapshot, or has been given another key since (PDH)"
+            )
         self.agreed(offer)
 
     def finish(self, end: bytes, stream_digest: bytes) -> None:
         """Everything is here that an honest source wrote, as it wrote it."""
         self.prepared()
-        if end != _end(self.identity(), stream_digest):
+        token, mac = split_token(end)
+        if token != _token(self.identity(), stream_digest):
             raise StreamError("the snapshot was damaged: its last line is about other bytes than those before it")
+        self._platform.do(wire.CheckStream(token.close_digest, mac))
 
     def start(self) -> None:
         """RECEIVE_FINISH."""
@@ -74,6 +90,6 @@ class PspRestoreEntrance:
         return Launched(int(self._policy), b""), PspRestore(machine, es=self.es)
 
 
-def _end(nonce: bytes, stream_digest: bytes) -> bytes:
-    """In the shape of a handler's SNAPSHOT token, for the file's sake; nobody has a key for its HMAC."""
-    return Token(TokenKind.SNAPSHOT, nonce, whole_digest(NO_CLOSE, stream_digest)).body() + bytes(MAC_SIZE)
+def _token(nonce: bytes, stream_digest: bytes) -> Token:
+    """What the last line says, in the shape of a handler's SNAPSHOT; the MAC behind it is of the digest alone."""
+    return Token(TokenKind.SNAPSHOT, nonce, whole_digest(NO_CLOSE, stream_digest))

@@ -46,7 +46,9 @@ class DowntimePart(enum.Enum):
 class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
     """QEMU's MigrationRAMInfo: bytes, pages; `duplicate` are pages sent as zeros, `normal` those sent with content.
 
-    Of the bytes transferred, `multifd_bytes` went on connections beside the first.
+    Of the bytes transferred, `precopy_bytes` went while the guest ran, `downtime_bytes` while it was stopped, and
+    `multifd_bytes` on connections beside the first. `dirty_pages_rate` is what the guest wrote in the last round, in
+    different pages a second. Nothing is sent without a copy, so none of that is missed.
     """
 
     transferred: int
@@ -59,6 +61,12 @@ class RamInfo(msgspec.Struct, frozen=True, rename="kebab"):
     dirty_sync_count: int
     page_size: int
     pages_per_second: int
+    dirty_pages_rate: int = 0
+    precopy_bytes: int = 0
+    downtime_bytes: int = 0
+    postcopy_bytes: int = 0
+    postcopy_requests: int = 0
+    dirty_sync_missed_zero_copy: int = 0
     multifd_bytes: int = 0
 
 
@@ -73,7 +81,7 @@ class PageInfo(msgspec.Struct, frozen=True, rename="kebab"):
 class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=True):
     """A migration at one moment; times in ms. As with QEMU there is no status before the first one."""
 
-    status: str = MigrationStatus.NONE.value
+    status: MigrationStatus = MigrationStatus.NONE
     total_time: int = 0
     setup_time: int | None = None
     downtime: int | None = None
@@ -86,8 +94,9 @@ class MigrationInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=T
     socket_address: tuple[SocketAddress, ...] = ()
     """Where a guest is awaited."""
     ram: RamInfo | None = None
-    pages: PageInfo | None = None
-    migration_id: str | None = None
+    x_sealift_pages: PageInfo | None = None
+    x_sealift_migration_id: str | None = None
+    """The handlers' name of it, in hexadecimal."""
     x_sealift_receipt: Receipt | None = None
     """What both handlers state of the migration that completed; for the guest's owner, who alone can check it."""
     x_sealift_downtime_parts: dict[str, float] | None = None
@@ -163,6 +172,9 @@ class Statistics:
         self._ended: float | None = None
         self._arrived: float | None = None
         self._part: tuple[DowntimePart, float] | None = None
+        self._sent_running: int | None = None
+        self._round_s = 0.0
+        self._dirty_pages_rate = 0
         self._parts: dict[DowntimePart, float] = {}
         self.private_pages = self.shared_pages = self.zero_pages = self.hole_pages = 0
         self.rounds = self.sent = self.sent_beside = self.remaining = 0
@@ -199,11 +211,20 @@ class Statistics:
         self.rounds += 1
         begun, before = self._clock.monotonic(), self.sent
         yield
-        self.bandwidth.add(self.sent - before, self._clock.monotonic() - begun)
+        self._round_s = self._clock.monotonic() - begun
+        self.bandwidth.add(self.sent - before, self._round_s)
+
+    def dirtied(self, pages: int) -> None:
+        """So many pages are left by the last round: what the guest wrote meanwhile."""
+        self.remaining = pages * PAGE_COST
+        if self._round_s > 0:
+            self._dirty_pages_rate = int(pages / self._round_s)
 
     def downtime_part(self, part: DowntimePart | None) -> None:
         """The guest waits for `part` from now on; None: it waits no more."""
         now = self._clock.monotonic()
+        if part is not None and self._sent_running is None:
+            self._sent_running = self.sent
         if self._part is not None:
             before, since = self._part
             self._parts[before] = self._parts.get(before, 0.0) + now - since
@@ -219,11 +240,11 @@ class Statistics:
     def info(self, status: MigrationStatus) -> MigrationInfo:
         """How it stands now."""
         if self._begun is None:
-            return MigrationInfo(status.value)
+            return MigrationInfo(status)
         downtime = self.downtime_s()
         expected = self.bandwidth.seconds_for(self.remaining)
         return MigrationInfo(
-            status=status.value,
+            status=status,
             total_time=_ms(self._now() - self._begun),
             setup_time=None if self._active is None else _ms(self._active - self._begun),
             downtime=None if downtime is None else _ms(downtime),
@@ -231,9 +252,9 @@ class Statistics:
             cpu_throttle_percentage=self.cpu_throttle_percentage,
             error_desc=self.error,
             ram=self._ram(),
-            pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
+            x_sealift_pages=PageInfo(self.private_pages, self.shared_pages, self.hole_pages),
             x_sealift_downtime_parts={part.value: seconds * 1e3 for part, seconds in self._parts.items()} or None,
-            migration_id=self.migration.hex() or None,
+            x_sealift_migration_id=self.migration.hex() or None,
             x_sealift_receipt=self.receipt,
             x_sealift_cutover=self.cutover,
             x_sealift_fenced=self.fenced,
@@ -248,6 +269,7 @@ class Statistics:
         seconds = 0.0 if self._active is None else self._now() - self._active
         normal = self.private_pages + self.shared_pages
         pages = normal + self.zero_pages
+        precopy = self.sent if self._sent_running is None else self._sent_running
         return RamInfo(
             transferred=self.sent,
             remaining=self.remaining,
@@ -259,6 +281,9 @@ class Statistics:
             dirty_sync_count=self.rounds,
             page_size=PAGE_SIZE,
             pages_per_second=int(pages / seconds) if seconds else 0,
+            dirty_pages_rate=self._dirty_pages_rate,
+            precopy_bytes=precopy,
+            downtime_bytes=self.sent - precopy,
             multifd_bytes=self.sent_beside,
         )
 

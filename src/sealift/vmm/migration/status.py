@@ -9,7 +9,7 @@ from collections.abc import Callable
 from sealift.errors import InternalError
 
 
-class MigrationStatus(enum.Enum):
+class MigrationStatus(enum.StrEnum):
     """QEMU's MigrationStatus, as far as it exists here."""
 
     NONE = "none"

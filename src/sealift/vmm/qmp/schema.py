@@ -202,7 +202,8 @@ class _Types:
         return self._add(SchemaObject(name, members), (kind.cls, name))
 
     def _member(self, field: inspect.Field, *, sent: bool, optional: bool) -> SchemaMember:
-        optional = not field.required and (optional or field.default is UNSET)
+        unset = field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT  # or it is required
+        optional = not field.required and (optional or unset)
         kind = _without_null(field.type) if optional else field.type
         name = self._name(kind, sent=sent)
         return SchemaMember(field.encode_name, name, None) if optional else SchemaMember(field.encode_name, name)

@@ -72,6 +72,7 @@ from sealift.wire.platform.machine import (
 from sealift.wire.platform.message import Done, Failed, Message
 from sealift.wire.platform.phase import Phase
 from sealift.wire.platform.transfer import (
+    CheckStream,
     GetPrivateDirtyLog,
     GetVcpuState,
     GetVmState,
@@ -82,6 +83,7 @@ from sealift.wire.platform.transfer import (
     ReceiveStart,
     ReceiveUpdateData,
     ReceiveUpdateVmsa,
+    SealStream,
     SendCancel,
     SendFinish,
     SendStart,
@@ -91,6 +93,7 @@ from sealift.wire.platform.transfer import (
     SetPageStates,
     SetVcpuState,
     SetVmState,
+    StreamSealed,
     VcpuState,
     VmState,
 )
@@ -136,11 +139,13 @@ Request: TypeAlias = (
     | GetPrivateDirtyLog
     | SendUpdateData
     | SendUpdateVmsa
+    | SealStream
     | SendFinish
     | SendCancel
     | ReceiveStart
     | ReceiveUpdateData
     | ReceiveUpdateVmsa
+    | CheckStream
     | ReceiveFinish
     | SetPageStates
     | GetVmState
@@ -175,6 +180,7 @@ Reply: TypeAlias = (
     | PacketsOpened
     | SendStarted
     | PacketSent
+    | StreamSealed
     | VmState
     | VcpuState
     | HandlerOpened
@@ -237,11 +243,13 @@ ALLOWED: dict[type[Message], frozenset[Phase]] = {
     GetPrivateDirtyLog: _SENDING,
     SendUpdateData: _SENDING,
     SendUpdateVmsa: _SENDING,
+    SealStream: _SENDING,
     SendFinish: _SENDING,
     SendCancel: _SENDING,
     ReceiveStart: frozenset({Phase.CREATED}),
     ReceiveUpdateData: _RECEIVING,
     ReceiveUpdateVmsa: _RECEIVING,
+    CheckStream: _RECEIVING,
     ReceiveFinish: _RECEIVING,
     SetPageStates: _RECEIVING,
     GetVmState: _SENDING | _PLAIN,

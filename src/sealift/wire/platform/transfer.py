@@ -77,6 +77,18 @@ class PacketSent(Message, frozen=True):
     length: int
 
 
+class SealStream(Message, frozen=True):
+    """The session's MAC over the SHA-256 of all that goes beside its packets. Reply: StreamSealed."""
+
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class StreamSealed(Message, frozen=True):
+    """The MAC; no session but this one has the same."""
+
+    mac: bytes
+
+
 class SendFinish(Message, frozen=True):
     """SEND_FINISH: the guest can never run here again; every vCPU is out of guest mode."""
 
@@ -109,6 +121,13 @@ class ReceiveUpdateVmsa(Message, frozen=True):
     length: int
     slot: int
     offset: int
+
+
+class CheckStream(Message, frozen=True):
+    """Demand that the source's secure processor made this MAC over this SHA-256, in this session."""
+
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    mac: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class ReceiveFinish(Message, frozen=True):

@@ -60,12 +60,16 @@ class Halt(Message, frozen=True):
 
 
 class Fault(Message, frozen=True):
-    """The guest cannot go on: an exception it has no handler for (or a triple fault)."""
+    """The guest cannot go on: an exception it has no handler for (or a triple fault).
+
+    `registers_kept` is false if the vCPU's registers are not those it stopped with; then `rip` and `address` are 0.
+    """
 
     reason: str
     rip: int
     address: int
     error_code: int
+    registers_kept: bool = True
 
 
 class Interrupted(Message, frozen=True):

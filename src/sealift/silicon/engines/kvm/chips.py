@@ -46,9 +46,15 @@ class Chips:
         """A descriptor of an eventfd that raises an edge on an interrupt line; the same for every call."""
         if gsi not in self._interrupts:
             event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            give(self._vm, abi.IRQFD, abi.Irqfd(fd=event, gsi=gsi))
             self._interrupts[gsi] = event
+            give(self._vm, abi.IRQFD, abi.Irqfd(fd=event, gsi=gsi))
         return self._interrupts[gsi]
+
+    def close(self) -> None:
+        """Let go of the interrupt lines' descriptors."""
+        for event in self._interrupts.values():
+            os.close(event)
+        self._interrupts.clear()
 
     def save(self) -> bytes:
         """State, for a migration stream; vCPUs are out of guest mode."""

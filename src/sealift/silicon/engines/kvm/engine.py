@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Final
 
@@ -53,20 +53,29 @@ class KvmEngine:
         self._cpu = _cpu_of(kvm, shape)
         self.cbit = self._cpu.cbit
         self.cpu = self._cpu.encode()
-        self._vm = kvm.create_vm()
-        try:
+        self._msrs = GuestMsrs()
+        self._quiescence = Quiescence()
+        self._vcpus: dict[int, KvmVcpu] = {}
+        with ExitStack() as undo:
+            self._vm = kvm.create_vm()
+            undo.callback(os.close, self._vm)
             enable(self._vm, abi.CAP_EXIT_HYPERCALL, 1 << _MAP_GPA_RANGE)
             enable(self._vm, abi.CAP_X86_USER_SPACE_MSR, abi.MSR_EXIT_REASON_ALL)
             claim(self._vm)
             self._chips = Chips(self._vm) if shape.irqchip else None
             self._slots = Slots(self._vm, memory, self.cbit)
-        except BaseException:
-            os.close(self._vm)
-            raise
-        self._msrs = GuestMsrs()
-        self._quiescence = Quiescence()
-        self._vcpus: dict[int, KvmVcpu] = {}
+            self._held = undo.pop_all()
+        self._held.callback(self._slots.mosaic.close)
+        if self._chips is not None:
+            self._held.callback(self._chips.close)
         memory.attach(self)
+
+    def close(self) -> None:
+        """Let go of all that it holds in the kernel; its vCPUs are out of guest mode, and memory is used no more."""
+        for vcpu in self._vcpus.values():
+            vcpu.close()
+        self._vcpus.clear()
+        self._held.close()
 
     def create_vcpu(self, index: int) -> KvmVcpu:
         """VCPU `index`; at the second call the same one, since KVM cannot make another."""

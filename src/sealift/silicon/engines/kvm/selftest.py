@@ -181,6 +181,9 @@ def main() -> int:
     except (_Unfit, SealiftError) as error:
         _say(sentence(error))
         return 1
+    except OSError as error:
+        _say(f"the kernel refuses it ({error.strerror})")
+        return 1
     return 0
 
 

@@ -95,8 +95,8 @@ class Slots:
     def __init__(self, vm: int, memory: GuestMemory, cbit: int) -> None:
         self._vm = vm
         self._memory = memory
-        self.mosaic = Mosaic(memory)
         enable(vm, abi.CAP_MANUAL_DIRTY_LOG_PROTECT2, abi.DIRTY_LOG_MANUAL_PROTECT_ENABLE)
+        self.mosaic = Mosaic(memory)
         self._plain: list[_Slot] = []
         self._encrypted: list[_Slot] = []
         for index, (block, offset) in enumerate(memory.layout.ranges()):

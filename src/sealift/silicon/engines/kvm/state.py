@@ -1,8 +1,8 @@
 """The state of a vCPU: what is saved, and the order in which a fresh one takes it.
 
 Loading follows KVM's dependencies: CPUID before all, XCRs before XSAVE, SREGS (with the local APIC's mode) before
-LAPIC, LAPIC before the MSRs of its timer, events and the run state last. Saving asks for the run state first: KVM
-carries out a pending INIT or SIPI as it answers, which changes registers.
+LAPIC, LAPIC before the MSRs of its timer, events and the run state last. Saving goes the other way round: to be asked
+for the run state makes KVM act on a start-up message that waits, and that gives the vCPU other registers.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class VcpuState:
 
     def save(self) -> bytes:
         """The whole architectural state."""
-        order = sorted(self._parts(_BEFORE_MSRS + _AFTER_MSRS), key=lambda part: part[0] != "mp_state")
+        order = reversed(self._parts(_BEFORE_MSRS + _AFTER_MSRS))
         parts = {name: bytes(fetch(self._fd, get, of)) for name, of, get, _ in order}
         absent = dict.fromkeys(_OF_THE_IRQCHIP - parts.keys(), b"")
         state = _State(version=_STATE_VERSION, cpu=self._cpu, msrs=self._read_msrs(), **parts, **absent)

@@ -1,4 +1,7 @@
-"""Whether KVM can run guests here: the self-test's verdict, remembered until the machine boots or Sealift changes."""
+"""Whether KVM can run guests here: the self-test's verdict, remembered until the machine boots or Sealift changes.
+
+A bad verdict holds for a few minutes: it may have been the machine's load.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +27,9 @@ _LIMIT_S: Final = 60.0
 
 _KILL_LIMIT_S: Final = 1.0
 
+_DOUBT_S: Final = 300.0
+"""How long a bad verdict holds."""
+
 _SELF_TEST: Final = (sys.executable, "-m", "sealift.silicon.engines.kvm.selftest")
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -31,11 +38,20 @@ _FILE_LIMIT: Final = 4096
 
 
 class _Verdict(msgspec.Struct, frozen=True):
-    """`reason` is empty if KVM can be used; it holds for one boot, one user and the code that was tested."""
+    """`reason` is empty if KVM can be used; it holds for one boot, one user and the code that was tested.
+
+    `at` is the boot's time in seconds.
+    """
 
     boot: str
     code: str
     reason: str
+    at: float
+
+    def holds(self) -> bool:
+        """Whether it says something about here and now."""
+        here = (self.boot, self.code) == (_boot(), _code())
+        return here and (not self.reason or 0 <= _now() - self.at < _DOUBT_S)
 
 
 def check(*, anew: bool = False) -> None:
@@ -48,7 +64,7 @@ def check(*, anew: bool = False) -> None:
         raise UserError(f"{DEVICE} {'may not be used by this user' if Path(DEVICE).exists() else 'does not exist'}")
     verdict = None if anew else _remembered()
     if verdict is None:
-        verdict = _Verdict(_boot(), _code(), _test())
+        verdict = _Verdict(_boot(), _code(), _test(), _now())
         _remember(verdict)
     if verdict.reason:
         raise UserError(f"KVM failed its self-test: {verdict.reason}")
@@ -76,6 +92,10 @@ def _boot() -> str:
     return _BOOT_ID.read_text().strip()
 
 
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @functools.cache
 def _code() -> str:
     """A digest of what the self-test tests."""
@@ -97,7 +117,7 @@ def _remembered() -> _Verdict | None:
             verdict = msgspec.json.decode(file.read(_FILE_LIMIT), type=_Verdict)
     except (OSError, RuntimeError, msgspec.DecodeError):
         return None
-    return verdict if (verdict.boot, verdict.code) == (_boot(), _code()) else None
+    return verdict if verdict.holds() else None
 
 
 def _remember(verdict: _Verdict) -> None:

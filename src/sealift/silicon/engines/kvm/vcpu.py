@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import signal
 import threading
 from typing import Final
@@ -139,6 +140,9 @@ class KvmVcpu:
                 return Halt()
             case abi.EXIT_IRQ_WINDOW_OPEN | abi.EXIT_INTR:
                 pass
+            case abi.EXIT_SHUTDOWN:
+                # On AMD's processors what is left of the vCPU's state is undefined, so KVM has given it a fresh one.
+                return Fault("a triple fault", 0, 0, 0, registers_kept=False)
             case reason:
                 return self._fault(self._why(reason))
         return None
@@ -167,8 +171,6 @@ class KvmVcpu:
 
     def _why(self, reason: int) -> str:
         match reason:
-            case abi.EXIT_SHUTDOWN:
-                return "a triple fault (KVM on AMD's processors keeps no registers over one)"
             case abi.EXIT_INTERNAL_ERROR:
                 suberror = self._run.u.internal.suberror
                 return f"KVM cannot go on: {_SUBERRORS.get(suberror, f'internal error {suberror}')}"
@@ -189,15 +191,24 @@ class KvmVcpu:
 
     def _complete(self) -> None:
         """Have KVM finish the instruction that an exit interrupted, without going on to the next."""
-        while self._incomplete:
-            self._quiescence.enter(self)
-            try:
-                self._run.immediate_exit = 1
-                ask(self._fd, abi.RUN)
-            except InterruptedError:
-                self._incomplete = False
-            finally:
-                self._quiescence.left(self)
+        if not self._incomplete:
+            return
+        self._quiescence.enter(self)
+        try:
+            self._run.immediate_exit = 1
+            ask(self._fd, abi.RUN)
+        except InterruptedError:
+            self._incomplete = False
+        else:
+            raise InternalError(f"KVM has something else to say (exit {self._run.exit_reason}) where a call was to end")
+        finally:
+            self._quiescence.left(self)
+
+    def close(self) -> None:
+        """Let go of it; it is out of guest mode, and will not be used again."""
+        del self._run
+        self._area.close()
+        os.close(self._fd)
 
     # --- state ---------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ import enum
 import msgspec
 
 from sealift.vmm.guest import Guest
-from sealift.vmm.migration.dirtyrate import MachineWrites, Sample
-from sealift.vmm.migration.forecast import Forecast
+from sealift.vmm.migration.dirtyrate import DirtyRateStatus, MachineWrites, Sample
+from sealift.vmm.migration.forecast import Control, Forecast
 from sealift.vmm.migration.plan import SAMPLE_S, Wishes
 from sealift.vmm.migration.preflight import Path
 from sealift.vmm.qmp.commands.migration_parameters import Once
@@ -59,12 +59,12 @@ class DirtySample(msgspec.Struct, frozen=True, rename="kebab"):
 class DirtyRateInfo(msgspec.Struct, frozen=True, rename="kebab", omit_defaults=True):
     """QEMU's DirtyRateInfo, the rate in MiB a second, and the curve it is the end of."""
 
-    status: str
+    status: DirtyRateStatus
     start_time: int
     calc_time: int
-    calc_time_unit: str
+    calc_time_unit: TimeUnit
     sample_pages: int
-    mode: str
+    mode: Mode
     dirty_rate: int | None = None
     x_sealift_curve: tuple[DirtySample, ...] = ()
 
@@ -116,32 +116,49 @@ class ForecastInfo(msgspec.Struct, frozen=True, rename="kebab"):
     """What a migration costs: times in ms, bytes, rounds; up to where it gets no further, if it does not converge."""
 
     converges: bool
+    in_time: bool
     total_time: int
     transferred: int
     rounds: int
     downtime: int
+    cpu_throttle_percentage: int
 
     @classmethod
     def of(cls, forecast: Forecast) -> ForecastInfo:
         """As QMP has it."""
         total, downtime = round(forecast.total_s * 1e3), round(forecast.downtime_s * 1e3)
-        return cls(forecast.converges, total, forecast.transferred, forecast.rounds, downtime)
+        return cls(
+            forecast.converges,
+            forecast.in_time,
+            total,
+            forecast.transferred,
+            forecast.rounds,
+            downtime,
+            forecast.throttle,
+        )
 
 
 class RemedyInfo(msgspec.Struct, frozen=True, rename="kebab"):
-    """A control with the least value that makes a migration converge: ms, per cent, or bytes a second."""
+    """A control with the least value that makes it converge, and in time: ms, per cent, channels, or bytes a second."""
 
-    control: str
+    control: Control
     value: int
     forecast: ForecastInfo
 
 
 class PlanInfo(msgspec.Struct, frozen=True, rename="kebab"):
-    """What was measured, what the migration gets of the way (bytes a second), and what follows."""
+    """What was measured, what the migration gets of the way (bytes a second), and what follows.
+
+    `setup_time` and `standstill` (of the downtime, all but the last pages) are in ms, as `on_record` earlier migrations
+    took; assumed if those are none.
+    """
 
     path: PathInfo
     bandwidth: float
     content: int
+    setup_time: int
+    standstill: int
+    on_record: int
     dirty_rate: float
     curve: tuple[DirtySample, ...]
     forecast: ForecastInfo
@@ -165,12 +182,12 @@ def query_dirty_rate(guest: Guest, arguments: QueryDirtyRate) -> DirtyRateInfo:
     per_second = 1e3 if arguments.calc_time_unit is TimeUnit.MILLISECOND else 1
     rate = last.bytes_per_s
     return DirtyRateInfo(
-        status=last.status.value,
+        status=last.status,
         start_time=last.began,
         calc_time=int(last.seconds * per_second),
-        calc_time_unit=arguments.calc_time_unit.value,
+        calc_time_unit=arguments.calc_time_unit,
         sample_pages=0,
-        mode=Mode.DIRTY_BITMAP.value,
+        mode=Mode.DIRTY_BITMAP,
         dirty_rate=None if rate is None else round(rate / _MIB),
         x_sealift_curve=_curve(last.samples),
     )
@@ -193,8 +210,11 @@ def plan(guest: Guest, arguments: PlanArguments) -> PlanInfo:
     made = guest.plan(arguments.uri, Wishes(arguments.downtime_limit, within, arguments.calc_time), arguments.apply)
     return PlanInfo(
         path=PathInfo.of(made.path),
-        bandwidth=made.bytes_per_s,
+        bandwidth=made.conditions.running_bytes_per_s,
         content=made.content,
+        setup_time=round(made.conditions.setup_s * 1e3),
+        standstill=round(made.conditions.standstill_s * 1e3),
+        on_record=0 if made.experience is None else made.experience.migrations,
         dirty_rate=made.measured.bytes_per_s or 0.0,
         curve=_curve(made.measured.samples),
         forecast=ForecastInfo.of(made.forecast),

@@ -22,17 +22,11 @@ from sealift.vmm.qmp.commands.migration_parameters import MigrationParameters
 from sealift.vmm.qmp.human import Call, HumanCommand, HumanMonitor
 from sealift.vmm.qmp.message import QmpError, convert_arguments
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
+from sealift.vmm.registers import register_lines
 from sealift.vmm.runstate import RunState
 
 E = TypeVar("E", bound=enum.Enum)
 
-_GENERAL: Final = (
-    *("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP"),
-    *("R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"),
-)
-"""In wire.Registers' order, which is QEMU's."""
-
-_A_ROW: Final = 4
 _SIZE: Final = re.compile(r"(\d+)([BKMG]?)\Z", re.IGNORECASE)
 _UNITS: Final = {"B": 1, "K": 1 << 10, "": 1 << 20, "M": 1 << 20, "G": 1 << 30}
 """A rate without a unit is in MiB/s, as in QEMU's monitor."""
@@ -88,12 +82,7 @@ def _info_registers(call: Call) -> Iterator[str]:
     """The platform refuses while the vCPU runs, and always for one whose registers are encrypted (SEV-ES)."""
     registers = call.guest.machine.platform.registers(call.cpu)
     yield f"CPU#{call.cpu}"
-    shown = [f"{name}={value:016x}" for name, value in zip(_GENERAL, registers.general, strict=True)]
-    for first in range(0, len(shown), _A_ROW):
-        yield " ".join(shown[first : first + _A_ROW])
-    yield f"RIP={registers.rip:016x} RFL={registers.rflags:08x}"
-    yield f"CR0={registers.cr0:08x} CR2={registers.cr2:016x} CR3={registers.cr3:016x} CR4={registers.cr4:08x}"
-    yield f"EFER={registers.efer:016x}"
+    yield from register_lines(registers)
 
 
 def _info_migrate(call: Call) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 
 import msgspec
@@ -24,6 +25,12 @@ class CpuProperties(msgspec.Struct, frozen=True, rename="kebab"):
     socket_id: int = 0
 
 
+class SysEmuTarget(enum.StrEnum):
+    """QEMU's SysEmuTarget, as far as it exists here."""
+
+    X86_64 = "x86_64"
+
+
 class CpuInfoFast(msgspec.Struct, frozen=True, rename="kebab"):
     """QEMU's CpuInfoFast; `thread_id` is the VMM's thread that runs the vCPU."""
 
@@ -31,7 +38,7 @@ class CpuInfoFast(msgspec.Struct, frozen=True, rename="kebab"):
     qom_path: str
     thread_id: int
     props: CpuProperties
-    target: str = "x86_64"
+    target: SysEmuTarget = SysEmuTarget.X86_64
 
 
 class MemoryInfo(msgspec.Struct, frozen=True, rename="kebab"):

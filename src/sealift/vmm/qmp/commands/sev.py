@@ -7,6 +7,7 @@ carries no signature. All binary values are base64.
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated, Final
 
 import msgspec
@@ -21,8 +22,26 @@ from sealift.vmm.qmp.message import QmpError
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.wire import platform as wire
 
-_STATES: Final = ("uninit", "launch-update", "launch-secret", "running", "send-update", "receive-update", "send-update")
-"""SevState by the firmware's number; QEMU has no name for SENT (6), and leaves such a guest in send-update."""
+
+class SevState(enum.StrEnum):
+    """QEMU's SevState."""
+
+    UNINIT = "uninit"
+    LAUNCH_UPDATE = "launch-update"
+    LAUNCH_SECRET = "launch-secret"  # noqa: S105  # no password
+    RUNNING = "running"
+    SEND_UPDATE = "send-update"
+    RECEIVE_UPDATE = "receive-update"
+
+
+class SevGuestType(enum.StrEnum):
+    """QEMU's SevGuestType, as far as it exists here."""
+
+    SEV = "sev"
+
+
+_STATES: Final = (*SevState, SevState.SEND_UPDATE)
+"""By the firmware's number; QEMU has no name for SENT (6), and leaves such a guest in send-update."""
 
 _LAUNCH_SECRET: Final = 2
 
@@ -37,10 +56,10 @@ class SevInfo(msgspec.Struct, frozen=True, rename="kebab"):
     api_major: int
     api_minor: int
     build_id: int
-    state: str
+    state: SevState
     policy: int
     handle: int
-    sev_type: str = "sev"
+    sev_type: SevGuestType = SevGuestType.SEV
 
 
 class SevLaunchMeasureInfo(msgspec.Struct, frozen=True):
