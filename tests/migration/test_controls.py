@@ -353,7 +353,7 @@ def test_one_connection_has_no_room_for_several_channels(world: rig.World, uri: 
     attempt = rig.attempt(world, guest, Parameters(capabilities=frozenset({Capability.MULTIFD})))
     attempt.uri = uri
     attempt.begin()
-    assert "is one connection; switch multifd off" in (attempt.end(listening=True).error_desc or "")
+    assert "is one connection; switch multifd and postcopy-ram off" in (attempt.end(listening=True).error_desc or "")
 
 
 def test_a_confidential_guest_is_not_moved_to_a_file(world: rig.World, tmp_path: Path) -> None:

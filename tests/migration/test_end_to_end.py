@@ -263,7 +263,7 @@ def in_record(offset: int) -> Callable[[bytes, int], int | None]:
     """A byte of the first sealed record with pages."""
 
     def place(data: bytes, _: int) -> int | None:
-        at = data.find(b"SLRC\x01\x00\x01\x00")
+        at = data.find(b"SLRC\x02\x00\x01\x00")
         return None if at < 0 else at + offset
 
     return place

@@ -192,14 +192,19 @@ def test_the_target_may_await_its_source_at_another_address(switch: Switch) -> N
 
 
 def test_a_stranger_gets_nowhere_while_pages_are_missing(world: rig.World, switch: Switch) -> None:
-    late = switch()
     stranger = rig.attempt(world, world.start())
+    late = switch()
+    late.wait_until_it_moves()
+    late.attempt.migration.pause()
+    late.wait_for(_S.POSTCOPY_PAUSED)
+    late.wait_here(_S.POSTCOPY_PAUSED)
     info = stranger.migration.run(str(late.attempt.incoming.address))
     stranger.incoming.close()
     assert info.status == "failed"
     assert "the rest of a guest is awaited here" in (info.error_desc or "")
-    late.attempt.guest().work(4)
+    late.attempt.migration.recover(str(late.attempt.incoming.address))
     late.completes()
+    late.attempt.guest().work(4)
 
 
 def test_nothing_is_given_up_behind_the_switch(switch: Switch) -> None:
