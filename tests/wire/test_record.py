@@ -16,6 +16,7 @@ from sealift.wire.record import (
     MAX_RECORD,
     STATE_HEADER_SIZE,
     TAG_SIZE,
+    VERSION,
     ChannelEnd,
     RecordHeader,
     RecordKind,
@@ -83,7 +84,7 @@ def test_a_shape_its_kind_cannot_have_is_refused(kind: RecordKind, count: int, l
     [
         (0, 0, "magic"),
         (4, 0, "version 0"),
-        (4, 2, "version 2"),
+        (4, VERSION + 1, f"version {VERSION + 1}"),
         (6, 0, "kind 0"),
         (6, 5, "kind 5"),
         (12, 16, "channel"),
