@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sealift.cpu.flags import FEATURE_WORDS, FeatureWord, flag_name
 from sealift.errors import StreamError, UserError
 from sealift.silicon.engines.kvm import abi
-from sealift.silicon.engines.kvm.cpu import Cpu, Entry, check_offered, host_cpu, with_cbit
+from sealift.silicon.engines.kvm.cpu import Cpu, Entry, brought, check_offered, host_cpu, with_cbit
 
 ALL = 0xFFFF_FFFF
 EVERY = {"eax": ALL, "ebx": ALL, "ecx": ALL, "edx": ALL}
@@ -273,3 +273,47 @@ def test_a_description_that_is_nearly_one_is_refused(make: Callable[[], bytes]) 
 
 def test_as_many_entries_as_kvm_takes_are_a_description() -> None:
     assert len(Cpu.decode(_entries(abi.CPUID_ROOM)).entries) == abi.CPUID_ROOM
+
+
+# --- a CPU that a VMM describes -------------------------------------------------------------------------------------
+
+SAYS_SO = (0x0, 0x1, 0x4000_0000, 0x4000_0001, 0x8000_0000, 0x8000_0001)
+"""Leaves by which a guest finds that it is one, and encrypted; its address sizes beside."""
+
+
+def plain_host() -> Cpu:
+    """A host with those, and one leaf that has several."""
+    return host(*(entry(function) for function in SAYS_SO), entry(0x7, flags=HAS_INDEX))
+
+
+def test_the_cpu_of_a_host_like_this_one_can_be_brought() -> None:
+    assert brought(plain_host(), plain_host()) == plain_host()
+
+
+@pytest.mark.attack(
+    "requests", "describes a CPU whose entries for what the platform decides never match", gains="nothing"
+)
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        *(
+            (leaf, shape)
+            for leaf in (*SAYS_SO, 0x8000_0008)
+            for shape in ({"index": 7, "flags": HAS_INDEX}, {"flags": 4})
+        ),
+        *((leaf, {"index": 7, "flags": 0}) for leaf in (*SAYS_SO, 0x7, 0x8000_0008)),
+    ],
+    ids=str,
+)
+def test_no_entry_hides_what_is_decided_here(function: int, shape: dict[str, int]) -> None:
+    """KVM would give a guest such an entry instead: without extended leaves Linux takes its memory for unencrypted."""
+    known = plain_host().entries
+    changed = tuple(replace(one, **shape) if one.function == function else one for one in known)
+    with pytest.raises(StreamError, match=f"leaf {function:#x} of the guest's CPU has an index or flags"):
+        brought(Cpu(changed), plain_host())
+
+
+def test_no_leaf_is_there_twice() -> None:
+    known = plain_host().entries
+    with pytest.raises(StreamError, match="leaf 0x1 of the guest's CPU is there twice"):
+        brought(Cpu((entry(0x1, eax=1), *known)), plain_host())

@@ -73,6 +73,10 @@ _LEAST_WIDTH: Final = 36
 _NEEDED: Final = (0x0, 0x1, 0x4000_0000, 0x4000_0001, 0x8000_0000, 0x8000_0001, _ADDRESS_SIZES)
 """Leaves without which a guest would not find that it is one, or that its memory is encrypted."""
 
+_INDEXED: Final = frozenset({0x7, 0xD})
+_DECIDED: Final = frozenset({function for function, _ in _EDITS} | {*_NEEDED, _MAX_EXTENDED})
+"""Leaves of which it is decided here what a guest sees; of these, `_INDEXED` have several, by the index in ECX."""
+
 keep = msgspec.structs.replace
 
 _Word = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -190,9 +194,29 @@ def brought(described: Cpu, host: Cpu) -> Cpu:
     for leaf in _NEEDED:
         if not any(entry.function == leaf for entry in described.entries):
             raise StreamError(f"the description of the guest's CPU has no leaf {leaf:#x}")
+    _check_unambiguous(described)
     kept = Cpu(tuple(_restricted(entry) for entry in described.entries if not _hidden(entry)))
     check_offered(kept, host)
     return with_cbit(kept, host.cbit)
+
+
+def _check_unambiguous(described: Cpu) -> None:
+    """KVM answers by the first entry that fits; none may stand where the entry that is decided here would not be it.
+
+    Raises:
+        StreamError: one does.
+    """
+    places: set[tuple[int, int]] = set()
+    for entry in described.entries:
+        indexed = bool(entry.flags & _SIGNIFICANT_INDEX)
+        odd = entry.flags & ~_SIGNIFICANT_INDEX or (entry.index and not indexed)
+        if odd or (entry.function in _DECIDED and indexed != (entry.function in _INDEXED)):
+            raise StreamError(
+                f"leaf {entry.function:#x} of the guest's CPU has an index or flags that no such leaf has"
+            )
+        if (entry.function, entry.index) in places:
+            raise StreamError(f"leaf {entry.function:#x} of the guest's CPU is there twice")
+        places.add((entry.function, entry.index))
 
 
 def with_cbit(described: Cpu, cbit: int) -> Cpu:
