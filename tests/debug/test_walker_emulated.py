@@ -26,7 +26,7 @@ CODE = 0xF_0000
 
 def _scatter(mode: PagingMode, seed: int, cbit: int | None = None) -> tuple[Tables, list[int]]:
     """Random mappings with holes and damaged entries, and addresses on and beside them."""
-    chance = random.Random(seed)  # noqa: S311  # a test's variety
+    chance = random.Random(seed)  # a test's variety
     tables = Tables(mode, cbit)
     shifts = [shift for shift in SHIFTS[mode] if shift in (12, 21) or (shift == 22 and mode is M.BITS_32)]
     bits = 47 if mode is M.LEVEL_4 else 32

@@ -28,7 +28,7 @@ class SimulatedGuest:
     """Writes `rate` pages a second: nine in ten of them within a hot set, the others anywhere."""
 
     def __init__(self, rate: int, hot: int) -> None:
-        self._random = random.Random(5)  # noqa: S311  # a guest, not a key
+        self._random = random.Random(5)  # a guest, not a key
         self._rate, self._hot = rate, hot
         self.dirty: set[int] = set()
 

@@ -204,7 +204,7 @@ def test_random_changes_to_a_request_get_an_answer_or_nothing_and_never_a_secret
     grant = far.begin(host.evidence())
     measure = host.load(grant, recipe)
     whole = frame(msgspec.msgpack.encode(Release(grant.launch_id, measure)))
-    chance = random.Random(5)  # noqa: S311  # the same changes every time
+    chance = random.Random(5)  # the same changes every time
     for _ in range(150):
         data = bytearray(whole)
         for _ in range(chance.choice((1, 1, 2, 5))):

@@ -175,7 +175,7 @@ def test_without_its_secret_the_guest_runs_without_one(waiting: Callable[..., Se
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"packet_header": "AAAA"}, r"fw_error=4 'Buffer too small .*header of 3"),
+        ({"packet_header": "AAAA"}, r"fw_error=4 'Buffer too small .*header has 52 bytes, not 3"),
         ({"packet_header": "no base64!"}, "^SEV: Failed to decode sequence header$"),
         ({"packet_header": ""}, "^SEV: Failed to decode sequence header$"),
         ({"secret": "no base64!"}, "^SEV: Failed to decode data$"),

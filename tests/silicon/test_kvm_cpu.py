@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from msgspec.msgpack import encode
 from msgspec.structs import replace
 
+from sealift.cpu.flags import FEATURE_WORDS, FeatureWord, flag_name
 from sealift.errors import StreamError, UserError
 from sealift.silicon.engines.kvm import abi
 from sealift.silicon.engines.kvm.cpu import Cpu, Entry, check_offered, host_cpu, with_cbit
-from sealift.silicon.engines.kvm.flags import FEATURE_WORDS, FeatureWord, flag_name
 
 ALL = 0xFFFF_FFFF
 EVERY = {"eax": ALL, "ebx": ALL, "ecx": ALL, "edx": ALL}

@@ -235,7 +235,7 @@ def test_memory_that_changes_all_the_time_costs_a_vmm_its_own_vcpu_and_no_more(f
     """Both pages, numbers and flags included, are written while the guest makes port accesses."""
     host = fuzz_hosts.start()
     host.launch_code(forever(port_in(4)), rdx=0x80)
-    link, chance = vcpu_of(host), random.Random(seed)  # noqa: S311  # repeatable, not secret
+    link, chance = vcpu_of(host), random.Random(seed)  # repeatable, not secret
     pages = link._ours, link._theirs
     host.run()
     for number in range(2, 20_000):

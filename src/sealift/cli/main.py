@@ -31,6 +31,8 @@ _COMMANDS: Final = {
     "qmp": "Send a guest's VMM a QMP command.",
     "owner": "What a guest's owner does without a VMM.",
     "platform": "A host's secure processor: its state, certificates and owner.",
+    "cpu": "CPU models, ABI levels, and which CPU a guest can move with.",
+    "firmware": "Firmware images: their descriptors, and what they support.",
     "check": "Look whether a guest can be moved, or KVM be used.",
     "tamper": "Be the hostile network between two hosts.",
     "bench": "Measure this machine: sealed memory in motion, idle guests.",

@@ -6,7 +6,11 @@ which page-table bit says so.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+from sealift.cpu.description import CpuDescription
+from sealift.cpu.flags import FeatureWord, features_in
 
 Leaf: TypeAlias = tuple[int, int, int, int]
 """eax, ebx, ecx, edx."""
@@ -42,6 +46,31 @@ def leaves(*, vcpu: int, vcpus: int, cbit: int, es: bool = False, plain: bool = 
         0x8000_0008: (_LINEAR_BITS << 8 | cbit, 0, vcpus - 1, 0),
         0x8000_001F: encryption,
     }
+
+
+_REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
+
+
+def described(leaves: Mapping[int, Leaf], name: str) -> CpuDescription:
+    """What subleaf 0 of CPUID's leaves says of a CPU, in words."""
+
+    def register(word: FeatureWord) -> int:
+        return leaves[word.leaf][_REGISTERS.index(word.register)] if word.subleaf == 0 and word.leaf in leaves else 0
+
+    _, ebx, ecx, edx = leaves[0x0]
+    vendor = b"".join(part.to_bytes(4, "little") for part in (ebx, edx, ecx)).decode("ascii", "replace")
+    family, model, stepping = signature(leaves[0x1][0])
+    return CpuDescription(name, features_in(register), vendor, family, model, stepping)
+
+
+def signature(eax: int) -> tuple[int, int, int]:
+    """Family, model and stepping, of leaf 1's EAX (AMD publication 25481, Fn0000_0001_EAX)."""
+    family, model = eax >> 8 & 0xF, eax >> 4 & 0xF
+    if family in {0x6, 0xF}:
+        model |= eax >> 12 & 0xF0
+    if family == 0xF:
+        family += eax >> 20 & 0xFF
+    return family, model, eax & 0xF
 
 
 def _words(text: bytes) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
+from sealift.cpu.description import CpuDescription
 from sealift.silicon.memory.guest_memory import GuestMemory, Windows
 from sealift.wire.obstacle import Obstacle
 from sealift.wire.platform import (
@@ -184,6 +185,9 @@ class EngineFactory(Protocol):
     cbit: int
     hides_registers: bool
     runs_plain: bool
+
+    def host_cpu(self) -> CpuDescription:
+        """All that guests without wishes see of this host's CPU."""
 
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
         """What keeps this host from giving such a guest what it needs; everything, and nothing is made."""

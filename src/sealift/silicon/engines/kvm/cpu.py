@@ -13,10 +13,12 @@ from typing import Annotated, Final
 
 import msgspec
 
+from sealift.cpu.description import CpuDescription
+from sealift.cpu.flags import FEATURE_WORDS, features_in, flag_name
 from sealift.errors import StreamError, UserError
+from sealift.silicon.engines import cpuid
 from sealift.silicon.engines.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATION_CONTROL
 from sealift.silicon.engines.kvm import abi
-from sealift.silicon.engines.kvm.flags import FEATURE_WORDS, flag_name
 from sealift.wire.packed import unpack
 
 CBIT_LIMIT: Final = 47
@@ -138,12 +140,24 @@ class Cpu:
             names += [flag_name(word, bit) for bit in range(32) if lacking >> bit & 1]
         return names
 
+    def described(self, name: str) -> CpuDescription:
+        """The same in words."""
+        leaves = {leaf: _registers(self.find(leaf)) for leaf in (0x0, 0x1)}
+        whole = cpuid.described(leaves, name)
+        return keep(
+            whole, features=features_in(lambda word: int(getattr(self.find(word.leaf, word.subleaf), word.register)))
+        )
+
     def find(self, function: int, index: int = 0) -> Entry:
         """The entry of a leaf; zeros if there is none."""
         for entry in self.entries:
             if entry.function == function and (entry.index == index or not entry.flags & _SIGNIFICANT_INDEX):
                 return entry
         return Entry(function, index, 0, 0, 0, 0, 0)
+
+
+def _registers(entry: Entry) -> cpuid.Leaf:
+    return entry.eax, entry.ebx, entry.ecx, entry.edx
 
 
 def host_cpu(supported: Iterable[abi.CpuidEntry2], *, irqchip: bool, cbit: int | None = None) -> Cpu:

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from sealift.cpu.description import CpuDescription
 from sealift.errors import RefusedError, StreamError, UserError, sentence
 from sealift.pageset import PageSet, Span
 from sealift.silicon.engines.interface import GuestSays, VmShape
@@ -185,6 +186,10 @@ class KvmFactory:
     def __init__(self) -> None:
         self._kvm = Kvm()
         self.cbit = host_cpu(self._kvm.cpuid, irqchip=True).cbit
+
+    def host_cpu(self) -> CpuDescription:
+        """What KVM offers, less what would tie a guest to this host."""
+        return host_cpu(self._kvm.cpuid, irqchip=True).described(self.name)
 
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
         """SEV-ES, the place of the C-bit, and features of the CPU; the latter at the host's own C-bit if need be."""

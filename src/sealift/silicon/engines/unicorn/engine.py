@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+from sealift.cpu.description import CpuDescription
 from sealift.errors import RefusedError, StreamError, UserError
 from sealift.pageset import PageSet, Span
 from sealift.silicon.engines import cpuid
@@ -106,6 +107,10 @@ class UnicornFactory:
     cbit = CBIT
     hides_registers = True
     runs_plain = True
+
+    def host_cpu(self) -> CpuDescription:
+        """The CPU it emulates."""
+        return cpuid.described(cpuid.leaves(vcpu=0, vcpus=1, cbit=CBIT), UnicornEngine.name)
 
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
         """This engine has one CPU, the same on every host."""

@@ -6,6 +6,7 @@ A dash is a bit without a name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +40,7 @@ FEATURE_WORDS: Final = (
         "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - ds acpi mmx "
         "fxsr sse sse2 ss ht tm ia64 pbe",
     ),
+    _word(0x6, 0, "eax", "- - arat"),
     _word(
         0x7,
         0,
@@ -104,12 +106,20 @@ FEATURE_WORDS: Final = (
         "fpu vme de pse tsc msr pae mce cx8 apic - syscall mtrr pge mca cmov pat pse36 - mp nx - mmxext mmx "
         "fxsr fxsr-opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
     ),
+    _word(0x8000_0007, 0, "edx", "- - - - - - - - invtsc"),
     _word(
         0x8000_0008,
         0,
         "ebx",
         "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - ibpb - ibrs amd-stibp - stibp-always-on - - - "
         "- - - amd-ssbd virt-ssbd amd-no-ssb - amd-psfd",
+    ),
+    _word(
+        0x8000_000A,
+        0,
+        "edx",
+        "npt lbrv svm-lock nrip-save tsc-scale vmcb-clean flushbyasid decodeassists - - pause-filter - pfthreshold "
+        "avic - v-vmsave-vmload vgif - - - - - - - - - - - svme-addr-chk",
     ),
     _word(
         0x8000_0021,
@@ -125,3 +135,18 @@ def flag_name(word: FeatureWord, bit: int) -> str:
     if bit < len(word.names) and word.names[bit] != "-":
         return word.names[bit]
     return f"CPUID {word.leaf:#x}.{word.subleaf} {word.register.upper()} bit {bit}"
+
+
+_OF_NO_CPU: Final = frozenset({(0xD, 0), (0x4000_0001, 0)})
+"""State components, and what the hypervisor itself offers."""
+
+
+def features_in(register: Callable[[FeatureWord], int]) -> frozenset[str]:
+    """The CPU's features that have a name and are set; `register` finds a word's value."""
+    return frozenset(
+        name
+        for word in FEATURE_WORDS
+        if (word.leaf, word.subleaf) not in _OF_NO_CPU
+        for bit, name in enumerate(word.names)
+        if name not in {"-", "hypervisor"} and register(word) >> bit & 1
+    )
