@@ -32,10 +32,12 @@ from sealift.vmm.events import (
     RunStateChanged,
     ShutdownCause,
 )
+from sealift.vmm.gdb.server import GdbServer, listen_for_gdb
 from sealift.vmm.guest import Guest
 from sealift.vmm.machine import GuestEnd
 from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.transport import FileAddress, parse_uri
+from sealift.vmm.qmp.commands.human import MONITOR
 from sealift.vmm.qmp.endpoint import listen_for_qmp
 from sealift.vmm.qmp.server import QmpServer
 from sealift.vmm.runstate import RunState
@@ -75,6 +77,7 @@ def run_in_foreground(
     say: Say,
     console: BinaryIO | None,
     qmp: Sequence[str] = (),
+    gdb: str | None = None,
 ) -> int:
     """Start a guest, serve its control sockets, and stay until it ends.
 
@@ -85,6 +88,7 @@ def run_in_foreground(
         say: takes sentences for the user.
         console: where to print what the guest prints; None for nowhere.
         qmp: URIs where QMP is served too.
+        gdb: URI where gdb is served; None for nowhere.
 
     Returns:
         The exit status.
@@ -98,6 +102,9 @@ def run_in_foreground(
         listeners = [ending.enter_context(contextlib.closing(listen_for_qmp(uri))) for uri in qmp]
         for listener in listeners:
             say(f"QMP is served at {listener.address}")
+        debugging = None if gdb is None else ending.enter_context(contextlib.closing(listen_for_gdb(gdb)))
+        if debugging is not None:
+            say(f"gdb is served at {debugging.address}")
         printer = None if console is None else Printer(console)
         if printer is not None:
             ending.callback(printer.close)
@@ -106,6 +113,8 @@ def run_in_foreground(
         hosted = start()
         ending.callback(hosted.close)
         guest = hosted.guest
+        if debugging is not None:
+            ending.callback(GdbServer(guest, debugging.listening, MONITOR.execute).close)
         guest.console.flush_by(control.later)
         if printer is not None:
             printer.put(guest.console.listen(printer.put))

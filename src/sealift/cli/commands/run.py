@@ -94,6 +94,11 @@ _LAUNCH_ONLY: Final = (
     multiple=True,
     help="Serve QMP at unix:PATH, or on this machine at tcp:127.0.0.1:PORT, too.",
 )
+@click.option(
+    "--gdb",
+    metavar="URI",
+    help="Serve gdb at unix:PATH, or on this machine at tcp::PORT (`target remote`), as far as the policy allows it.",
+)
 @file_option("--restore", "Run the guest that `sealift snapshot` saved to this file, if its owner releases it.")
 @click.option(
     "--downtime-limit",
@@ -151,7 +156,7 @@ def command(
     from sealift.cli.wiring import HostedGuest, start_guest, start_incoming, start_restored
     from sealift.vmm.metrics import MetricsEndpoint
 
-    qmp, metrics = settings.pop("qmp"), settings.pop("metrics")
+    qmp, metrics, gdb = (settings.pop(name) for name in ("qmp", "metrics", "gdb"))
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
         disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
@@ -191,7 +196,7 @@ def command(
         _check_unused(click.get_current_context(), "--incoming")
         return start_incoming(incoming, options, places, _say)
 
-    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer, qmp)
+    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer, qmp, gdb)
 
 
 def _check_unused(ctx: click.Context, way: str) -> None:

@@ -18,7 +18,12 @@ _KERNEL_BUFFER: Final = 64 * 1024
 
 
 def listen_for_qmp(uri: str) -> Listener:
-    """Listen at `uri`; the caller closes it.
+    """Listen at `uri`; the caller closes it; raises as `listen_here`."""
+    return listen_here(uri, "QMP")
+
+
+def listen_here(uri: str, what: str) -> Listener:
+    """Listen at `uri`, which only users of this machine reach, for `what`; the caller closes it.
 
     Raises:
         UserError: it is no such address, or cannot be listened on.
@@ -26,23 +31,23 @@ def listen_for_qmp(uri: str) -> Listener:
     try:
         address = parse_uri(uri)
     except UserError:
-        raise _no_endpoint(uri) from None
+        raise _no_endpoint(uri, what) from None
     match address:
         case TcpAddress(host) if not _is_loopback(host):
             raise UserError(
-                f"QMP on {address} would let anybody on the network control the guest; listen on 127.0.0.1, and reach "
-                "it with `ssh -L`"
+                f"{what} on {address} would let anybody on the network control the guest; listen on 127.0.0.1, and "
+                "reach it with `ssh -L`"
             )
         case TcpAddress() | UnixAddress():
             listener = Listener(address)
             listener.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BUFFER)
             return listener
         case _:
-            raise _no_endpoint(uri)
+            raise _no_endpoint(uri, what)
 
 
-def _no_endpoint(uri: str) -> UserError:
-    return UserError(f"{uri!r} is no address for QMP; write tcp:127.0.0.1:PORT or unix:PATH")
+def _no_endpoint(uri: str, what: str) -> UserError:
+    return UserError(f"{uri!r} is no address for {what}; write tcp:127.0.0.1:PORT or unix:PATH")
 
 
 def _is_loopback(host: str) -> bool:

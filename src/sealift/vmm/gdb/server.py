@@ -1,0 +1,119 @@
+"""Serves gdb at a socket: one debugger at a time, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from typing import Final
+
+from sealift.errors import SealiftError
+from sealift.vmm.gdb.packet import Parser, Received, Signal, framed
+from sealift.vmm.gdb.session import Monitor, Session
+from sealift.vmm.guest import Guest
+from sealift.vmm.migration.transport import Listener
+from sealift.vmm.qmp.endpoint import listen_here
+
+_LOOK_S: Final = 0.05
+"""How often it is looked whether a guest that was let go has stopped."""
+_SEND_LIMIT_S: Final = 10.0
+"""How long a debugger may stop reading before it is taken for gone."""
+_READ_SIZE: Final = 1 << 16
+
+
+def listen_for_gdb(uri: str) -> Listener:
+    """Listen at `uri`, in which a TCP port without a host is one of this machine; raises as `listen_here`."""
+    return listen_here(uri.replace("tcp::", "tcp:127.0.0.1:", 1) if uri.startswith("tcp::") else uri, "gdb")
+
+
+class GdbServer:
+    """Listens until `close`; a second debugger waits until the first has left.
+
+    Args:
+        guest: to be debugged; it stops when gdb comes, and goes on when gdb detaches. If the connection is lost it goes
+            on if gdb found it running, unlike in QEMU: what keeps gdb from staying must not keep the guest.
+        listening: a listening socket, which is closed with this.
+        monitor: for gdb's ``monitor``.
+    """
+
+    def __init__(self, guest: Guest, listening: socket.socket, monitor: Monitor) -> None:
+        self._guest = guest
+        self._monitor = monitor
+        self._listening = listening
+        self._wake, self._woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, name="gdb", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let go of whoever is there, and listen no more."""
+        self._wake.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        with self._listening, self._woken:
+            while self._ready(self._listening, None):
+                client, _ = self._listening.accept()
+                with client, contextlib.suppress(OSError):
+                    client.settimeout(_SEND_LIMIT_S)
+                    self._attend(client)
+
+    def _ready(self, sock: socket.socket, timeout_s: float | None) -> bool | None:
+        """Whether there is something to receive; False at the end of this server, None after the timeout."""
+        readable, _, _ = select.select((sock, self._woken), (), (), timeout_s)
+        if self._woken in readable:
+            return False
+        return True if readable else None
+
+    def _attend(self, client: socket.socket) -> None:
+        try:
+            session = Session(self._guest, self._monitor)
+        except SealiftError:
+            return  # there is nothing to debug (yet, or now): gdb sees the connection end
+        connection = _Connection(client, session)
+        while not session.over:
+            match self._ready(client, _LOOK_S if session.running else None):
+                case False:
+                    return
+                case None:
+                    connection.send(session.stopped())
+                case True if not connection.receive():
+                    session.lost()
+                    return
+
+
+class _Connection:
+    """One debugger's packets."""
+
+    def __init__(self, client: socket.socket, session: Session) -> None:
+        self._client = client
+        self._session = session
+        self._parser = Parser()
+        self._acknowledging = True
+
+    def send(self, reply: bytes | None) -> None:
+        """Send a reply, if there is one."""
+        if reply is not None:
+            self._client.sendall(framed(reply))
+
+    def receive(self) -> bool:
+        """Answer what has come; False if nothing comes any more."""
+        try:
+            data = self._client.recv(_READ_SIZE)
+            for received in self._parser.feed(data):
+                self._answer(received)
+        except OSError:
+            return False
+        return bool(data)
+
+    def _answer(self, received: Received) -> None:
+        match received:
+            case Signal.DAMAGED:
+                self._client.sendall(b"-")
+            case Signal.INTERRUPT:
+                self.send(self._session.interrupt())
+            case bytes():
+                if self._acknowledging:
+                    self._client.sendall(b"+")
+                self.send(self._session.answer(received))
+                self._acknowledging = self._acknowledging and received != b"QStartNoAckMode"
