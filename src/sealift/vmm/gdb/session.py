@@ -23,6 +23,7 @@ Monitor = Callable[[Guest, str, int], str]
 _READ_LIMIT: Final = PACKET_LIMIT // 2 - 16
 """Bytes of memory that fit a reply."""
 _OK: Final = b"OK"
+_UNREADABLE: Final = b"E14"
 _SIGINT: Final = 2
 _SIGTRAP: Final = 5
 
@@ -40,6 +41,7 @@ class Session:
         self._monitor = monitor
         self._cpu = 0
         self._physical = False
+        self._sentences = False
         self.over = False
         self.running = False
         self._packets: dict[str, Callable[[str], bytes | None]] = {
@@ -53,6 +55,7 @@ class Session:
             "H": self._choose_thread,
             "T": self._alive,
             "c": self._continue,
+            "s": self._step,
             "D": self._detach,
             "k": self._kill,
             "qSupported": self._supported,
@@ -77,6 +80,9 @@ class Session:
         try:
             return self._answer(packet.decode("latin-1"))
         except SealiftError as error:
+            # Only as a stop's reply does every gdb understand a sentence; older ones take that for memory's content.
+            if packet[:1] in b"mMX" and not self._sentences:
+                return _UNREADABLE
             return f"E.{sentence(error)}".encode()
         except ValueError:
             return b"E22"
@@ -127,6 +133,10 @@ class Session:
         self._guest.resume()
         self.running = True
         return None
+
+    def _step(self, _: str) -> bytes:
+        """Gdb asks for this without asking whether it is there, and waits for ever for another answer."""
+        raise UserError("this guest cannot be stepped through yet; let it run with `continue`, and stop it with Ctrl-C")
 
     def _kill(self, _: str) -> None:
         self.over = True
@@ -215,7 +225,8 @@ class Session:
         self._thread(rest)
         return _OK
 
-    def _supported(self, _: str) -> bytes:
+    def _supported(self, features: str) -> bytes:
+        self._sentences = "error-message+" in features.lstrip(":").split(";")
         return b"PacketSize=%x;qXfer:features:read+;qXfer:threads:read+;QStartNoAckMode+" % PACKET_LIMIT
 
     def _agree(self, _: str) -> bytes:
