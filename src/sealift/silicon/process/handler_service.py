@@ -35,7 +35,7 @@ _LISTED_PAGES = 4096
 
 
 class HandlerService:
-    """Serves the handler's socket until the other end closes it; `forget` is called once the guest is not here."""
+    """Serves the handler's socket until the other end closes it; `forget` runs beside it once the guest is not here."""
 
     def __init__(
         self,
@@ -88,10 +88,13 @@ class HandlerService:
                 self._forget_if_over()
 
     def _forget_if_over(self) -> None:
-        """The guest runs elsewhere, or never ran here: nothing of it stays in this process."""
+        """The guest runs elsewhere, or never ran here: nothing of it stays in this process.
+
+        Giving its memory back takes the kernel 0.15 s a GiB, which is no time that a migration has to wait for.
+        """
         if not self._over and self._handler.state in {State.GONE, State.ABORTED}:
             self._over = True
-            self._forget()
+            threading.Thread(target=self._forget, name="forget", daemon=True).start()
 
     def _answer(self, request: _Request) -> wire.HandlerReply:
         stood_still = not self._handler.may_run
