@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
+from sealift.cpu.description import CpuDescription
 from sealift.silicon.engines.interface import Engine, EngineFactory, Outcome, Vcpu, VmShape
 from sealift.silicon.memory.guest_memory import GuestMemory
 from sealift.wire.platform import MmioRead, MmioWrite, PortIn, PortOut, Registers
@@ -70,10 +71,19 @@ class Ports:
 class Board:
     """A guest on an engine, whose addresses are offsets into its RAM."""
 
-    def __init__(self, kind: EngineKind, vcpus: int = 1, layout: RamLayout = LAYOUT, *, irqchip: bool = False) -> None:
+    def __init__(
+        self,
+        kind: EngineKind,
+        vcpus: int = 1,
+        layout: RamLayout = LAYOUT,
+        *,
+        irqchip: bool = False,
+        cpu: bytes = b"",
+        limit: CpuDescription | None = None,
+    ) -> None:
         self.kind = kind
         self.memory = GuestMemory(layout, KEY)
-        self.engine = kind.factory().make(self.memory, VmShape(vcpus, irqchip=irqchip))
+        self.engine = kind.factory().make(self.memory, VmShape(vcpus, irqchip=irqchip, cpu=cpu, limit=limit))
         self.vcpus: list[Vcpu] = [self.engine.create_vcpu(index) for index in range(vcpus)]
         self.c = 1 << self.engine.cbit
         for table, below in ((PML4, PDPT), (PDPT, PD), (PD, PT)):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,19 @@ def make_board(engine_kind: EngineKind) -> Iterator[Callable[[int], Board]]:
 
         def make(vcpus: int) -> Board:
             board = Board(engine_kind, vcpus)
+            ending.callback(board.close)
+            return board
+
+        yield make
+
+
+@pytest.fixture
+def board_with(engine_kind: EngineKind) -> Iterator[Callable[..., Board]]:
+    """A guest with one vCPU, made as `Board`'s keywords say."""
+    with ExitStack() as ending:
+
+        def make(**kwargs: Any) -> Board:
+            board = Board(engine_kind, **kwargs)
             ending.callback(board.close)
             return board
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from sealift.silicon.engines.interface import Hypercall
+from sealift.cpu.description import CpuDescription
+from sealift.errors import UserError
+from sealift.silicon.engines.cpuid import signature, signature_eax
+from sealift.silicon.engines.interface import Hypercall, VmShape
+from sealift.silicon.memory.guest_memory import GuestMemory
+from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.platform import Fault, Halt, Interrupted, PortIn, PortOut
 
-from .board import CODE, DATA, OPEN_DATA, OTHER, Board, Ports
+from .board import CODE, DATA, OPEN_DATA, OTHER, Board, EngineKind, Ports
 from .code import CPUID, HLT, UD2, VMMCALL, forever, inc, mov, port_in, port_out, store_value, times
+from .windows import KEY, LAYOUT
 
 FULL = 0x1122_3344_5566_7788
+LEAVES = (0x1, 0x8000_0001, 0x0, 0x4000_0000, 0x4000_0001, 0x8000_0000, 0x8000_0008, 0x8000_001F)
 
 
 def test_long_mode_with_the_c_bit_in_cr3_and_every_entry(board: Board) -> None:
@@ -104,6 +114,64 @@ def test_each_vcpu_reads_its_own_apic_id(make_board: Callable[[int], Board]) -> 
     found = [cpuid(board, 1, index)[1] for index in range(3)]
     assert [ebx >> 24 for ebx in found] == [0, 1, 2]
     assert {ebx >> 16 & 0xFF for ebx in found} == {3}
+
+
+def less(kind: EngineKind, *features: str) -> CpuDescription:
+    """What the engine can give, without some features, and of another model."""
+    best = kind.factory().host_cpu()
+    return replace(best, name="limited", features=best.features - {*features}, family=0x17, model=0x31, stepping=2)
+
+
+def test_a_guest_with_a_cpu_of_its_own_sees_no_other_features(
+    engine_kind: EngineKind, board: Board, board_with: Callable[..., Board]
+) -> None:
+    limited = board_with(limit=less(engine_kind, "cx16", "nx"))
+    plain = [cpuid(board, leaf) for leaf in LEAVES]
+    seen = [cpuid(limited, leaf) for leaf in LEAVES]
+    (_, ebx, ecx, edx), (_, *extended) = plain[:2]
+    assert seen[0] == (0x0083_0F12, ebx, ecx & ~(1 << 13), edx)
+    assert seen[1] == (0x0083_0F12, *extended[:2], extended[2] & ~(1 << 20))
+    assert seen[2:] == plain[2:], "what is not the CPU's own stays"
+
+
+def test_a_guest_that_arrives_sees_the_cpu_that_it_had(
+    engine_kind: EngineKind, board_with: Callable[..., Board]
+) -> None:
+    first = board_with(limit=less(engine_kind, "cx16"))
+    second = board_with(cpu=first.engine.cpu)
+    assert second.engine.cpu == first.engine.cpu
+    assert [cpuid(second, leaf) for leaf in LEAVES] == [cpuid(first, leaf) for leaf in LEAVES]
+
+
+def test_a_cpu_that_this_host_cannot_give_is_refused_with_what_is_missing_and_what_would_do(
+    engine_kind: EngineKind,
+) -> None:
+    factory = engine_kind.factory()
+    best = factory.host_cpu()
+    wanted = replace(best, name="m", features=best.features | {"xop", "lwp"})
+    memory = GuestMemory(LAYOUT, KEY)
+    told = (
+        f"the engine {factory.name} cannot give a guest the CPU m here: it lacks lwp, xop (the rest of it would be "
+        "--cpu m,-lwp,-xop; `sealift cpu baseline` finds what several hosts can give)"
+    )
+    with pytest.raises(UserError) as refused:
+        factory.make(memory, VmShape(1, limit=wanted))
+    assert str(refused.value) == told
+    assert factory.judge(VmShape(1, limit=wanted)) == (Obstacle(Code.CPU, told),)
+
+
+def test_a_cpu_of_another_vendor_is_refused(engine_kind: EngineKind) -> None:
+    factory = engine_kind.factory()
+    other = replace(factory.host_cpu(), name="m", vendor="CentaurHauls")
+    with pytest.raises(UserError, match=r"the CPU m is of CentaurHauls, and guests of the engine \w+ have one of"):
+        factory.make(GuestMemory(LAYOUT, KEY), VmShape(1, limit=other))
+
+
+@given(st.integers(1, 0xF + 0xFF), st.integers(0, 0xFF), st.integers(0, 0xF))
+def test_a_signature_is_read_as_it_was_written(family: int, model: int, stepping: int) -> None:
+    """Only families 6 and from 15 on have models of more than four bits."""
+    model &= 0xFF if family == 6 or family >= 0xF else 0xF
+    assert signature(signature_eax(family, model, stepping)) == (family, model, stepping)
 
 
 def test_an_unknown_leaf_reads_as_zeros_and_every_leaf_clears_upper_halves(board: Board) -> None:

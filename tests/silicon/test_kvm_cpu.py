@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from msgspec.msgpack import encode
 from msgspec.structs import replace
 
+from sealift.cpu.description import CpuDescription
 from sealift.cpu.flags import FEATURE_WORDS, FeatureWord, flag_name
 from sealift.errors import StreamError, UserError
 from sealift.silicon.engines.kvm import abi
-from sealift.silicon.engines.kvm.cpu import Cpu, Entry, brought, check_offered, host_cpu, with_cbit
+from sealift.silicon.engines.kvm.cpu import Cpu, Entry, brought, check_offered, host_cpu, limited, with_cbit
 
 ALL = 0xFFFF_FFFF
 EVERY = {"eax": ALL, "ebx": ALL, "ecx": ALL, "edx": ALL}
@@ -184,7 +185,11 @@ def test_all_that_is_missing_is_named() -> None:
     )
     poorer = host(entry(0x1, edx=ALL), entry(0x7, 0, HAS_INDEX, ebx=1 << 5))
     assert wanted.missing_on(poorer) == ["avx", "avx512f", "avx-vnni", "lm"]
-    with pytest.raises(UserError, match=r"^this host's CPU lacks what the guest uses: avx, avx512f, avx-vnni, lm$"):
+    told = (
+        "this host's CPU lacks what the guest uses: avx, avx512f, avx-vnni, lm; start guests with the --cpu that "
+        "`sealift cpu baseline` finds for both hosts"
+    )
+    with pytest.raises(UserError, match=f"^{told}$"):
         check_offered(wanted, poorer)
 
 
@@ -317,3 +322,54 @@ def test_no_leaf_is_there_twice() -> None:
     known = plain_host().entries
     with pytest.raises(StreamError, match="leaf 0x1 of the guest's CPU is there twice"):
         brought(Cpu((entry(0x1, eax=1), *known)), plain_host())
+
+
+# --- a CPU that a user chose ---------------------------------------------------------------------------------------
+
+
+def chosen(*features: str) -> Cpu:
+    """Of a host that has everything, with state components as Intel lays them out."""
+    areas = {2: (256, 576), 5: (64, 1088), 6: (512, 1152), 7: (1024, 1664), 9: (8, 2688)}
+    whole = host(
+        entry(0x1, eax=0x806F8, ecx=ALL, edx=ALL),
+        entry(0x7, 0, HAS_INDEX, ebx=ALL, ecx=ALL),
+        entry(0xD, 0, HAS_INDEX, eax=ALL, ebx=576, ecx=2696),
+        entry(0xD, 1, HAS_INDEX, eax=ALL),
+        *(entry(0xD, index, HAS_INDEX, eax=size, ebx=place) for index, (size, place) in areas.items()),
+        *(entry(leaf, **EVERY) for leaf in (0x4000_0001, 0x8000_0002, 0x8000_0003, 0x8000_0004)),
+    )
+    return limited(whole, CpuDescription("a name", frozenset(features)))
+
+
+def test_features_without_a_name_are_not_given() -> None:
+    cpu = chosen("sse2", "avx2")
+    assert cpu.find(0x1).edx == 1 << 26
+    assert (cpu.find(0x7).ebx, cpu.find(0x7).ecx) == (1 << 5, 0)
+    assert cpu.find(0x1).ecx == 1 << 31, "that there is a hypervisor, it says itself"
+    assert cpu.find(0x1).eax == 0x806F8, "a CPU without a signature has the host's"
+
+
+@pytest.mark.parametrize(
+    ("features", "components", "size"),
+    [
+        (("xsave",), 0b11, 576),
+        (("xsave", "avx"), 0b111, 832),
+        (("xsave", "avx", "avx512f"), 0b1110_0111, 2688),
+        (("xsave", "pku"), 0b10_0000_0011, 2696),
+    ],
+)
+def test_state_components_are_those_of_the_features(features: tuple[str, ...], components: int, size: int) -> None:
+    cpu = chosen(*features)
+    assert (cpu.find(0xD).eax, cpu.find(0xD).ecx) == (components, size)
+    told = {one.index for one in cpu.entries if one.function == 0xD}
+    assert told == {0, 1} | {index for index in range(2, 32) if components >> index & 1}
+
+
+def test_without_xsave_there_is_no_leaf_about_its_state() -> None:
+    assert 0xD not in {one.function for one in chosen("sse2").entries}
+
+
+def test_the_name_is_the_chosen_cpus() -> None:
+    cpu = chosen()
+    words_ = [getattr(cpu.find(leaf), name) for leaf in range(0x8000_0002, 0x8000_0005) for name in EVERY]
+    assert b"".join(word.to_bytes(4, "little") for word in words_) == b"a name".ljust(48, b"\0")

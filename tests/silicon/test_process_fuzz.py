@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sealift.cpu.description import CpuDescription
 from sealift.errors import FirmwareError, RefusedError, SealError, SealiftError, StreamError, UserError
 from sealift.wire import handler as handler_wire
 from sealift.wire import platform as wire
@@ -335,6 +336,7 @@ def block(gpa: int, size: int, name: str = "ram") -> wire.Block:
         wire.CreateVm((block((1 << 47) - 4096, 8192),), 1),
         wire.CreateVm((block(1 << 63, 4096),), 1),
         wire.CreateVm(tuple(block(number << 12, 4096) for number in range(17)), 1),
+        wire.CreateVm((block(0, 4096),), 1, cpu=b"brought", limit=CpuDescription("chosen", frozenset())),
     ],
 )
 def test_an_impossible_vm_is_refused_and_leaves_nothing(empty: Host, request_: wire.CreateVm) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from sealift.cli.engines import DEFAULT_ENGINE
 from sealift.cli.options import parse_size
 from sealift.cli.places import owner_place
+from sealift.cpu.library import is_file
 from sealift.errors import UserError
 
 DEFAULT_NAME: Final = "guest"
@@ -20,6 +21,8 @@ DEFAULT_MEMORY: Final = 256 << 20
 DEFAULT_VCPUS: Final = 2
 DEFAULT_KERNEL: Final = "ledger"
 DEFAULT_POLICY: Final = "nodbg,nosend"
+DEFAULT_CPU: Final = "host"
+"""All that the engine can give here."""
 DEFAULT_DOWNTIME_LIMIT_MS: Final = 300
 
 _CONFIG_LIMIT: Final = 1 << 20
@@ -92,6 +95,7 @@ class GuestOptions:
         prealloc: of a guest that is to arrive, get its memory from the machine before its pages come.
         disks: images for Linux's /dev/vda and on.
         engine: what runs vCPUs: auto, kvm or unicorn.
+        cpu: what the guest sees: a model, with changes, or a file, as `Library.resolve` reads it; or `DEFAULT_CPU`.
         verbose: tell why the engine is which it is.
         dh_cert_file: the Diffie-Hellman certificate of an owner who is not asked from here; with `session_file`.
         session_file: the launch session that this owner made.
@@ -116,6 +120,7 @@ class GuestOptions:
     prealloc: bool = False
     disks: tuple[DiskPath, ...] = ()
     engine: str = DEFAULT_ENGINE
+    cpu: str = DEFAULT_CPU
     verbose: bool = False
     dh_cert_file: Path | None = None
     session_file: Path | None = None
@@ -169,6 +174,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     prealloc: bool | None = None
     disk: list[str] | None = None
     engine: Literal["auto", "kvm", "unicorn"] | None = None
+    cpu: str | None = None
     verbose: bool | None = None
     dh_cert_file: str | None = None
     session_file: str | None = None
@@ -214,6 +220,8 @@ def _resolved(found: dict[str, object], base: Path) -> dict[str, object]:
     if "launch_secret" in found:
         files = SecretFiles.parse(str(found["launch_secret"]))
         found["launch_secret"] = f"{base / files.header}:{base / files.payload}"
+    if "cpu" in found and is_file(str(found["cpu"])):
+        found["cpu"] = str(base / str(found["cpu"]))
     if "kernel" in found and "/" in str(found["kernel"]):
         found["kernel"] = str(base / str(found["kernel"]))
     if isinstance(memory := found.get("memory"), str):

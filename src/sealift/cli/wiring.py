@@ -23,7 +23,7 @@ from typing import Final, Protocol, Self, TypeAlias
 
 from sealift.cli.absent_owner import AbsentOwner, SecretWatch, is_absent, starts_at_once
 from sealift.cli.assignment import Assignment, assignment_of
-from sealift.cli.guest_options import DiskPath, GuestOptions, GuestType, check_plain
+from sealift.cli.guest_options import DEFAULT_CPU, DiskPath, GuestOptions, GuestType, check_plain
 from sealift.cli.history import History, keep_history
 from sealift.cli.owner_link import (
     LocalOwner,
@@ -34,6 +34,7 @@ from sealift.cli.owner_link import (
 )
 from sealift.cli.places import Host, Places
 from sealift.cli.recipes import make_recipe
+from sealift.cpu.library import library
 from sealift.errors import SealiftError, UserError, sentence
 from sealift.guest import programs
 from sealift.launch.image import GuestRecipe
@@ -52,7 +53,7 @@ from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.stream_file import FileIncoming
 from sealift.vmm.migration.target import Incoming
 from sealift.vmm.migration.transport import Address, FileAddress, parse_uri
-from sealift.vmm.platform import Platform
+from sealift.vmm.platform import ANY_CPU, CpuShape, Platform
 from sealift.vmm.runstate import RunState
 
 Notify: TypeAlias = Callable[[str], None]
@@ -121,6 +122,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         return _start_plain(recipe, options, places, notify)
     if version := recipe.kernel_version():
         notify(f"the kernel is Linux {version}")
+    cpu = _cpu(options)
     guest = Guest(options.name, _parameters(options))
     keep_history(guest, History(places.host.history), notify)
     with ExitStack() as undo:
@@ -128,7 +130,7 @@ def start_guest(options: GuestOptions, places: Places, notify: Notify = ignore) 
         for disk in disks:
             undo.callback(disk.close)
             disk.lock()
-        spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks, es=recipe.es)
+        spec = MachineSpec(recipe.layout, options.vcpus, recipe.machine, disks, cpu, recipe.es)
         owner = _launch_owner(options, places)
         undo.callback(owner.close)
         platform = Platform.start(places.host.identity, places.manufacturer, engine=options.engine)
@@ -161,7 +163,7 @@ def _start_plain(recipe: GuestRecipe, options: GuestOptions, places: Places, not
     with ExitStack() as undo:
         platform = Platform.start(places.host.identity, places.manufacturer, engine=options.engine)
         undo.callback(platform.close)
-        spec = MachineSpec(recipe.layout, options.vcpus, plain=True)
+        spec = MachineSpec(recipe.layout, options.vcpus, cpu=_cpu(options), plain=True)
         machine = Machine(platform, spec, guest.console, guest.events.run_state_changed)
         undo.callback(machine.close)
         guest.attach(machine, load_plain(platform, machine.memory, recipe))
@@ -186,6 +188,15 @@ def _launch_owner(options: GuestOptions, places: Places) -> _LaunchOwner:
             f"--secret and --zero-pages are the owner's to give; give them to the one that serves at {places.owner}"
         )
     return ServedOwner(owner_address(places.owner))
+
+
+def _cpu(options: GuestOptions) -> CpuShape:
+    """What the guest is to see.
+
+    Raises:
+        UserError: there is no such CPU.
+    """
+    return ANY_CPU if options.cpu == DEFAULT_CPU else CpuShape(limit=library().resolve(options.cpu))
 
 
 def _parameters(options: GuestOptions) -> Parameters:

@@ -137,6 +137,8 @@ def flag_name(word: FeatureWord, bit: int) -> str:
     return f"CPUID {word.leaf:#x}.{word.subleaf} {word.register.upper()} bit {bit}"
 
 
+_EVERY_BIT: Final = 0xFFFF_FFFF
+_OF_THE_HYPERVISOR: Final = "hypervisor"
 _OF_NO_CPU: Final = frozenset({(0xD, 0), (0x4000_0001, 0)})
 """State components, and what the hypervisor itself offers."""
 
@@ -148,5 +150,16 @@ def features_in(register: Callable[[FeatureWord], int]) -> frozenset[str]:
         for word in FEATURE_WORDS
         if (word.leaf, word.subleaf) not in _OF_NO_CPU
         for bit, name in enumerate(word.names)
-        if name not in {"-", "hypervisor"} and register(word) >> bit & 1
+        if name not in {"-", _OF_THE_HYPERVISOR} and register(word) >> bit & 1
     )
+
+
+def bits_of(word: FeatureWord, features: frozenset[str]) -> int:
+    """The bits that a CPU with just these features may have set in a register.
+
+    All of what is not the CPU's own: state components, what the hypervisor offers, and that there is one.
+    """
+    if (word.leaf, word.subleaf) in _OF_NO_CPU:
+        return _EVERY_BIT
+    kept = features | {_OF_THE_HYPERVISOR}
+    return sum(1 << bit for bit, name in enumerate(word.names) if name in kept)

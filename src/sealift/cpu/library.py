@@ -46,6 +46,12 @@ class DataFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: tuple[Model, ...]
 
 
+def is_file(cpu: str) -> bool:
+    """Whether a CPU that a user names is in a file."""
+    name = cpu.partition(",")[0]
+    return "/" in name or name.endswith(".json")
+
+
 class Library:
     """Models by name and alias. That it runs under a hypervisor is for the hypervisor to say, and in no model.
 
@@ -81,15 +87,10 @@ class Library:
             UserError: no such model, feature or file; or a feature both wanted and not.
         """
         name, *changes = text.split(",")
-        if "/" in name or name.endswith(".json"):
-            described: CpuDescription = read_description(Path(name))
-        else:
-            described = self.find(name)
-        if not changes:
-            return described
+        described = read_description(Path(name)) if is_file(name) else self.find(name)
         added, removed = self._changes(changes)
         return CpuDescription(
-            text,
+            text if changes else described.name,
             described.features - removed | added,
             described.vendor,
             described.family,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sealift.address import RamLayout
+from sealift.cpu.description import CpuDescription
 from sealift.errors import InternalError, LostError
 from sealift.pageset import PageSet
 from sealift.vmm.handler import HandlerClient, HandlerCounts
@@ -31,10 +32,17 @@ R = TypeVar("R", bound=wire.Message)
 
 @dataclass(frozen=True, slots=True)
 class CpuShape:
-    """The CPU that a guest sees: position of the C-bit (0: the host's own) and the platform's description of it."""
+    """The CPU that a guest sees.
+
+    Attributes:
+        cbit: position of the C-bit; 0 is the host's own.
+        description: the platform's; empty for the best that it can give.
+        limit: in its place, of a guest that is launched: what it is to see, in words.
+    """
 
     cbit: int = 0
     description: bytes = b""
+    limit: CpuDescription | None = None
 
 
 ANY_CPU = CpuShape()
@@ -197,7 +205,7 @@ class Platform:
     ) -> SharedMemory:
         """Make the VM and map its shared plane; `cpu` is what the guest must see, `self.cpu` what it does see."""
         blocks = tuple(wire.Block(block.name, block.gpa, block.size) for block in layout.blocks)
-        wanted = wire.CreateVm(blocks, vcpus, self._prealloc, irqchip, cpu.cbit, cpu.description, es, plain)
+        wanted = wire.CreateVm(blocks, vcpus, self._prealloc, irqchip, cpu.cbit, cpu.description, es, plain, cpu.limit)
         made, fds = self._exchange(wanted, wire.VmCreated)
         self.cpu = CpuShape(made.cbit, made.cpu)
         shared, bitmap = _expect_fds(fds, 2)

@@ -16,7 +16,7 @@ from sealift.cli.places import Host, Places, default_manufacturer, default_owner
 
 _LAUNCH_ONLY: Final = (
     *("memory", "vcpus", "kernel", "initrd", "payload", "append", "policy", "secret", "zero_pages"),
-    *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused"),
+    *("dh_cert_file", "session_file", "launch_secret", "no_owner", "paused", "cpu"),
 )
 
 
@@ -31,6 +31,7 @@ _LAUNCH_ONLY: Final = (
         "sealift run --name again --restore demo.snap",
         "sealift run --name demo --owner tcp:192.0.2.7:4450",
         "sealift run --name open --type plain",
+        "sealift run --kernel vmlinuz --cpu ./both-hosts.json",
         "sealift run --policy nodbg,nosend --dh-cert-file vm_godh.b64 --session-file vm_session.b64",
     ),
 )
@@ -59,6 +60,14 @@ _LAUNCH_ONLY: Final = (
     help="Disk image for Linux's /dev/vda, then /dev/vdb; with --incoming and --restore those that the guest has.",
 )
 @engine_option
+@click.option(
+    "--cpu",
+    metavar="MODEL|FILE|host",
+    default=defaults.DEFAULT_CPU,
+    show_default=True,
+    help="The CPU that the guest sees, as `sealift cpu` has them (EPYC-v1,-svm), so that it can move to every host "
+    "that can give it; host is all that the engine can give here.",
+)
 @file_option(
     "--dh-cert-file", "Diffie-Hellman certificate of an owner elsewhere, raw or base64; the local one is not asked."
 )

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
+from sealift.cpu.choice import compare
 from sealift.cpu.description import CpuDescription
-from sealift.cpu.flags import FeatureWord, features_in
+from sealift.cpu.flags import FEATURE_WORDS, FeatureWord, bits_of, features_in
+from sealift.errors import UserError
 
 Leaf: TypeAlias = tuple[int, int, int, int]
 """eax, ebx, ecx, edx."""
@@ -71,6 +73,45 @@ def signature(eax: int) -> tuple[int, int, int]:
     if family == 0xF:
         family += eax >> 20 & 0xFF
     return family, model, eax & 0xF
+
+
+def signature_eax(family: int, model: int, stepping: int) -> int:
+    """The inverse of `signature`."""
+    extended = max(family - 0xF, 0)
+    return extended << 20 | model >> 4 << 16 | (family - extended) << 8 | (model & 0xF) << 4 | stepping
+
+
+def check_given(wanted: CpuDescription, given: CpuDescription) -> None:
+    """Whether an engine that can give guests the CPU `given` can give one `wanted`.
+
+    Raises:
+        UserError: it is of another vendor, or features are missing; all of them are named.
+    """
+    found = compare(wanted, given)
+    if found.vendors is not None:
+        raise UserError(
+            f"the CPU {wanted.name} is of {wanted.vendor}, and guests of the engine {given.name} have one of "
+            f"{given.vendor} here; `sealift cpu list` has others"
+        )
+    if found.missing:
+        changes = "".join(f",-{name}" for name in found.missing)
+        raise UserError(
+            f"the engine {given.name} cannot give a guest the CPU {wanted.name} here: it lacks "
+            f"{', '.join(found.missing)} (the rest of it would be --cpu {wanted.name}{changes}; `sealift cpu baseline` "
+            "finds what several hosts can give)"
+        )
+
+
+def limited(leaves: Mapping[int, Leaf], wanted: CpuDescription) -> dict[int, Leaf]:
+    """Subleaf 0 of CPUID's leaves as a CPU shows it that has no other features than `wanted`, and its signature."""
+    kept = {leaf: list(registers) for leaf, registers in leaves.items()}
+    for word in FEATURE_WORDS:
+        if word.subleaf == 0 and word.leaf in kept:
+            kept[word.leaf][_REGISTERS.index(word.register)] &= bits_of(word, wanted.features)
+    if wanted.family:
+        for leaf in (0x1, 0x8000_0001):
+            kept[leaf][0] = signature_eax(wanted.family, wanted.model, wanted.stepping)
+    return {leaf: (eax, ebx, ecx, edx) for leaf, (eax, ebx, ecx, edx) in kept.items()}
 
 
 def _words(text: bytes) -> tuple[int, int, int]:

@@ -98,6 +98,7 @@ class VmShape:
         irqchip: whether it has interrupt controllers, a timer and a clock.
         cbit: the C-bit's position; None for the best that the host has.
         cpu: description of the CPU that the guest must see; empty for the best that the host has.
+        limit: in its place, of a guest that is launched: the CPU it is to see, in words.
         es: whether its registers are encrypted (SEV-ES).
         plain: whether it is not confidential: there is no C-bit, and nothing is encrypted.
     """
@@ -108,6 +109,7 @@ class VmShape:
     cpu: bytes = b""
     es: bool = False
     plain: bool = False
+    limit: CpuDescription | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class Engine(Windows, Protocol):
     Attributes:
         name: which engine; state moves only between engines of one name.
         cbit: the C-bit's position.
-        cpu: description of the CPU that the guest sees; opaque, empty if there is only one.
+        cpu: description of the CPU that the guest sees; opaque, empty for the only one there is.
     """
 
     name: str

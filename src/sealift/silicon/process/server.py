@@ -169,7 +169,17 @@ class Server:
         first_encrypted = 1 << (request.cbit or self._engine.factory.cbit)
         if layout.end > first_encrypted:
             raise RefusedError(f"guest RAM must end below the C-bit at {first_encrypted:#x}")
-        shape = VmShape(request.vcpus, request.irqchip, request.cbit or None, request.cpu, request.es, request.plain)
+        if request.cpu and request.limit is not None:
+            raise RefusedError("a guest that brings its CPU can be given no other")
+        shape = VmShape(
+            request.vcpus,
+            request.irqchip,
+            request.cbit or None,
+            request.cpu,
+            request.es,
+            request.plain,
+            request.limit,
+        )
         vm = VirtualMachine(layout, shape, self._engine.factory, self._launch_phase, self._digest)
         area = self._bitmap = BitmapArea(layout.pages)
         self._transfer = TransferService(self._processor, vm, area, lambda: self._handle)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from sealift.cpu.description import CpuDescription
 from sealift.wire.obstacle import Obstacle
 from sealift.wire.platform.message import Message
 
@@ -31,6 +32,7 @@ class CreateVm(Message, frozen=True):
     given back when it is here. (A guest that is launched so would count every page as written.)
     With `irqchip` it has interrupt controllers, a timer and a clock. A guest that is to arrive brings the position of
     its C-bit and a description of its CPU, which this host must be able to give; `cbit` 0 is this host's own.
+    A guest that is launched may be given the CPU `limit`, which this host must be able to give, in place of all it has.
     With `es` its policy will ask for SEV-ES, and an engine is taken that hides registers.
     With `plain` it is not confidential: nothing is encrypted or launched, and all of its memory is the shared plane.
     """
@@ -43,6 +45,7 @@ class CreateVm(Message, frozen=True):
     cpu: Annotated[bytes, msgspec.Meta(max_length=CPU_LIMIT)] = b""
     es: bool = False
     plain: bool = False
+    limit: CpuDescription | None = None
 
 
 class VmCreated(Message, frozen=True):

@@ -7,6 +7,7 @@ and never from a VMM.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -14,7 +15,7 @@ from typing import Annotated, Final
 import msgspec
 
 from sealift.cpu.description import CpuDescription
-from sealift.cpu.flags import FEATURE_WORDS, features_in, flag_name
+from sealift.cpu.flags import FEATURE_WORDS, bits_of, features_in, flag_name
 from sealift.errors import StreamError, UserError
 from sealift.silicon.engines import cpuid
 from sealift.silicon.engines.cpuid import KVM_FEATURE_HC_MAP_GPA_RANGE, KVM_FEATURE_MIGRATION_CONTROL
@@ -38,6 +39,12 @@ _HIDDEN: Final = frozenset(
 
 _XSAVE_FEATURES: Final = 0x2E7
 """x87, SSE, AVX, AVX-512 (three parts), PKRU: what fits the 4096 bytes of KVM_GET_XSAVE."""
+_COMPONENTS: Final = {"xsave": 1 << 0 | 1 << 1, "avx": 1 << 2, "avx512f": 7 << 5, "pku": 1 << 9}
+"""The components of XSAVE's state that features bring along."""
+_LEGACY_AREA: Final = 576
+"""Bytes of an XSAVE area with x87 and SSE alone: 512, and a header of 64."""
+_BRAND: Final = (0x8000_0002, 0x8000_0003, 0x8000_0004)
+"""The processor's name, 16 characters each."""
 _AMX: Final = 1 << 22 | 1 << 24 | 1 << 25
 _ALL: Final = 0xFFFF_FFFF
 _MAX_EXTENDED: Final = 0x8000_001F
@@ -184,6 +191,44 @@ def host_cpu(supported: Iterable[abi.CpuidEntry2], *, irqchip: bool, cbit: int |
     return with_cbit(Cpu(tuple(kept)), position)
 
 
+def limited(host: Cpu, wanted: CpuDescription) -> Cpu:
+    """A host's CPU with no other features than `wanted`, of which it has all; with that one's signature and name."""
+    features = {(word.leaf, word.subleaf, word.register): bits_of(word, wanted.features) for word in FEATURE_WORDS}
+    components = sum(bits for name, bits in _COMPONENTS.items() if name in wanted.features)
+    signature = cpuid.signature_eax(wanted.family, wanted.model, wanted.stepping) if wanted.family else None
+    brand = struct.unpack("<12I", wanted.name.encode().ljust(48, b"\0")[:48])
+
+    def of(entry: Entry) -> Entry:
+        masked = keep(
+            entry,
+            **{
+                name: getattr(entry, name) & features.get((entry.function, entry.index, name), _ALL)
+                for name in ("eax", "ebx", "ecx", "edx")
+            },
+        )
+        if entry.function in {0x1, 0x8000_0001} and signature is not None:
+            return keep(masked, eax=signature)
+        if entry.function in _BRAND:
+            eax, ebx, ecx, edx = brand[4 * _BRAND.index(entry.function) :][:4]
+            return keep(masked, eax=eax, ebx=ebx, ecx=ecx, edx=edx)
+        if (entry.function, entry.index) == (0xD, 0):
+            return keep(masked, eax=entry.eax & components, ecx=_xsave_size(host, entry.eax & components))
+        return masked
+
+    return Cpu(tuple(of(entry) for entry in host.entries if _has_state(entry, components)))
+
+
+def _has_state(entry: Entry, components: int) -> bool:
+    """Whether a CPU with these state components has such an entry."""
+    return entry.function != 0xD or (bool(components) if entry.index < 2 else bool(components >> entry.index & 1))
+
+
+def _xsave_size(host: Cpu, components: int) -> int:
+    """Bytes of an XSAVE area with all of these components, in the standard format."""
+    extended = (host.find(0xD, index) for index in range(2, 32) if components >> index & 1)
+    return max([_LEGACY_AREA, *(entry.ebx + entry.eax for entry in extended)])
+
+
 def brought(described: Cpu, host: Cpu) -> Cpu:
     """The CPU of a guest that arrives, as a VMM describes it: nothing that would be hidden here can be brought along.
 
@@ -238,7 +283,10 @@ def check_offered(wanted: Cpu, host: Cpu) -> None:
     """
     missing = wanted.missing_on(host)
     if missing:
-        raise UserError(f"this host's CPU lacks what the guest uses: {', '.join(missing)}")
+        raise UserError(
+            f"this host's CPU lacks what the guest uses: {', '.join(missing)}; start guests with the --cpu that "
+            "`sealift cpu baseline` finds for both hosts"
+        )
 
 
 def _hidden(entry: Entry) -> bool:

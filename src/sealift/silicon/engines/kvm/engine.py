@@ -12,10 +12,11 @@ import msgspec
 from sealift.cpu.description import CpuDescription
 from sealift.errors import RefusedError, StreamError, UserError, sentence
 from sealift.pageset import PageSet, Span
+from sealift.silicon.engines.cpuid import check_given
 from sealift.silicon.engines.interface import GuestSays, VmShape
 from sealift.silicon.engines.kvm import abi
 from sealift.silicon.engines.kvm.chips import GSIS, Chips
-from sealift.silicon.engines.kvm.cpu import Cpu, brought, host_cpu
+from sealift.silicon.engines.kvm.cpu import Cpu, brought, host_cpu, limited
 from sealift.silicon.engines.kvm.kernel import Kvm, ask, enable, give
 from sealift.silicon.engines.kvm.msrs import GuestMsrs, claim
 from sealift.silicon.engines.kvm.quiescence import Quiescence
@@ -160,11 +161,16 @@ class KvmEngine:
 
 
 def _cpu_of(kvm: Kvm, shape: VmShape) -> Cpu:
-    """The CPU of a guest: the best this host has, or the one that a guest brings."""
+    """The CPU of a guest: the one it brings, the one that it is to have, or the best this host has."""
     host = host_cpu(kvm.cpuid, irqchip=shape.irqchip, cbit=shape.cbit)
-    if not shape.cpu:
+    if shape.cpu:
+        return brought(Cpu.decode(shape.cpu), host)
+    if shape.limit is None:
         return host
-    return brought(Cpu.decode(shape.cpu), host)
+    # x2APIC comes with interrupt controllers: that a machine has none is no lack of the host's.
+    whole = host_cpu(kvm.cpuid, irqchip=True, cbit=shape.cbit)
+    check_given(shape.limit, whole.described(KvmEngine.name))
+    return limited(host, shape.limit)
 
 
 _NO_ES: Final = "the engine kvm runs no SEV-ES guests: this host's KVM would see their registers"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+import msgspec
+
 from sealift.cpu.description import CpuDescription
-from sealift.errors import RefusedError, StreamError, UserError
+from sealift.errors import RefusedError, StreamError, UserError, sentence
 from sealift.pageset import PageSet, Span
 from sealift.silicon.engines import cpuid
 from sealift.silicon.engines.interface import GuestSays, VmShape
@@ -15,6 +17,7 @@ from sealift.silicon.engines.unicorn.vcpu import SEV_ENABLED, UnicornVcpu
 from sealift.silicon.engines.unicorn.walker import Walker
 from sealift.silicon.memory.guest_memory import GuestMemory, WriteLogs
 from sealift.wire.obstacle import Code, Obstacle
+from sealift.wire.packed import unpack
 
 CBIT = 47
 """Position of the C-bit, as on EPYC 7001 and 7002; addresses above it do not exist for guests."""
@@ -27,15 +30,16 @@ class UnicornEngine:
     runs_limit = None
 
     cbit = CBIT
-    cpu = b""
     says = GuestSays(aware=True, ready=True)
     """It cannot see what a guest asks of MSRs; its guests are the platform's own."""
 
     def __init__(self, memory: GuestMemory, shape: VmShape) -> None:
         if shape.irqchip:
             raise UserError("the portable engine has no interrupt controllers; this guest needs KVM")
-        if shape.cbit not in {None, CBIT} or shape.cpu:
-            raise UserError(f"the guest comes from another engine; the portable one has its own CPU, and C-bit {CBIT}")
+        if shape.cbit not in {None, CBIT}:
+            raise UserError(_OTHER_CBIT.format(shape.cbit))
+        self._limit = _limit_of(shape)
+        self.cpu = b"" if self._limit is None else msgspec.msgpack.encode(self._limit, order="deterministic")
         self.memory = memory
         self.turn = Turn()
         self.encrypted_log = PageSet(memory.layout.pages)
@@ -50,6 +54,8 @@ class UnicornEngine:
     def create_vcpu(self, index: int) -> UnicornVcpu:
         """A fresh vCPU with initial APIC id `index`; replaces an earlier one of that index."""
         leaves = cpuid.leaves(vcpu=index, vcpus=self._count, cbit=CBIT, es=self._es, plain=self._plain)
+        if self._limit is not None:
+            leaves = cpuid.limited(leaves, self._limit)
         if self._es:
             vcpu: UnicornVcpu = EncryptedVcpu(self, index, leaves, CBIT)
         else:
@@ -101,6 +107,26 @@ class UnicornEngine:
         self.encrypted_log.mark(page)
 
 
+_OTHER_CBIT = f"the guest's C-bit is bit {{}}; here it is bit {CBIT}"
+
+
+def _host_cpu() -> CpuDescription:
+    return cpuid.described(cpuid.leaves(vcpu=0, vcpus=1, cbit=CBIT), UnicornEngine.name)
+
+
+def _limit_of(shape: VmShape) -> CpuDescription | None:
+    """The CPU that a guest brings or is to have, if that is not all that the engine gives.
+
+    Raises:
+        StreamError: what it brings is no description of a CPU.
+        UserError: it is more than the engine gives.
+    """
+    limit = unpack(shape.cpu, CpuDescription, "the description of the guest's CPU") if shape.cpu else shape.limit
+    if limit is not None:
+        cpuid.check_given(limit, _host_cpu())
+    return limit
+
+
 class UnicornFactory:
     """Makes portable engines, on any host (see `sealift.silicon.engines.interface.EngineFactory`)."""
 
@@ -111,17 +137,17 @@ class UnicornFactory:
 
     def host_cpu(self) -> CpuDescription:
         """The CPU it emulates."""
-        return cpuid.described(cpuid.leaves(vcpu=0, vcpus=1, cbit=CBIT), UnicornEngine.name)
+        return _host_cpu()
 
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
-        """This engine has one CPU, the same on every host."""
+        """This engine has one CPU, the same on every host, of which a guest may have less."""
         obstacles = []
         if shape.cbit not in {None, CBIT}:
-            obstacles.append(Obstacle(Code.CBIT, f"the guest's C-bit is bit {shape.cbit}; here it is bit {CBIT}"))
-        if shape.cpu:
-            obstacles.append(
-                Obstacle(Code.CPU, "the guest brings a CPU of its own, and the portable engine has but one")
-            )
+            obstacles.append(Obstacle(Code.CBIT, _OTHER_CBIT.format(shape.cbit)))
+        try:
+            _limit_of(shape)
+        except (StreamError, UserError) as error:
+            obstacles.append(Obstacle(Code.CPU, sentence(error)))
         return tuple(obstacles)
 
     def make(self, memory: GuestMemory, shape: VmShape) -> UnicornEngine:
