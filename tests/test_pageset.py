@@ -115,6 +115,13 @@ def test_runs_are_maximal_and_their_number_is_known_without_them(naive: set[int]
     assert of(naive).count_runs() == len(expected)
 
 
+@given(naive=naive_sets, seam=st.integers(0, PAGES >> 6))
+def test_each_run_begins_in_one_part(naive: set[int], seam: int) -> None:
+    pages = of(naive)
+    parts = Span(0, seam), Span(seam, pages.span.stop)
+    assert sum(pages.count_runs(part) for part in parts) == len(naive_runs(naive))
+
+
 @pytest.mark.parametrize(
     ("naive", "runs"),
     [

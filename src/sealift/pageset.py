@@ -214,20 +214,23 @@ class PageSet:
         found = (nonzero[rows] * 64 + columns).astype(np.uint64)
         return found if limit is None else found[:limit]
 
-    def count_runs(self) -> int:
-        """How many `runs` there are, without listing them."""
-        return len(self._firsts())
+    def count_runs(self, part: Span | None = None) -> int:
+        """How many `runs` there are, or how many of them begin in a part, without listing them."""
+        return len(self._firsts(self.span if part is None else part))
 
     def runs(self) -> list[tuple[int, int]]:
         """Maximal runs of consecutive pages as (first, count); time goes by words and runs, not by pages."""
-        firsts, lasts = self._firsts().numbers(), self._lasts().numbers()
+        firsts, lasts = self._firsts(self.span).numbers(), self._lasts().numbers()
         return list(zip(firsts.tolist(), (lasts - firsts + np.uint64(1)).tolist(), strict=True))
 
-    def _firsts(self) -> PageSet:
-        """Pages whose predecessor is not in the set."""
-        before = self.words << np.uint64(1)
-        before[1:] |= self.words[:-1] >> np.uint64(63)
-        return PageSet(self.pages, self.words & ~before)
+    def _firsts(self, span: Span) -> PageSet:
+        """The pages of a part whose predecessor is not in the set."""
+        words = self.words[span.start : span.stop]
+        before = words << np.uint64(1)
+        before[1:] |= words[:-1] >> np.uint64(63)
+        if span.start and len(before):
+            before[0] |= self.words[span.start - 1] >> np.uint64(63)
+        return PageSet(len(words) << 6, words & ~before)
 
     def _lasts(self) -> PageSet:
         """Pages whose successor is not in the set."""

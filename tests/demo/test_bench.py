@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -14,9 +17,10 @@ import pytest
 import judges
 from harness import Sealift
 from sealift.cli.bench.boot import Boot, BootResult, seconds_until
+from sealift.cli.bench.cputime import cpu_s, family
 from sealift.cli.bench.debug import DebugResult, measure_debug
 from sealift.cli.bench.exits import ExitsResult, port_guest
-from sealift.cli.bench.idle import IdleGuest, IdleResult, Watch, cpu_s, measure_idle, peak_bytes, wait_for_rest
+from sealift.cli.bench.idle import IdleGuest, IdleResult, Watch, measure_idle, peak_bytes, wait_for_rest
 from sealift.cli.bench.migrate import MigrateResult, Wanted, measure_migration
 from sealift.cli.bench.pipe import RECORD_PAGES, raw_pipe, whole_records
 from sealift.cli.bench.qemu import PROGRAM
@@ -30,7 +34,9 @@ from sealift.wire import platform as wire
 def test_the_raw_pipe_moves_whole_records() -> None:
     assert whole_records(1) == 1
     assert whole_records(RECORD_PAGES * 4096 + 1) == 2
-    assert raw_pipe(4 << 20) > 0
+    piped = raw_pipe(4 << 20)
+    assert piped.bytes_per_s > 0
+    assert min(piped.sender_cpu_s, piped.receiver_cpu_s) > 0
 
 
 def test_a_process_has_used_time_and_memory() -> None:
@@ -38,6 +44,28 @@ def test_a_process_has_used_time_and_memory() -> None:
     sum(range(1_000_000))
     assert cpu_s(os.getpid()) > before
     assert peak_bytes(os.getpid()) > 1 << 20
+
+
+def test_the_time_of_a_thread_that_ended_counts() -> None:
+    before = cpu_s(os.getpid())
+    spun: list[float] = []
+
+    def spin() -> None:
+        begun = time.thread_time()
+        while time.thread_time() - begun < 0.05:
+            pass
+        spun.append(time.thread_time() - begun)
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    thread.join()
+    assert cpu_s(os.getpid()) - before >= spun[0]
+
+
+def test_a_family_is_a_process_and_its_children() -> None:
+    assert family(os.getpid())[0] == os.getpid()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert child.pid in family(os.getpid())
 
 
 def moved(**compared: object) -> MigrateResult:
@@ -52,6 +80,10 @@ def moved(**compared: object) -> MigrateResult:
         raw_pipe_runs=[4e9, 4e9, 5e9],
         mailbox_runs=[1.0, 12345.0, 99999.0],
         packets_runs=[2e8, 3e8, 4e8],
+        processors=2,
+        sealed_cpu_s_per_byte=0.8e-9,
+        raw_pipe_cpu_s_per_byte=0.5e-9,
+        mailbox_cpu_s_per_page=250e-6,
     )
     return msgspec.structs.replace(result, **compared)
 
@@ -62,7 +94,9 @@ def test_runs_and_medians_are_shown_in_columns() -> None:
     assert lines[3].split() == ["raw", "pipe", "4.00", "GB/s", "4.00", "GB/s", "5.00", "GB/s", "4.00", "GB/s"]
     assert lines[5].split()[2:] == ["packets", "0.20", "GB/s", "0.30", "GB/s", "0.40", "GB/s", "0.30", "GB/s"]
     assert len({len(line) for line in lines[2:7]}) == 1
-    assert "0.50 of the raw pipe" in lines[-1]
+    assert "0.50 of the raw pipe" in lines[-4]
+    assert lines[-2] == "Processor time: 0.80 s/GB by ring, 0.50 s/GB in the raw pipe, 250.0 us a page by mailbox."
+    assert lines[-1] == "With 2 processors that allows at most 2.50 GB/s by ring and 8,000 pages/s by mailbox."
 
 
 def test_a_comparison_with_qemu_is_shown_in_rows_of_its_own() -> None:
@@ -73,8 +107,8 @@ def test_a_comparison_with_qemu_is_shown_in_rows_of_its_own() -> None:
     lines = show_migration(moved(**compared)).splitlines()
     assert lines[0].endswith("over loopback TCP, 2 channels, while the guest writes up to 3.0 MiB/s by ring")
     assert lines[6].split() == ["QEMU,", "TLS", *["0.25", "GB/s"] * 4]
-    assert [line.split()[0] for line in lines[-2:]] == ["8.00", "10.00"]
-    assert lines[-3] == "It is 2.00 times as fast as QEMU in plaintext,"
+    assert [line.split()[0] for line in lines[-5:-3]] == ["8.00", "10.00"]
+    assert lines[-6] == "It is 2.00 times as fast as QEMU in plaintext,"
 
 
 def test_where_the_time_of_an_exit_goes_is_shown() -> None:
@@ -183,6 +217,9 @@ def test_exits_are_measured_three_ways(sealift: Callable[..., Sealift]) -> None:
     assert len(result["socket_runs"]) == len(result["link_runs"]) == len(result["guest_runs"]) == 2
 
 
+USED = (("sealed", "byte"), ("raw_pipe", "byte"), ("mailbox", "page"))
+
+
 @pytest.mark.timeout(300)
 def test_a_small_migration_is_measured_both_ways(sealift: Callable[..., Sealift]) -> None:
     bench = sealift("bench", "migrate", "--size", "2M", "--runs", "2", "--json")
@@ -191,6 +228,7 @@ def test_a_small_migration_is_measured_both_ways(sealift: Callable[..., Sealift]
     assert result["ratio"] == pytest.approx(result["sealed_bytes_per_s"] / result["raw_pipe_bytes_per_s"])
     assert len(result["sealed_runs"]) == len(result["raw_pipe_runs"]) == len(result["mailbox_runs"]) == 2
     assert result["mailbox_pages_per_s"] > 0
+    assert min(result[f"{what}_cpu_s_per_{unit}"] for what, unit in USED) > 0
 
 
 @pytest.mark.timeout(300)

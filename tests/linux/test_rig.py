@@ -13,7 +13,7 @@ import pytest
 from harness import processes_naming, wait_for_end_of
 from sealift.cli.linux.kernels import kernel
 from sealift.cli.linux.packages import tool
-from sealift.cli.linux.rig import KERNEL, TIMED_OUT
+from sealift.cli.linux.rig import FAILED, KERNEL, TIMED_OUT
 from sealift.errors import UserError, sentence
 
 pytestmark = pytest.mark.timeout(300)
@@ -57,6 +57,24 @@ def test_a_command_that_takes_too_long_is_ended(rig: list[str]) -> None:
     done = subprocess.run([*rig, "--limit", "1", "sleep", "600"], capture_output=True, text=True, check=False)
     assert done.returncode == TIMED_OUT
     assert "more than 1 s" in done.stderr
+
+
+def test_a_rig_that_stands_still_is_given_up(rig: list[str], tmp_path: Path) -> None:
+    command = [*rig, "--silence", "40", "sh", "-c", "echo up; sleep 600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        (emulator,) = [pid for pid, words in processes_naming(tmp_path).items() if "qemu" in words[0]]
+        os.kill(emulator, signal.SIGSTOP)
+        _, complaint = process.communicate()
+    assert process.returncode == FAILED
+    assert "has stood still for 40 s" in complaint
+    wait_for_end_of([emulator])
+
+
+def test_a_rig_whose_command_is_silent_lives_on(rig: list[str]) -> None:
+    command = [*rig, "--silence", "20", "sh", "-c", "sleep 30; exit 3"]
+    assert subprocess.run(command, check=False).returncode == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from sealift.launch.microvm import (
 from sealift.vmm.console import Console
 from sealift.vmm.devices.disk import DiskImage
 from sealift.vmm.guest import Guest
+from sealift.vmm.lastwords import PanicEar
 from sealift.vmm.launch import Launched
 from sealift.vmm.machine import GuestEnd, Machine, MachineSpec
 from sealift.vmm.memory import SharedMemory
@@ -198,10 +200,38 @@ def test_a_panic_behind_which_linux_waits_for_ever_is_a_panic_too(start: Start) 
     assert "end Kernel panic" in str(machine.report)
 
 
-def test_who_only_speaks_of_a_panic_runs_on(start: Start) -> None:
-    machine = start([*printing("Kernel panic - not syncing: of this the manual says much\n"), POWER_OFF])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Kernel panic - not syncing: of this the manual says much\n",
+        "end Kernel panic - not syncing\n",
+        "they say ---[ end Kernel panic - not syncing: VFS ]---\n",
+        "---[ end Kernel panic - not syncing: VFS ]--- is its line\n",
+        "---[ end Kernel panic - not syncing: VFS ]---",
+        "-" * 5000 + "---[ end Kernel panic - not syncing: VFS ]---\n",
+    ],
+)
+def test_who_only_speaks_of_a_panic_runs_on(start: Start, words: str) -> None:
+    machine = start([*printing(words), POWER_OFF])
     assert machine.ready.wait(PATIENCE_S)
     assert machine.ended_by is GuestEnd.POWER_OFF
+
+
+@pytest.mark.parametrize("stamp", ["", "[   12.345678] ", "[   12.345678][    T1] "])
+def test_the_last_line_of_a_panic_is_known_however_it_comes_in_pieces(stamp: str) -> None:
+    line = f"{stamp}---[ end Kernel panic - not syncing: VFS ]---\r\n".encode()
+    text = b"before it\n" * 3 + b"x" * 5000 + b"\n" + line
+    for size in (1, 7, 64, len(text)):
+        ear = PanicEar()
+        heard = [ear.hear(text[at : at + size]) for at in range(0, len(text), size)]
+        assert heard == [False] * (len(heard) - 1) + [True]
+
+
+def test_an_orderly_reboot_after_words_of_a_panic_is_a_reboot(start: Start) -> None:
+    words = "Kernel panic - not syncing: an old log\n[   99.000001] reboot: Restarting system\n"
+    machine = start([*printing(words), RESET])
+    assert machine.ready.wait(PATIENCE_S)
+    assert machine.ended_by is GuestEnd.RESET
 
 
 def test_a_triple_fault_is_told_with_all_registers_or_that_there_are_none(start: Start) -> None:
@@ -283,6 +313,26 @@ def test_a_guest_whose_disk_is_in_other_hands_when_it_comes_back_waits_for_it(st
     assert machine.state is RunState.PAUSED
     thief.close()
     assert machine.resume()
+
+
+@pytest.mark.parametrize("taken_before", [False, True])
+def test_a_guest_takes_all_its_disks_or_no_more(start: Start, tmp_path: Path, *, taken_before: bool) -> None:
+    paths = tmp_path / "first", tmp_path / "second"
+    for path in paths:
+        path.write_bytes(bytes(4096))
+    images = tuple(DiskImage(path, read_only=False) for path in paths)
+    machine = start([], disks=images)
+    thief, other = DiskImage(paths[1], read_only=False), DiskImage(paths[0], read_only=False)
+    thief.lock()
+    if taken_before:
+        images[0].lock()
+    with pytest.raises(UserError, match=f"{paths[1]} is in use by another guest"):
+        machine.devices.take_disks()
+    with pytest.raises(UserError, match="in use") if taken_before else nullcontext():
+        other.lock()
+    thief.close()
+    other.close()
+    machine.devices.take_disks()
 
 
 def test_only_who_knows_that_disks_are_not_in_it_has_a_guest_with_a_writable_one_saved(

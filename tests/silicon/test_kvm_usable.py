@@ -120,6 +120,12 @@ def test_a_self_test_that_hangs_is_ended(self_test: SelfTest, monkeypatch: pytes
     assert reason().startswith("KVM failed its self-test: it has not ended after")
 
 
+@pytest.mark.timeout(30)
+def test_a_reason_is_told_though_its_process_hangs_after_it(self_test: SelfTest) -> None:
+    self_test.does("import signal; print('a vCPU hangs in VMMCALL', flush=True); signal.pause()")
+    assert reason() == "KVM failed its self-test: a vCPU hangs in VMMCALL"
+
+
 # --- what is remembered ----------------------------------------------------------------------------------------------
 
 
@@ -190,6 +196,14 @@ def test_a_verdict_does_not_outlive_the_device(self_test: SelfTest, device: Path
     assert self_test.runs == 1
 
 
+def test_a_verdict_does_not_outlive_the_module_that_made_the_device(self_test: SelfTest, device: Path) -> None:
+    usable.check()
+    device.unlink()
+    device.touch()
+    usable.check()
+    assert self_test.runs == 2
+
+
 def _verdict(**fields: object) -> bytes:
     return json.dumps(fields).encode()
 
@@ -203,11 +217,23 @@ def _verdict(**fields: object) -> bytes:
         _verdict(boot="first", code=usable._code(), at=0),
         _verdict(boot="first", code=usable._code(), reason=7, at=0),
         _verdict(boot="first", code=usable._code(), reason="x" * usable._FILE_LIMIT, at=0),
-        _verdict(boot="another", code=usable._code(), reason="", at=0),
-        _verdict(boot="first", code="another", reason="", at=0),
-        _verdict(boot="first", reason="", at=0),
+        _verdict(boot="another", device="", code=usable._code(), reason="", at=0),
+        _verdict(boot="first", device="", code="another", reason="", at=0),
+        _verdict(boot="first", code=usable._code(), reason="", at=0),
+        _verdict(boot="first", device="", reason="", at=0),
     ],
-    ids=["nothing", "no text", "a list", "half", "another type", "endless", "another boot", "other code", "no code"],
+    ids=[
+        "nothing",
+        "no text",
+        "a list",
+        "half",
+        "another type",
+        "endless",
+        "another boot",
+        "other code",
+        "no device",
+        "no code",
+    ],
 )
 def test_rubbish_is_not_remembered(self_test: SelfTest, cache: Path, content: bytes) -> None:
     cache.parent.mkdir(parents=True)

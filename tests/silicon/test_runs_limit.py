@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sealift.address import PAGE_SIZE, Gpa, RamBlock, RamLayout
 from sealift.errors import GuestError
@@ -75,6 +77,34 @@ def test_after_a_refusal_the_guest_goes_on_as_if_it_had_not_asked(guest: Scripte
     scattered.convert(7, 1, to_shared=True)
     assert scattered.states.numbers().tolist() == [2, 7]
     assert guest.read(5, cbit=True) == filled("page 5")
+
+
+@given(flips=st.lists(st.tuples(st.integers(0, 255), st.integers(0, 130), st.booleans()), max_size=12))
+def test_the_limit_holds_to_the_run_wherever_runs_join_and_part(flips: list[tuple[int, int, bool]]) -> None:
+    """At the seams of the words that sets consist of, too."""
+    memory = GuestMemory(RamLayout((RamBlock("ram", Gpa(0), 256 * PAGE_SIZE),)), KEY)
+    guest = ScriptedGuest(memory)
+    for first, count, to_shared in flips:
+        pages = memory.states.copy()
+        (pages.add_range if to_shared else pages.remove_range)(first, min(count, 256 - first))
+        guest.runs_limit = pages.count_runs() - 1
+        if pages != memory.states:
+            with pytest.raises(GuestError):
+                memory.convert(first, min(count, 256 - first), to_shared=to_shared)
+        guest.runs_limit += 1
+        memory.convert(first, min(count, 256 - first), to_shared=to_shared)
+        assert memory.states == pages
+    memory.close()
+
+
+def test_what_changes_nothing_disturbs_nobody(guest: ScriptedGuest, scattered: GuestMemory) -> None:
+    guest.write(2, b"new", cbit=False)
+    guest.write(9, b"new", cbit=True)
+    scattered.convert(2, 1, to_shared=True)
+    scattered.convert(6, 9, to_shared=False)
+    assert guest.remapped == []
+    logs = guest.take_logs(scattered.states.span)  # still untouched
+    assert (logs.plain.numbers().tolist(), logs.encrypted.numbers().tolist()) == ([2], [9])
 
 
 # --- the hypercall --------------------------------------------------------------------------------------------------

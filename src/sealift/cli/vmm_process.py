@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -147,8 +147,10 @@ class VmmProcess:
                 raise LostError(f"the migration is still {state.status} after {patience_s:.0f} s")
             self.qmp.next_event(_STEP_S)
 
-    def wait_for_migration(self, patience_s: float) -> MigrationInfo:
-        """Wait until the migration that was begun has ended; unlike `migrations_end`, without looking meanwhile.
+    def wait_for_migration(self, patience_s: float, statuses: Collection[str] = ENDED) -> MigrationInfo:
+        """Wait until the migration that was begun has one of these statuses, by default until it has ended.
+
+        Unlike `migrations_end`, without looking meanwhile: a status that passes quickly may be missed.
 
         Raises:
             LostError: it takes longer than `patience_s`.
@@ -157,9 +159,11 @@ class VmmProcess:
         while (left := deadline - time.monotonic()) > 0:
             name, data = self.qmp.next_event(left) or ("", {})
             # The event may be an old one: of the guest's arrival here.
-            if name == "MIGRATION" and data.get("status") in ENDED and (state := self.migration()).status in ENDED:
-                return state
-        raise LostError(f"the migration has not ended after {patience_s:.0f} s")
+            if name == "MIGRATION" and data.get("status") in statuses:
+                state = self.migration()
+                if state.status in statuses:
+                    return state
+        raise LostError(f"the migration is not {' or '.join(sorted(statuses))} after {patience_s:.0f} s")
 
     # --- the process -----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from sealift.vmm.console import Console
@@ -10,27 +11,51 @@ from sealift.wire.platform import Fault
 _LINES: Final = 30
 """A screenful: with what Linux prints when it panics, registers included."""
 
-_PANIC: Final = "Kernel panic - not syncing"
-_PANIC_END: Final = b"end Kernel panic - not syncing"
-"""The last words of a Linux that will not reboot after its panic (one without ``panic=`` on its command line)."""
+_STAMPS: Final = r"(?:\[[^\]\n]*\])* ?"
+"""What the kernel may put before its words: the time, and who called."""
+
+_PANIC: Final = re.compile(f"{_STAMPS}Kernel panic - not syncing")
+_RESTART: Final = re.compile(f"{_STAMPS}reboot: ")
+"""An orderly end. After a panic the kernel restarts without these words."""
+
+_PANIC_END: Final = re.compile(rf"{_STAMPS}---\[ end Kernel panic - not syncing.*\]---\r?".encode())
+"""The last line of a Linux that will not reboot after its panic (one without ``panic=`` on its command line)."""
+
+_LINE_LIMIT: Final = 2048
+"""Bytes. The kernel's lines are shorter; of a longer one, nothing is kept."""
 
 
 class PanicEar:
-    """Listens to what one device prints for the end of a panic, piece by piece."""
+    """Listens to what one device prints, piece by piece, for the line that ends a panic."""
 
     def __init__(self) -> None:
-        self._before = b""
+        self._line = b""
+        self._overlong = False
 
     def hear(self, data: bytes) -> bool:
         """Whether this completes it."""
-        heard = self._before + data
-        self._before = heard[-len(_PANIC_END) + 1 :]
-        return _PANIC_END in heard
+        *ended, rest = data.split(b"\n")
+        if not ended:
+            self._begin(self._line + rest, overlong=self._overlong)
+            return False
+        first = b"" if self._overlong else self._line + ended[0]
+        self._begin(rest, overlong=False)
+        return any(_PANIC_END.fullmatch(line) for line in (first, *ended[1:]))
+
+    def _begin(self, line: bytes, *, overlong: bool) -> None:
+        self._overlong = overlong or len(line) > _LINE_LIMIT
+        self._line = b"" if self._overlong else line
 
 
 def has_panicked(console: Console) -> bool:
-    """Whether a panic is among the last lines."""
-    return any(_PANIC in line for line in console.tail(_LINES))
+    """Whether, by its last lines, the guest's kernel panicked and did not restart in an orderly way since."""
+    panicked = False
+    for line in console.tail(_LINES):
+        if _PANIC.match(line):
+            panicked = True
+        elif _RESTART.match(line):
+            panicked = False
+    return panicked
 
 
 def panic_report(console: Console) -> str:

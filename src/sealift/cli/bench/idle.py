@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from sealift.cli.bench.cputime import cpu_s
 from sealift.cli.bench.migrate import Say
 from sealift.cli.bench.moves import Burden, HoppingGuest
 from sealift.cli.scratch import Scratch
@@ -131,12 +132,6 @@ def _pass_time(vmm: VmmProcess, seconds: float) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         vmm.qmp.next_event(left)
-
-
-def cpu_s(pid: int) -> float:
-    """Seconds that the threads of a process have run so far (schedstat, in nanoseconds)."""
-    tasks = (Path("/proc") / str(pid) / "task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def peak_bytes(pid: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Final
 import msgspec
 
 from sealift.cli.bench.moves import Burden, Hop, HoppingGuest
-from sealift.cli.bench.pipe import raw_pipe
+from sealift.cli.bench.pipe import Piped, raw_pipe
 from sealift.cli.bench.qemu import QemuBench, QemuWay
 from sealift.cli.scratch import Scratch
 from sealift.cli.way import MAILBOX, PACKETS, Way
@@ -44,7 +45,8 @@ class Wanted:
 class MigrateResult(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Medians over the runs; the runs themselves beside them, for who wants to see how they scatter.
 
-    `ratio` is sealed, by ring, to the raw pipe; the others are sealed, by ring, to QEMU.
+    `ratio` is sealed, by ring, to the raw pipe; the others are sealed, by ring, to QEMU. Times of processors are those
+    of all processes together, in seconds a byte or page: divided into `processors`, they bound the rates.
     """
 
     size: int
@@ -57,6 +59,10 @@ class MigrateResult(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     raw_pipe_runs: list[float]
     mailbox_runs: list[float]
     packets_runs: list[float]
+    processors: int
+    sealed_cpu_s_per_byte: float
+    raw_pipe_cpu_s_per_byte: float
+    mailbox_cpu_s_per_page: float
     channels: int = 1
     dirty_rate: int = 0
     qemu_plain_bytes_per_s: float | None = None
@@ -82,13 +88,14 @@ def measure_migration(scratch: Scratch, wanted: Wanted, say: Say) -> MigrateResu
     say(f"launching a guest with {size >> 20:,} MiB of random private memory")
     ring = Way(Method.MH, Transfer.RING, wanted.channels)
     guest = HoppingGuest(scratch, "ring", ring, Burden(size, wanted.dirty_rate))
-    sealed, raw = [], []
+    sealed: list[Hop] = []
+    raw: list[Piped] = []
     others: dict[QemuWay, list[float]] = {way: [] for way in QemuWay}
     for run in range(1, runs + 1):
         say(f"run {run} of {runs}: raw pipe")
         raw.append(raw_pipe(size))
         say(f"run {run} of {runs}: sealed, by ring")
-        sealed.append(guest.hop().bytes_per_s)
+        sealed.append(guest.hop())
         if qemu is not None:
             for way, rates in others.items():
                 say(f"run {run} of {runs}: QEMU, {way.value}")
@@ -96,17 +103,22 @@ def measure_migration(scratch: Scratch, wanted: Wanted, say: Say) -> MigrateResu
     guest.close()
     mailbox = _hops(scratch, MAILBOX, min(size, MAILBOX_SIZE), runs, say)
     packets = [hop.bytes_per_s for hop in _hops(scratch, PACKETS, size, runs, say)]
+    sealed_runs, raw_runs = ([run.bytes_per_s for run in way] for way in (sealed, raw))
     result = MigrateResult(
         size=size,
-        sealed_bytes_per_s=statistics.median(sealed),
-        raw_pipe_bytes_per_s=statistics.median(raw),
-        ratio=statistics.median(sealed) / statistics.median(raw),
+        sealed_bytes_per_s=statistics.median(sealed_runs),
+        raw_pipe_bytes_per_s=statistics.median(raw_runs),
+        ratio=statistics.median(sealed_runs) / statistics.median(raw_runs),
         mailbox_pages_per_s=statistics.median(hop.pages_per_s for hop in mailbox),
         packets_bytes_per_s=statistics.median(packets),
-        sealed_runs=sealed,
-        raw_pipe_runs=raw,
+        sealed_runs=sealed_runs,
+        raw_pipe_runs=raw_runs,
         mailbox_runs=[hop.pages_per_s for hop in mailbox],
         packets_runs=packets,
+        processors=len(os.sched_getaffinity(0)),
+        sealed_cpu_s_per_byte=statistics.median(hop.cpu_s_per_byte for hop in sealed),
+        raw_pipe_cpu_s_per_byte=statistics.median(run.cpu_s_per_byte for run in raw),
+        mailbox_cpu_s_per_page=statistics.median(hop.cpu_s_per_page for hop in mailbox),
         channels=wanted.channels,
         dirty_rate=wanted.dirty_rate,
     )

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from sealift.address import PAGE_SIZE
+from sealift.cli.bench.cputime import cpu_s, family
 from sealift.cli.places import Host
 from sealift.cli.scratch import Scratch
-from sealift.cli.vmm_process import VmmProcess
+from sealift.cli.vmm_process import ENDED, VmmProcess
 from sealift.cli.way import Way
 from sealift.errors import InternalError, PeerError
 from sealift.vmm.migration.stats import DowntimePart, MigrationInfo
@@ -28,6 +29,9 @@ _ROOM: Final = 32 << 20
 
 _CHUNK: Final = 16 << 20
 _PATIENCE_S: Final = 900.0
+
+_SET_UP: Final = ENDED | {"active", "device"}
+"""Statuses of a migration whose set-up is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,13 @@ class Hop:
         seconds: of the transfer phase: from the end of the set-up (connecting, launching the receiver, exchanging
             keys) to the target's word that the guest runs there. So it includes rounds, the last one, machine state,
             verification and handover, in milliseconds' precision as query-migrate has it.
+        cpu_s: processor time of that phase, of both VMMs and what they started: their platforms, and an idle owner.
         downtime: seconds of its parts, by their names in query-migrate.
     """
 
     pages: int
     seconds: float
+    cpu_s: float
     downtime: dict[str, float]
 
     @property
@@ -87,6 +93,16 @@ class Hop:
     def bytes_per_s(self) -> float:
         """Private bytes moved a second."""
         return self.pages * PAGE_SIZE / self.seconds
+
+    @property
+    def cpu_s_per_byte(self) -> float:
+        """Processor time for each private byte moved."""
+        return self.cpu_s / (self.pages * PAGE_SIZE)
+
+    @property
+    def cpu_s_per_page(self) -> float:
+        """Processor time for each private page moved."""
+        return self.cpu_s / self.pages
 
     @property
     def pages_per_s(self) -> float:
@@ -135,13 +151,17 @@ class HoppingGuest:
         source.qmp.execute("migrate-set-parameters", **self._way.parameters)
         source.qmp.execute("migrate-set-capabilities", capabilities=self._way.capabilities)
         source.qmp.execute("migrate", uri=uri)
-        info = source.wait_for_migration(_PATIENCE_S)
+        info = source.wait_for_migration(_PATIENCE_S, _SET_UP)
+        before = _cpu_s(source, target)
+        if info.status not in ENDED:
+            info = source.wait_for_migration(_PATIENCE_S)
+        used = _cpu_s(source, target) - before
         if info.status != "completed":
             raise PeerError(f"the migration has {info.status}: {info.error_desc or 'no reason is known'}")
         moved()
         source.close()
         self._vmm = target
-        return _hop(info)
+        return _hop(info, used)
 
     def close(self) -> None:
         """End the guest."""
@@ -157,11 +177,15 @@ class HoppingGuest:
         return vmm
 
 
-def _hop(info: MigrationInfo) -> Hop:
+def _cpu_s(*vmms: VmmProcess) -> float:
+    return sum(cpu_s(pid) for vmm in vmms for pid in family(vmm.pid))
+
+
+def _hop(info: MigrationInfo, used_s: float) -> Hop:
     if info.x_sealift_pages is None or info.setup_time is None or info.x_sealift_downtime_parts is None:
         raise InternalError("a completed migration without figures")
     downtime = {part: milliseconds / 1e3 for part, milliseconds in info.x_sealift_downtime_parts.items()}
-    return Hop(info.x_sealift_pages.private_pages, (info.total_time - info.setup_time) / 1e3, downtime)
+    return Hop(info.x_sealift_pages.private_pages, (info.total_time - info.setup_time) / 1e3, used_s, downtime)
 
 
 def _write_random(path: Path, size: int) -> None:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import IO, Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -48,11 +49,35 @@ def whole_records(size: int) -> int:
     return -(-size // (RECORD_PAGES * PAGE_SIZE))
 
 
-def raw_pipe(size: int) -> float:
-    """Move at least `size` bytes of random memory once; bytes a second.
+@dataclass(frozen=True, slots=True)
+class Piped:
+    """One transfer, from the word to begin until the last record lies decrypted in the receiver's memory.
 
-    From the word to begin until the last record lies decrypted in the receiver's memory.
+    Attributes:
+        size: bytes of memory.
+        seconds: it took.
+        sender_cpu_s: processor time of the sender meanwhile.
+        receiver_cpu_s: the same of the receiver.
     """
+
+    size: int
+    seconds: float
+    sender_cpu_s: float
+    receiver_cpu_s: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes moved a second."""
+        return self.size / self.seconds
+
+    @property
+    def cpu_s_per_byte(self) -> float:
+        """Processor time of both ends for each byte."""
+        return (self.sender_cpu_s + self.receiver_cpu_s) / self.size
+
+
+def raw_pipe(size: int) -> Piped:
+    """Move at least `size` bytes of random memory once."""
     records = whole_records(size)
     with ExitStack() as ending:
         receiver = _start(ending, "receive", str(records))
@@ -62,9 +87,10 @@ def raw_pipe(size: int) -> float:
             if _line(end.stdout) != "ready":
                 raise InternalError("an end of the raw pipe did not get ready")
         begun = time.monotonic()
-        sender.communicate("go\n", _PATIENCE_S)
-        ended, _ = receiver.communicate(None, _PATIENCE_S)
-        return records * RECORD_PAGES * PAGE_SIZE / (float(ended) - begun)
+        sent, _ = sender.communicate("go\n", _PATIENCE_S)
+        received, _ = receiver.communicate(None, _PATIENCE_S)
+        ended, cpu_s = map(float, received.split())
+        return Piped(records * RECORD_PAGES * PAGE_SIZE, ended - begun, float(sent), cpu_s)
 
 
 def _start(ending: ExitStack, *arguments: str) -> subprocess.Popen[str]:
@@ -138,11 +164,13 @@ def _send(records: int, port: int) -> None:
         tune(sock)
         _say("ready")
         sys.stdin.readline()
+        begun = time.process_time()
         for record in range(records):
             slot = slots[record]
             slot[: _TEMPLATE.body] = associated
             cipher.encrypt_into(_NONCE.pack(0, record), _window(plane, record), associated, slot[_TEMPLATE.body :])
             sock.sendall(slot)
+    _say(repr(time.process_time() - begun))
 
 
 def _receive(records: int) -> None:
@@ -154,6 +182,7 @@ def _receive(records: int) -> None:
     with sock, bulk_work():
         tune(sock)
         _say("ready")
+        begun = time.process_time()
         for record in range(records):
             slot = slots[record]
             if sock.recv_into(slot, 0, socket.MSG_WAITALL) != len(slot):
@@ -162,7 +191,7 @@ def _receive(records: int) -> None:
             associated, sealed = buffer[: _TEMPLATE.body], buffer[_TEMPLATE.body :]
             cipher.decrypt_into(_NONCE.pack(0, record), sealed, associated, _window(plane, record))
         ended = time.monotonic()
-    _say(repr(ended))
+    _say(f"{ended!r} {time.process_time() - begun!r}")
 
 
 if __name__ == "__main__":

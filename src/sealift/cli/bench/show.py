@@ -30,8 +30,22 @@ def show_migration(result: MigrateResult) -> str:
             "",
             f"The ring reaches {result.ratio:.2f} of the raw pipe.",
             *_ratios_to_qemu(result),
+            "",
+            *_processor_time(result),
         )
     )
+
+
+def _processor_time(result: MigrateResult) -> list[str]:
+    """What all processes compute, and the rates that as many processors cannot exceed."""
+    count = result.processors
+    sealed, raw, page = result.sealed_cpu_s_per_byte, result.raw_pipe_cpu_s_per_byte, result.mailbox_cpu_s_per_page
+    by_ring = f"{sealed * 1e9:.2f} s/GB by ring, {raw * 1e9:.2f} s/GB in the raw pipe"
+    bounds = f"at most {_rate(count / sealed)} by ring and {_pages(count / page)} by mailbox"
+    return [
+        f"Processor time: {by_ring}, {_micros(page)} a page by mailbox.",
+        f"With {count} processors that allows {bounds}.",
+    ]
 
 
 def _circumstances(result: MigrateResult) -> str:

@@ -7,6 +7,7 @@ root::
     this machine                     in QEMU
     COMMAND's stdout, stderr  ◄────  virtio serial ports ◄── COMMAND, with /dev/kvm
     exit status               ◄────  another one
+    a beat from each CPU      ◄────  another one             the rig fails if it stops
     log of the kernel         ◄────  ttyS0                   shown only if the rig fails
 
 It is about 20 times slower than the machine it runs on. Inside, physical addresses have 40 bits, so the C-bit is 39
@@ -65,7 +66,7 @@ _PATIENCE_S: Final = 10.0
 _STEP_S: Final = 1.0
 """Between the end of QEMU's connections and that of QEMU."""
 
-_PORTS: Final = ("out", "err", "status")
+_PORTS: Final = ("out", "err", "status", "beat")
 """By the names that rig_init.sh finds them by."""
 
 _CHUNK: Final = 65536
@@ -85,6 +86,7 @@ class Job:
         directory: where.
         variables: its environment, beside what every command has.
         limit_s: how long it may take, from the start of QEMU.
+        silence_s: how long it may be without a beat from each CPU, until the rig is held to stand still.
         memory: of the rig, MiB.
         cpus: of the rig.
         one_thread: whether one thread emulates them all.
@@ -94,6 +96,7 @@ class Job:
     directory: Path
     variables: Mapping[str, str]
     limit_s: float
+    silence_s: float
     memory: int
     cpus: int
     one_thread: bool
@@ -116,12 +119,13 @@ def run(job: Job) -> int:
 
     Raises:
         UserError: something is missing here.
-        InternalError: the rig came to its end without an exit status; the message has its last words.
+        InternalError: the rig came to its end or to a standstill without an exit status; the message has its last
+            words.
     """
     with scratch("rig") as place:
         qemu = _Qemu(job, place.path)
         place.ending.callback(qemu.close)
-        return qemu.wait(job.limit_s)
+        return qemu.wait(job.limit_s, job.silence_s)
 
 
 class _Qemu:
@@ -154,23 +158,28 @@ class _Qemu:
         for _, sock in pairs:
             sock.close()
 
-    def wait(self, limit_s: float) -> int:
+    def wait(self, limit_s: float, silence_s: float) -> int:
         """Pass on output until the command has ended."""
-        deadline = time.monotonic() + limit_s
+        now = time.monotonic()
+        deadline, still = now + limit_s, now + silence_s
         status = bytearray()
-        takers = (_writer(sys.stdout.buffer), _writer(sys.stderr.buffer), status.extend)
+        takers = (_writer(sys.stdout.buffer), _writer(sys.stderr.buffer), status.extend, None)
         with selectors.DefaultSelector() as selector:
             for sock, take in zip(self._ports, takers, strict=True):
                 selector.register(sock, selectors.EVENT_READ, (sock, take))
-            while selector.get_map() and (ready := selector.select(max(deadline - time.monotonic(), 0))):
-                for key, _ in ready:
+            while selector.get_map() and (now := time.monotonic()) < min(deadline, still):
+                for key, _ in selector.select(min(deadline, still) - now):
                     sock, take = key.data
-                    if data := sock.recv(_CHUNK):
+                    if not (data := sock.recv(_CHUNK)):
+                        selector.unregister(sock)
+                    elif take is not None:
                         take(data)
                     else:
-                        selector.unregister(sock)
+                        still = time.monotonic() + silence_s
                 if status:  # what was printed before it still comes
                     deadline = min(deadline, time.monotonic() + _PATIENCE_S)
+        if not status.strip() and still < deadline and not self._ends():
+            raise InternalError(self._last_words(f"one of the rig's CPUs has stood still for {silence_s:.0f} s"))
         return self._judged(status, limit_s)
 
     def _judged(self, status: bytearray, limit_s: float) -> int:
@@ -179,9 +188,12 @@ class _Qemu:
         if not self._ends():
             click.echo(f"rig: the command took more than {limit_s:.0f} s and was ended", err=True)
             return TIMED_OUT
+        raise InternalError(self._last_words("the rig ended before its command did"))
+
+    def _last_words(self, what: str) -> str:
         lines = self._log.read_text(errors="replace").splitlines()
         words = [line for line in lines if _NOISE not in line][-_LOG_LINES:]
-        raise InternalError("\n".join(["the rig ended before its command did; its kernel's last words:", *words]))
+        return "\n".join([f"{what}; its kernel's last words:", *words])
 
     def _ends(self) -> bool:
         """Whether QEMU ends of its own accord, now or in a moment."""
@@ -235,6 +247,15 @@ def _die_with_parent() -> None:
 @click.option("-C", "directory", type=click.Path(path_type=Path), default=Path.cwd, help="Where to run the command.")
 @click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="A variable for the command.")
 @click.option("--limit", "limit_s", type=float, default=600, show_default=True, metavar="SECONDS")
+@click.option(
+    "--silence",
+    "silence_s",
+    type=float,
+    default=180,
+    show_default=True,
+    metavar="SECONDS",
+    help="When to give up a rig one of whose CPUs stands still, as happens to emulation by several threads.",
+)
 @click.option("--memory", type=int, default=3072, show_default=True, metavar="MIB")
 @click.option("--cpus", type=int, default=2, show_default=True)
 @click.option(
@@ -243,10 +264,11 @@ def _die_with_parent() -> None:
     help="Emulate all CPUs by one thread: surer for nested guests of several vCPUs, slower where much runs at once.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def main(
+def main(  # noqa: PLR0913  # one for each option
     directory: Path,
     variables: tuple[str, ...],
     limit_s: float,
+    silence_s: float,
     memory: int,
     cpus: int,
     command: tuple[str, ...],
@@ -255,7 +277,7 @@ def main(
 ) -> None:
     """Run COMMAND where /dev/kvm works: in QEMU's software emulation, on this machine's file system."""
     pairs = dict(variable.partition("=")[::2] for variable in variables)
-    job = Job(command, directory.absolute(), pairs, limit_s, memory, cpus, one_thread)
+    job = Job(command, directory.absolute(), pairs, limit_s, silence_s, memory, cpus, one_thread)
     try:
         status = run(job)
     except SealiftError as error:

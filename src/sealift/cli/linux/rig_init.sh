@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # /init of the rig: this machine's file system with a layer of memory above it, and one command in it. See rig.py.
-# Standard output, standard error and the exit status of the command leave through three virtio serial ports.
+# Standard output, standard error and the exit status of the command leave through virtio serial ports, and so does a
+# beat that every CPU must take part in.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -39,8 +40,17 @@ done
 [ -c /status ] || fail "no virtio serial ports"
 mkfifo /out.pipe /err.pipe
 cat /out.pipe >/out &
+out=$!
 cat /err.pipe >/err &
+err=$!
+while :; do
+  for cpu in /sys/devices/system/cpu/cpu[0-9]*; do
+    taskset -c "${cpu##*/cpu}" true
+  done
+  echo
+  sleep 5
+done >/beat &
 chroot /root /bin/sh /run/command </dev/null >/out.pipe 2>/err.pipe
 echo $? >/status
-wait
+wait "$out" "$err"
 poweroff -f

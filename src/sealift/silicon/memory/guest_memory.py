@@ -112,6 +112,7 @@ class GuestMemory:
         )
         pages = layout.pages
         self.states = PageSet(pages)
+        self._runs = 0  # how many runs those are
         self.presence = Presence(pages)
         self._sealed = PageSet(pages)  # content counts as written through the C-bit since launch or the last flip
         self._opened = PageSet(pages)  # private pages written without C-bit since launch or the last flip
@@ -143,11 +144,14 @@ class GuestMemory:
             GuestError: the engine cannot show so scattered a mix of page states; nothing has changed.
         """
         span = Span.covering(first, count)
+        with self._lock:
+            if not self._other_state(span, span.of_range(first, count), to_shared=to_shared):
+                return
         self.presence.wait(first, count)  # what is to be converted must be here
         with self._quiesced():
             self.collect(span)
             with self._lock:
-                changed = span.of_range(first, count)
+                changed = self._other_state(span, span.of_range(first, count), to_shared=to_shared)
                 self._change_states(span, changed, to_shared=to_shared)
                 populated = self.private.populated(span)
                 if to_shared:
@@ -160,25 +164,36 @@ class GuestMemory:
                 if self._windows is not None:
                     self._windows.remap(span, changed, self.states.part(span))
 
+    def _other_state(self, span: Span, pages: PageSet, *, to_shared: bool) -> PageSet:
+        """Those of `pages` that are not yet in the state wanted."""
+        states = self.states.part(span)
+        if to_shared:
+            pages -= states
+        else:
+            pages &= states
+        return pages
+
     def _change_states(self, span: Span, changed: PageSet, *, to_shared: bool) -> None:
-        """Enter the new states; of `changed` stays what was in the other state before."""
+        """Enter the new states of pages that are all in the other one."""
         states = self.states.part(span)
         before = states.copy()
+        around = Span(span.start, min(span.stop + 1, self.states.span.stop))  # the run behind it may join or part
+        runs = self._runs - self.states.count_runs(around)
         if to_shared:
-            changed -= states
             states |= changed
         else:
-            changed &= states
             states -= changed
+        runs += self.states.count_runs(around)
         try:
-            self._require_showable(self.states)
+            self._require_showable(runs)
         except GuestError:
             states.words[:] = before.words
             raise
+        self._runs = runs
 
-    def _require_showable(self, states: PageSet) -> None:
+    def _require_showable(self, runs: int) -> None:
         limit = None if self._windows is None else self._windows.runs_limit
-        if limit is not None and states.count_runs() > limit:
+        if limit is not None and runs > limit:
             raise GuestError(f"guest memory would consist of more than {limit} separate shared ranges")
 
     def _to_shared(self, span: Span, changed: PageSet, populated: PageSet) -> None:
@@ -493,7 +508,7 @@ class GuestMemory:
         Raises:
             GuestError: the engine cannot show so scattered a mix of page states; nothing has changed.
         """
-        self._require_showable(shared)
+        self._require_showable(shared.count_runs())
         with self._quiesced():
             with self._lock:
                 found = PageStates(shared, self._sealed.copy(), self._opened.copy())
@@ -519,6 +534,7 @@ class GuestMemory:
         with self._lock:
             states = found.shared
             self.states, self._sealed, self._opened = states, found.sealed, found.opened
+            self._runs = states.count_runs()
             if self._windows is not None:
                 self._windows.remap(states.span, PageSet.full(self.layout.pages), self.states)
 

@@ -73,15 +73,19 @@ class DiskImage:
 
     # --- the lock --------------------------------------------------------------------------------------------------
 
-    def lock(self) -> None:
+    def lock(self) -> bool:
         """Take the image for this VMM; again is no mistake.
+
+        Returns:
+            Whether it had not been taken before.
 
         Raises:
             UserError: somebody else has it.
         """
         with self._io:
             self._set_lock(fcntl.F_RDLCK if self.read_only else fcntl.F_WRLCK)
-            self._locked = True
+            before, self._locked = self._locked, True
+            return not before
 
     def unlock(self) -> None:
         """Leave the image to others; no I/O reaches it until it is locked again. Call `flush` before."""

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -137,13 +138,16 @@ class DeviceSet:
             device.resume()
 
     def take_disks(self) -> None:
-        """Lock the disk images for this VMM; again is no mistake.
+        """Lock the disk images for this VMM, all or none; again is no mistake.
 
         Raises:
             UserError: somebody else has one.
         """
-        for disk in self._disks:
-            disk.lock()
+        with ExitStack() as undo:
+            for disk in self._disks:
+                if disk.lock():
+                    undo.callback(disk.unlock)
+            undo.pop_all()
 
     def leave_disks(self) -> None:
         """Flush the images and leave them to another VMM; the devices are quiesced.

@@ -1,17 +1,17 @@
-"""Whether KVM can run guests here: the self-test's verdict, remembered until the machine boots or Sealift changes.
+"""Whether KVM can run guests here: the self-test's verdict, which is remembered.
 
-A bad verdict holds for a few minutes: it may have been the machine's load.
+It holds until the machine boots, its KVM is loaded anew (which makes another device node) or Sealift changes. A bad
+verdict holds for a few minutes: it may have been the machine's load.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
+import select
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,9 @@ _LIMIT_S: Final = 60.0
 
 _KILL_LIMIT_S: Final = 1.0
 
+_LAST_WORDS_S: Final = 2.0
+"""From the first line of a reason to the end."""
+
 _DOUBT_S: Final = 300.0
 """How long a bad verdict holds."""
 
@@ -38,19 +41,20 @@ _FILE_LIMIT: Final = 4096
 
 
 class _Verdict(msgspec.Struct, frozen=True):
-    """`reason` is empty if KVM can be used; it holds for one boot, one user and the code that was tested.
+    """`reason` is empty if KVM can be used; it holds for one boot, device node, user and the code that was tested.
 
     `at` is the boot's time in seconds.
     """
 
     boot: str
+    device: str
     code: str
     reason: str
     at: float
 
     def holds(self) -> bool:
         """Whether it says something about here and now."""
-        here = (self.boot, self.code) == (_boot(), _code())
+        here = (self.boot, self.device, self.code) == (_boot(), _device(), _code())
         return here and (not self.reason or 0 <= _now() - self.at < _DOUBT_S)
 
 
@@ -64,7 +68,7 @@ def check(*, anew: bool = False) -> None:
         raise UserError(f"{DEVICE} {'may not be used by this user' if Path(DEVICE).exists() else 'does not exist'}")
     verdict = None if anew else _remembered()
     if verdict is None:
-        verdict = _Verdict(_boot(), _code(), _test(), _now())
+        verdict = _Verdict(_boot(), _device(), _code(), _test(), _now())
         _remember(verdict)
     if verdict.reason:
         raise UserError(f"KVM failed its self-test: {verdict.reason}")
@@ -72,24 +76,44 @@ def check(*, anew: bool = False) -> None:
 
 def _test() -> str:
     """Why KVM is unfit; empty if it is not."""
-    with tempfile.TemporaryFile() as output:  # no pipe: nobody waits for the end of one that cannot be ended
+    ours, theirs = os.pipe()
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "wb") as output:
         process = subprocess.Popen(_SELF_TEST, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        try:
-            status = process.wait(_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a vCPU may hang where no signal reaches it
-                process.wait(_KILL_LIMIT_S)
-            return f"it has not ended after {_LIMIT_S:.0f} s"
-        output.seek(0)
-        said = output.read(_FILE_LIMIT).decode(errors="replace").strip().splitlines()
+        output.close()
+        said, ended = _listen(ours)
+    if not ended:
+        process.kill()
+    try:
+        status = process.wait(_KILL_LIMIT_S)
+    except subprocess.TimeoutExpired:  # a vCPU may hang where no signal reaches it
+        status = None
     if status == 0:
         return ""
-    return said[-1] if said else f"it ended with status {status}"
+    if lines := said.decode(errors="replace").strip().splitlines():
+        return lines[-1]
+    return f"it ended with status {status}" if ended else f"it has not ended after {_LIMIT_S:g} s"
+
+
+def _listen(fd: int) -> tuple[bytes, bool]:
+    """What the self-test says, and whether it closed its output in time; behind a reason it has little left."""
+    said = b""
+    deadline = time.monotonic() + _LIMIT_S
+    while select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]:
+        if not (piece := os.read(fd, _FILE_LIMIT)):
+            return said, True
+        said = (said + piece)[-_FILE_LIMIT:]
+        if b"\n" in said:
+            deadline = min(deadline, time.monotonic() + _LAST_WORDS_S)
+    return said, False
 
 
 def _boot() -> str:
     return _BOOT_ID.read_text().strip()
+
+
+def _device() -> str:
+    status = Path(DEVICE).stat()
+    return f"{status.st_ino}.{status.st_mtime_ns}"
 
 
 def _now() -> float:
