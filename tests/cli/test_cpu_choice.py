@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,3 +68,12 @@ def test_a_file_in_a_configuration_is_beside_it(tmp_path: Path, said: str, means
     config = tmp_path / "guest.toml"
     config.write_text(f'cpu = "{said}"')
     assert read_config(config) == {"cpu": means.format(base=tmp_path)}
+
+
+def test_what_guests_can_have_is_said_without_loading_an_engine() -> None:
+    """Numpy and the emulator take several times as long as the answer."""
+    command = ("-X", "importtime", "-m", "sealift.cli", "cpu", "host", "--engine", "unicorn")
+    said = subprocess.run((sys.executable, *command), check=True, capture_output=True, text=True)
+    loaded = {line.rpartition("|")[2].strip() for line in said.stderr.splitlines()}
+    assert "sealift.silicon.engines.given" in loaded
+    assert not loaded & {"numpy", "unicorn"}

@@ -1,4 +1,4 @@
-"""The names of engines on the command line; `sealift.silicon.engines.choice`, slow to import, has their meaning."""
+"""The names of engines on the command line; `sealift.silicon.engines.given`, slower to import, has their meaning."""
 
 from __future__ import annotations
 

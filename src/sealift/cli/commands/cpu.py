@@ -100,9 +100,10 @@ def host(engine: str | None, *, as_json: bool) -> None:
 
         _describe(processor(), as_json=as_json)
         return
-    from sealift.silicon.engines.choice import choose
+    from sealift.silicon.engines.given import cpu_of, decide
 
-    _describe(choose(engine).factory.host_cpu(), as_json=as_json)
+    name, _ = decide(engine)
+    _describe(cpu_of(name), as_json=as_json)
 
 
 @command.command(

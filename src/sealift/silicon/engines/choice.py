@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
-from sealift.errors import InternalError, UserError, sentence
+from sealift.silicon.engines.given import AUTO, KVM, decide
 from sealift.silicon.engines.interface import EngineFactory
 from sealift.silicon.engines.kvm.engine import KvmFactory
-from sealift.silicon.engines.kvm.usable import check
 from sealift.silicon.engines.unicorn.engine import UnicornFactory
-
-AUTO: Final = "auto"
-NAMES: Final = (AUTO, KvmFactory.name, UnicornFactory.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +36,5 @@ def choose(name: str) -> Chosen:
     Raises:
         UserError: KVM was asked for and cannot be used.
     """
-    match name:
-        case "unicorn":
-            return Chosen(UnicornFactory(), "it was asked for", asked_for=True)
-        case "kvm":
-            check()
-            return Chosen(KvmFactory(), "it was asked for", asked_for=True)
-        case "auto":
-            try:
-                check()
-                return Chosen(KvmFactory(), "KVM passed its self-test")
-            except UserError as error:
-                return Chosen(UnicornFactory(), sentence(error))
-        case _:
-            raise InternalError(f"there is no engine {name!r}; there are {', '.join(NAMES)}")
+    engine, reason = decide(name)
+    return Chosen(KvmFactory() if engine == KVM else UnicornFactory(), reason, asked_for=name != AUTO)

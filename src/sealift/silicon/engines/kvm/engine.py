@@ -13,6 +13,7 @@ from sealift.cpu.description import CpuDescription
 from sealift.errors import RefusedError, StreamError, UserError, sentence
 from sealift.pageset import PageSet, Span
 from sealift.silicon.engines.cpuid import check_given
+from sealift.silicon.engines.given import KVM, kvm_cpu
 from sealift.silicon.engines.interface import GuestSays, VmShape
 from sealift.silicon.engines.kvm import abi
 from sealift.silicon.engines.kvm.chips import GSIS, Chips
@@ -46,7 +47,7 @@ class KvmEngine:
         UserError: this host cannot give the guest the CPU or the C-bit it needs.
     """
 
-    name = "kvm"
+    name = KVM
     runs_limit = RUNS_LIMIT
     waits_for_pages = False
 
@@ -196,7 +197,7 @@ class KvmFactory:
 
     def host_cpu(self) -> CpuDescription:
         """What KVM offers, less what would tie a guest to this host."""
-        return host_cpu(self._kvm.cpuid, irqchip=True).described(self.name)
+        return kvm_cpu(self._kvm)
 
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
         """SEV-ES, the place of the C-bit, and features of the CPU; the latter at the host's own C-bit if need be."""

@@ -10,6 +10,7 @@ from sealift.cpu.description import CpuDescription
 from sealift.errors import RefusedError, StreamError, UserError, sentence
 from sealift.pageset import PageSet, Span
 from sealift.silicon.engines import cpuid
+from sealift.silicon.engines.given import PORTABLE_CBIT, UNICORN, portable_cpu
 from sealift.silicon.engines.interface import GuestSays, VmShape
 from sealift.silicon.engines.unicorn.encrypted import EncryptedVcpu
 from sealift.silicon.engines.unicorn.turn import Turn
@@ -19,24 +20,21 @@ from sealift.silicon.memory.guest_memory import GuestMemory, WriteLogs
 from sealift.wire.obstacle import Code, Obstacle
 from sealift.wire.packed import unpack
 
-CBIT = 47
-"""Position of the C-bit, as on EPYC 7001 and 7002; addresses above it do not exist for guests."""
-
 
 class UnicornEngine:
     """Emulates `vcpus` vCPUs over `memory` (see `sealift.silicon.engines.interface.Engine`)."""
 
-    name = "unicorn"
+    name = UNICORN
     runs_limit = None
 
-    cbit = CBIT
+    cbit = PORTABLE_CBIT
     says = GuestSays(aware=True, ready=True)
     """It cannot see what a guest asks of MSRs; its guests are the platform's own."""
 
     def __init__(self, memory: GuestMemory, shape: VmShape) -> None:
         if shape.irqchip:
             raise UserError("the portable engine has no interrupt controllers; this guest needs KVM")
-        if shape.cbit not in {None, CBIT}:
+        if shape.cbit not in {None, PORTABLE_CBIT}:
             raise UserError(_OTHER_CBIT.format(shape.cbit))
         self._limit = _limit_of(shape)
         self.cpu = b"" if self._limit is None else msgspec.msgpack.encode(self._limit, order="deterministic")
@@ -44,7 +42,7 @@ class UnicornEngine:
         self.turn = Turn()
         self.encrypted_log = PageSet(memory.layout.pages)
         self.plain_log = PageSet(memory.layout.pages)
-        self.walker = Walker(memory, None if shape.plain else CBIT, self._table_written)
+        self.walker = Walker(memory, None if shape.plain else PORTABLE_CBIT, self._table_written)
         self._count = shape.vcpus
         self._es, self._plain = shape.es, shape.plain
         self.waits_for_pages = not shape.es  # an exception that is delivered to a missing stack could not be restarted
@@ -53,11 +51,11 @@ class UnicornEngine:
 
     def create_vcpu(self, index: int) -> UnicornVcpu:
         """A fresh vCPU with initial APIC id `index`; replaces an earlier one of that index."""
-        leaves = cpuid.leaves(vcpu=index, vcpus=self._count, cbit=CBIT, es=self._es, plain=self._plain)
+        leaves = cpuid.leaves(vcpu=index, vcpus=self._count, cbit=PORTABLE_CBIT, es=self._es, plain=self._plain)
         if self._limit is not None:
             leaves = cpuid.limited(leaves, self._limit)
         if self._es:
-            vcpu: UnicornVcpu = EncryptedVcpu(self, index, leaves, CBIT)
+            vcpu: UnicornVcpu = EncryptedVcpu(self, index, leaves, PORTABLE_CBIT)
         else:
             vcpu = UnicornVcpu(self, leaves, sev_status=0 if self._plain else SEV_ENABLED)
         with self.turn.held():
@@ -107,11 +105,7 @@ class UnicornEngine:
         self.encrypted_log.mark(page)
 
 
-_OTHER_CBIT = f"the guest's C-bit is bit {{}}; here it is bit {CBIT}"
-
-
-def _host_cpu() -> CpuDescription:
-    return cpuid.described(cpuid.leaves(vcpu=0, vcpus=1, cbit=CBIT), UnicornEngine.name)
+_OTHER_CBIT = f"the guest's C-bit is bit {{}}; here it is bit {PORTABLE_CBIT}"
 
 
 def _limit_of(shape: VmShape) -> CpuDescription | None:
@@ -123,7 +117,7 @@ def _limit_of(shape: VmShape) -> CpuDescription | None:
     """
     limit = unpack(shape.cpu, CpuDescription, "the description of the guest's CPU") if shape.cpu else shape.limit
     if limit is not None:
-        cpuid.check_given(limit, _host_cpu())
+        cpuid.check_given(limit, portable_cpu())
     return limit
 
 
@@ -131,18 +125,18 @@ class UnicornFactory:
     """Makes portable engines, on any host (see `sealift.silicon.engines.interface.EngineFactory`)."""
 
     name = UnicornEngine.name
-    cbit = CBIT
+    cbit = PORTABLE_CBIT
     hides_registers = True
     runs_plain = True
 
     def host_cpu(self) -> CpuDescription:
         """The CPU it emulates."""
-        return _host_cpu()
+        return portable_cpu()
 
     def judge(self, shape: VmShape) -> tuple[Obstacle, ...]:
         """This engine has one CPU, the same on every host, of which a guest may have less."""
         obstacles = []
-        if shape.cbit not in {None, CBIT}:
+        if shape.cbit not in {None, PORTABLE_CBIT}:
             obstacles.append(Obstacle(Code.CBIT, _OTHER_CBIT.format(shape.cbit)))
         try:
             _limit_of(shape)
