@@ -111,7 +111,7 @@ class ReceiveCommands(Core):
 
 def _check_lengths(header: bytes, payload: bytes, length: int) -> None:
     if len(header) < packet.HEADER_SIZE:
-        detail = f"a packet's header has {packet.HEADER_SIZE} bytes, not {len(header)}"
+        detail = f"a packet's header has at least {packet.HEADER_SIZE} bytes, not {len(header)}"
         raise failure(Status.INVALID_LENGTH, detail)
     check_length(length, PACKET_LIMIT)
     require_payload(payload, length)

@@ -14,7 +14,8 @@ Guest::
             ◄── SEND_CANCEL ──
 
 `COMMANDS` says for every command in which states it is allowed and what comes next; commands outside the table are
-INVALID_COMMAND. What a command checks besides state is in ``firmware``.
+INVALID_COMMAND. What a command checks besides state is where it is carried out: ``launch``, ``send``, ``receive`` and
+their neighbours, which ``firmware`` joins.
 """
 
 from __future__ import annotations
