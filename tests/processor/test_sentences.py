@@ -59,7 +59,7 @@ SECRETS = [
 ]
 PACKETS = [
     (put("gpa", 8), Status.INVALID_ADDRESS, "guest address 0x8 is not a multiple of 16"),
-    (cut("header"), Status.INVALID_LENGTH, "header has 52 bytes, not 51"),
+    (cut("header"), Status.INVALID_LENGTH, "header has at least 52 bytes, not 51"),
     (put("length", 8), Status.INVALID_LENGTH, "guest length of 8 bytes"),
     (put("length", PACKET_LIMIT + 16), Status.INVALID_LENGTH, "guest length of 1048592 bytes is over the 1048576"),
     (cut("payload"), Status.INVALID_LENGTH, "payload has 4095 bytes for a guest length of 4096"),
