@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from sealift.cli.guest_options import GuestOptions
 from sealift.cli.places import Host, Places, default_host, default_manufacturer, default_owner, state_directory
 from sealift.cli.wiring import HostedGuest, start_guest
 from sealift.silicon.processor.manufacturer import Manufacturer
+
+# A shell's background jobs ignore Ctrl-C, and so would all that is started from one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test is timed: a machine under load is no failure, and pytest-timeout ends what hangs.
 settings.register_profile("untimed", deadline=None)

@@ -191,7 +191,7 @@ def test_at_a_stop_everything_is_shown_and_nothing_mixes(
 
 _READ_SIZE = 4096
 _SEALIFT = "from sealift.cli.main import main; main()"
-_IN_ITS_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {_SEALIFT}"
+IN_ITS_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {_SEALIFT}"
 
 
 class Guest:
@@ -239,7 +239,7 @@ class Terminal:
         self.keys, self._tty = pty.openpty()
         self.before = self.modes()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _IN_ITS_TERMINAL, "console", "g", "--host", str(guest.host)],
+            [sys.executable, "-c", IN_ITS_TERMINAL, "console", "g", "--host", str(guest.host)],
             stdin=self._tty,
             stdout=self._tty,
             stderr=self._tty,

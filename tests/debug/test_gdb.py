@@ -18,6 +18,7 @@ from sealift.vmm.gdb.server import GdbServer, listen_for_gdb
 from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.qmp.commands.human import MONITOR
+from sealift.vmm.qmp.human import Viewpoint
 from sealift.vmm.runstate import RunState
 
 FREE = 0xE0_0000
@@ -31,7 +32,7 @@ def served(running: rig.Guest, path: Path) -> Iterator[tuple[Guest, str]]:
     guest = Guest(running.name, Parameters())
     guest.attach(running.machine, running.launched)
     listener = listen_for_gdb(f"unix:{path / 'gdb'}")
-    server = GdbServer(guest, listener.listening, MONITOR.execute)
+    server = GdbServer(guest, listener.listening, lambda guest, line, cpu: MONITOR.execute(guest, line, Viewpoint(cpu)))
     try:
         yield guest, str(path / "gdb")
     finally:

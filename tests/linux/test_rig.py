@@ -60,7 +60,7 @@ def test_a_command_that_takes_too_long_is_ended(rig: list[str]) -> None:
 
 
 def test_a_rig_that_stands_still_is_given_up(rig: list[str], tmp_path: Path) -> None:
-    command = [*rig, "--silence", "40", "sh", "-c", "echo up; sleep 600"]
+    command = [*rig, "--silence", "60", "sh", "-c", "echo up; sleep 600"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -68,13 +68,8 @@ def test_a_rig_that_stands_still_is_given_up(rig: list[str], tmp_path: Path) -> 
         os.kill(emulator, signal.SIGSTOP)
         _, complaint = process.communicate()
     assert process.returncode == FAILED
-    assert "has stood still for 40 s" in complaint
+    assert "has stood still for 60 s" in complaint
     wait_for_end_of([emulator])
-
-
-def test_a_rig_whose_command_is_silent_lives_on(rig: list[str]) -> None:
-    command = [*rig, "--silence", "20", "sh", "-c", "sleep 30; exit 3"]
-    assert subprocess.run(command, check=False).returncode == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -15,6 +15,7 @@ from sealift.vmm.guest import Guest
 from sealift.vmm.qmp.commands import COMMANDS
 from sealift.vmm.qmp.commands.human import ACTIONS, MONITOR
 from sealift.vmm.qmp.framing import DEPTH_LIMIT, Framer
+from sealift.vmm.qmp.human import Viewpoint
 from sealift.vmm.qmp.message import QmpError, Request, decode_request, request_id
 
 _WORDS = st.sampled_from(["execute", "arguments", "id", "uri", "channels", "capabilities", "tcp:a:1", "enable"])
@@ -79,4 +80,4 @@ _KNOWN = {name for command in ACTIONS for name in command.names} | {"info"}
 def test_any_line_for_people_is_answered_with_text(line: str) -> None:
     words = line.split()
     assume(not words or words[0].strip("\"'") not in _KNOWN)
-    assert isinstance(MONITOR.execute(cast("Guest", None), line), str)
+    assert isinstance(MONITOR.execute(cast("Guest", None), line, Viewpoint()), str)

@@ -14,7 +14,7 @@ from qmp.conftest import Served
 from qmp.test_server import ask
 from sealift.errors import RefusedError
 from sealift.vmm.guest import Guest
-from sealift.vmm.qmp.human import Call, HumanCommand, HumanMonitor
+from sealift.vmm.qmp.human import Call, HumanCommand, HumanMonitor, Viewpoint
 
 
 def monitor(served: Served, line: str, **arguments: Any) -> list[str]:
@@ -140,7 +140,7 @@ def test_help_names_every_command_once() -> None:
     made = HumanMonitor([dance], {"info": [weather]})
     answer: dict[str, list[str]] = {}
     for line in ("help", "? d", "help info", "info"):
-        answer[line] = made.execute(cast_guest(), line).split("\r\n")[:-1]
+        answer[line] = made.execute(cast_guest(), line, Viewpoint()).split("\r\n")[:-1]
     usage = "dance|d [-f] tune [partner] -- to music"
     assert answer["help"] == [usage, "help|? [cmd] -- show the help", "info [subcommand] -- show various things"]
     assert answer["? d"] == [usage]

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, TypeAlias
 
 from sealift.cli.places import Host
 from sealift.cli.printer import Printer
-from sealift.cli.rundir import CONSOLE_SOCKET, QMP_SOCKET, RunDirectory
+from sealift.cli.rundir import CONSOLE_SOCKET, MONITOR_SOCKET, QMP_SOCKET, RunDirectory
 from sealift.cli.wiring import HostedGuest
 from sealift.vmm.console_server import ConsoleServer
 from sealift.vmm.control import ControlThread, process_end
@@ -36,9 +36,11 @@ from sealift.vmm.gdb.server import GdbServer, listen_for_gdb
 from sealift.vmm.guest import Guest
 from sealift.vmm.machine import GuestEnd
 from sealift.vmm.migration.status import MigrationStatus
-from sealift.vmm.migration.transport import FileAddress, parse_uri
+from sealift.vmm.migration.transport import FileAddress, Listener, parse_uri
 from sealift.vmm.qmp.commands.human import MONITOR
-from sealift.vmm.qmp.endpoint import listen_for_qmp
+from sealift.vmm.qmp.endpoint import listen_for_monitor, listen_for_qmp
+from sealift.vmm.qmp.human import Viewpoint
+from sealift.vmm.qmp.human_server import HumanServer
 from sealift.vmm.qmp.server import QmpServer
 from sealift.vmm.runstate import RunState
 
@@ -70,14 +72,22 @@ class _PlatformGone:
 _News: TypeAlias = GuestEvent | _Signalled | _ClientsLeft | _PlatformGone
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """URIs where a guest is controlled besides its run directory: by QMP, in the human monitor, by gdb."""
+
+    qmp: Sequence[str] = ()
+    monitor: Sequence[str] = ()
+    gdb: str | None = None
+
+
 def run_in_foreground(
     host: Host,
     name: str,
     start: Callable[[], HostedGuest],
     say: Say,
     console: BinaryIO | None,
-    qmp: Sequence[str] = (),
-    gdb: str | None = None,
+    endpoints: Endpoints,
 ) -> int:
     """Start a guest, serve its control sockets, and stay until it ends.
 
@@ -87,8 +97,7 @@ def run_in_foreground(
         start: starts it, or begins to wait for it.
         say: takes sentences for the user.
         console: where to print what the guest prints; None for nowhere.
-        qmp: URIs where QMP is served too.
-        gdb: URI where gdb is served; None for nowhere.
+        endpoints: where it is served besides.
 
     Returns:
         The exit status.
@@ -99,12 +108,16 @@ def run_in_foreground(
         ending.callback(directory.close)
         qmp_socket = ending.enter_context(directory.listen(QMP_SOCKET))
         console_socket = ending.enter_context(directory.listen(CONSOLE_SOCKET))
-        listeners = [ending.enter_context(contextlib.closing(listen_for_qmp(uri))) for uri in qmp]
-        for listener in listeners:
-            say(f"QMP is served at {listener.address}")
-        debugging = None if gdb is None else ending.enter_context(contextlib.closing(listen_for_gdb(gdb)))
-        if debugging is not None:
-            say(f"gdb is served at {debugging.address}")
+        monitor_socket = ending.enter_context(directory.listen(MONITOR_SOCKET))
+
+        def listen(uri: str, what: str, by: Callable[[str], Listener]) -> Listener:
+            listener = ending.enter_context(contextlib.closing(by(uri)))
+            say(f"{what} is served at {listener.address}")
+            return listener
+
+        qmp = [listen(uri, "QMP", listen_for_qmp) for uri in endpoints.qmp]
+        monitors = [listen(uri, "the monitor", listen_for_monitor) for uri in endpoints.monitor]
+        debugging = None if endpoints.gdb is None else listen(endpoints.gdb, "gdb", listen_for_gdb)
         printer = None if console is None else Printer(console)
         if printer is not None:
             ending.callback(printer.close)
@@ -114,20 +127,26 @@ def run_in_foreground(
         ending.callback(hosted.close)
         guest = hosted.guest
         if debugging is not None:
-            ending.callback(GdbServer(guest, debugging.listening, MONITOR.execute).close)
+            ending.callback(GdbServer(guest, debugging.listening, _for_gdb).close)
         guest.console.flush_by(control.later)
         if printer is not None:
             printer.put(guest.console.listen(printer.put))
         # It listens before anybody can ask for anything.
         foreground = _Foreground(guest, say if printer is None else _beside(printer, say), control)
         server = control.make(lambda: QmpServer(guest, foreground.clients_left))
-        control.start(server.serve(qmp_socket, *(listener.listening for listener in listeners)))
+        control.start(server.serve(qmp_socket, *(each.listening for each in qmp)))
+        human = control.make(lambda: HumanServer(guest))
+        control.start(human.serve(monitor_socket, *(each.listening for each in monitors)))
         control.start(control.make(lambda: ConsoleServer(guest)).serve(console_socket))
         _on_signals(foreground.signalled)
         status = foreground.watch(server)
     if foreground.ended:  # and everything that it printed is shown
         say(f"guest {name} ended")
     return status
+
+
+def _for_gdb(guest: Guest, line: str, cpu: int) -> str:
+    return MONITOR.execute(guest, line, Viewpoint(cpu))
 
 
 def _beside(printer: Printer, say: Say) -> Say:

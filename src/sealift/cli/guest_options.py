@@ -167,6 +167,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     owner: str | None = None
     incoming: str | None = None
     qmp: list[str] | None = None
+    monitor: list[str] | None = None
     gdb: str | None = None
     restore: str | None = None
     downtime_limit: Annotated[int, msgspec.Meta(ge=0)] | None = None

@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "run": "Launch a guest, or wait for one to arrive, and run it here.",
     "ps": "List the guests of a host.",
     "console": "Attach to a guest's console.",
+    "monitor": "Type commands at a guest's human monitor.",
     "stop": "End a guest.",
     "migrate": "Move a running guest to another host.",
     "token": "Settle a handover that broke off.",

@@ -1,8 +1,8 @@
 """Run directories: how commands find the VMM of a running guest.
 
-``HOST/run/NAME/`` holds ``vmm.json`` (which process; locked by flock for as long as that lives), ``qmp.sock`` and
-``console.sock``. The kernel drops the lock with its process, however that dies; so a directory without a lock is
-left over, and the next guest of that name takes it.
+``HOST/run/NAME/`` holds ``vmm.json`` (which process; locked by flock for as long as that lives), ``qmp.sock``,
+``console.sock`` and ``monitor.sock``. The kernel drops the lock with its process, however that dies; so a directory
+without a lock is left over, and the next guest of that name takes it.
 
 Addresses of Unix sockets are limited to 107 bytes, paths are not: sockets are reached through a descriptor of
 their directory (``/proc/self/fd/N/qmp.sock``).
@@ -27,6 +27,7 @@ from sealift.errors import LostError, UserError
 
 QMP_SOCKET: Final = "qmp.sock"
 CONSOLE_SOCKET: Final = "console.sock"
+MONITOR_SOCKET: Final = "monitor.sock"
 _RECORD: Final = "vmm.json"
 _RECORD_LIMIT: Final = 4096
 _DIRECTORY_MODE: Final = 0o700

@@ -104,6 +104,12 @@ _LAUNCH_ONLY: Final = (
     help="Serve QMP at unix:PATH, or on this machine at tcp:127.0.0.1:PORT, too.",
 )
 @click.option(
+    "--monitor",
+    metavar="URI",
+    multiple=True,
+    help="Serve the human monitor (`sealift monitor`) at unix:PATH, or on this machine at tcp:127.0.0.1:PORT, too.",
+)
+@click.option(
     "--gdb",
     metavar="URI",
     help="Serve gdb at unix:PATH, or on this machine at tcp::PORT (`target remote`), as far as the policy allows it.",
@@ -160,12 +166,13 @@ def command(
     A guest is launched by the local owner unless another one's session is given: then it is measured and waits, like
     QEMU's sev-guest, for its secret (QMP: sev-inject-launch-secret) and for the word to run (QMP: cont).
     """
-    from sealift.cli.foreground import run_in_foreground
+    from sealift.cli.foreground import Endpoints, run_in_foreground
     from sealift.cli.rundir import check_name
     from sealift.cli.wiring import HostedGuest, start_guest, start_incoming, start_restored
     from sealift.vmm.metrics import MetricsEndpoint
 
-    qmp, metrics, gdb = (settings.pop(name) for name in ("qmp", "metrics", "gdb"))
+    endpoints = Endpoints(**{name: settings.pop(name) for name in ("qmp", "monitor", "gdb")})
+    metrics = settings.pop("metrics")
     options = defaults.GuestOptions(
         downtime_limit_ms=settings.pop("downtime_limit"),
         disks=tuple(defaults.DiskPath.parse(disk) for disk in disks),
@@ -205,7 +212,7 @@ def command(
         _check_unused(click.get_current_context(), "--incoming")
         return start_incoming(incoming, options, places, _say)
 
-    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer, qmp, gdb)
+    return run_in_foreground(host, options.name, start, _say, None if quiet else sys.stdout.buffer, endpoints)
 
 
 def _check_unused(ctx: click.Context, way: str) -> None:

@@ -22,6 +22,11 @@ def listen_for_qmp(uri: str) -> Listener:
     return listen_here(uri, "QMP")
 
 
+def listen_for_monitor(uri: str) -> Listener:
+    """The same for the human monitor."""
+    return listen_here(uri, "the monitor")
+
+
 def listen_here(uri: str, what: str) -> Listener:
     """Listen at `uri`, which only users of this machine reach, for `what`; the caller closes it.
 

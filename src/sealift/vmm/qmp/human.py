@@ -13,17 +13,32 @@ from typing import Final
 
 from sealift.errors import SealiftError, UserError, sentence
 from sealift.vmm.guest import Guest
+from sealift.vmm.qmp.prompt import END_OF_LINE
 
-END_OF_LINE: Final = "\r\n"
+
+class Viewpoint:
+    """What one user of the monitor looks at.
+
+    Attributes:
+        cpu: the vCPU whose registers and address space are meant.
+    """
+
+    def __init__(self, cpu: int = 0) -> None:
+        self.cpu = cpu
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One line to be carried out: the guest, the vCPU that is looked at, and the words by their parameter's name."""
+    """One line to be carried out: the guest, what is looked at, and the words by their parameter's name."""
 
     guest: Guest
-    cpu: int
+    view: Viewpoint
     words: Mapping[str, str]
+
+    @property
+    def cpu(self) -> int:
+        """The vCPU that is looked at."""
+        return self.view.cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +92,17 @@ class HumanMonitor:
             group: {name: command for command in members for name in command.names} for group, members in groups.items()
         }
 
-    def execute(self, guest: Guest, line: str, cpu: int = 0) -> str:
-        """The answer to one line; never raises for what is wrong with it."""
+    def execute(self, guest: Guest, line: str, view: Viewpoint) -> str:
+        """The answer to one line, which may change the view; never raises for what is wrong with it."""
         try:
-            lines = self._run(guest, shlex.split(line), cpu)
+            lines = self._run(guest, shlex.split(line), view)
         except ValueError as error:
             lines = [f"unparsable line: {error}"]
         except SealiftError as error:
             lines = [f"Error: {sentence(error)}"]
         return "".join(f"{shown}{END_OF_LINE}" for shown in lines)
 
-    def _run(self, guest: Guest, words: list[str], cpu: int) -> list[str]:
+    def _run(self, guest: Guest, words: list[str], view: Viewpoint) -> list[str]:
         if not words:
             return []
         name = words.pop(0)
@@ -101,7 +116,7 @@ class HumanMonitor:
         command = commands.get(name)
         if command is None:
             return [f"unknown command: '{name}'"]
-        return list(command.run(Call(guest, cpu, command.words(words))))
+        return list(command.run(Call(guest, view, command.words(words))))
 
     def _help(self, words: list[str]) -> list[str]:
         if not words:

@@ -19,7 +19,7 @@ from sealift.vmm.qmp.commands import human_memory
 from sealift.vmm.qmp.commands.control import version_info
 from sealift.vmm.qmp.commands.machine import query_cpus_fast, query_memory
 from sealift.vmm.qmp.commands.migration_parameters import MigrationParameters
-from sealift.vmm.qmp.human import Call, HumanCommand, HumanMonitor
+from sealift.vmm.qmp.human import Call, HumanCommand, HumanMonitor, Viewpoint
 from sealift.vmm.qmp.message import QmpError, convert_arguments
 from sealift.vmm.qmp.table import Command, NoArguments, Runs
 from sealift.vmm.registers import register_lines
@@ -44,7 +44,7 @@ def human_monitor_command(guest: Guest, arguments: HumanMonitorArguments) -> str
     cpu = arguments.cpu_index or 0
     if cpu and cpu >= guest.machine.vcpu_count:
         raise QmpError("Parameter 'cpu-index' expects a CPU number")
-    return MONITOR.execute(guest, arguments.command_line, cpu)
+    return MONITOR.execute(guest, arguments.command_line, Viewpoint(cpu))
 
 
 # --- info ---------------------------------------------------------------------------------------------------------
@@ -144,6 +144,15 @@ def _cont(call: Call) -> Iterator[str]:
     yield from ()
 
 
+def _choose_cpu(call: Call) -> Iterator[str]:
+    """For as long as this user stays: human-monitor-command and gdb name theirs with each line."""
+    index = call.words["index"]
+    if not index.isdecimal() or int(index) >= call.guest.machine.vcpu_count:
+        raise UserError("invalid CPU index")
+    call.view.cpu = int(index)
+    yield from ()
+
+
 def _quit(call: Call) -> Iterator[str]:
     call.guest.end(ShutdownCause.HOST_QMP_QUIT)
     yield from ()
@@ -219,6 +228,7 @@ INFO: Final = (
 ACTIONS: Final = (
     HumanCommand(("stop", "s"), (), "stop emulation", _stop),
     HumanCommand(("cont", "c"), (), "resume emulation", _cont),
+    HumanCommand(("cpu",), ("index",), "set the default CPU", _choose_cpu),
     HumanCommand(("quit", "q"), (), "end the VMM", _quit),
     HumanCommand(("system_powerdown",), (), "send system power down event", _power_down),
     HumanCommand(("migrate",), ("[-d]", "uri"), "migrate to URI, in the background", _migrate),
