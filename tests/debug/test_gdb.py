@@ -14,7 +14,7 @@ import judges
 from migration import rig
 from sealift.sev.policy import Policy
 from sealift.vmm.gdb.packet import Parser, framed
-from sealift.vmm.gdb.server import GdbServer, listen_for_gdb
+from sealift.vmm.gdb.server import GdbServer, GdbService, listen_for_gdb
 from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Parameters
 from sealift.vmm.qmp.commands.human import MONITOR
@@ -32,7 +32,7 @@ def served(running: rig.Guest, path: Path) -> Iterator[tuple[Guest, str]]:
     guest = Guest(running.name, Parameters())
     guest.attach(running.machine, running.launched)
     listener = listen_for_gdb(f"unix:{path / 'gdb'}")
-    server = GdbServer(guest, listener.listening, lambda guest, line, cpu: MONITOR.execute(guest, line, Viewpoint(cpu)))
+    server = GdbServer(guest, listener.listening, _execute)
     try:
         yield guest, str(path / "gdb")
     finally:
@@ -54,6 +54,31 @@ def gdb(where: str, *commands: str) -> str:
             stdin=subprocess.DEVNULL,
         )
     return done.stdout + done.stderr
+
+
+def _execute(guest: Guest, line: str, cpu: int = 0) -> str:
+    return MONITOR.execute(guest, line, Viewpoint(cpu))
+
+
+def test_the_monitor_starts_moves_and_ends_the_server(any_guest: rig.Guest, tmp_path: Path) -> None:
+    any_guest.machine.resume()
+    guest = Guest(any_guest.name, Parameters())
+    guest.attach(any_guest.machine, any_guest.launched)
+    first, second = (f"unix:{tmp_path / name}" for name in ("first", "second"))
+    assert _execute(guest, f"gdbserver {first}") == "Error: gdb is not served for this guest\r\n"
+    service = guest.debugging = GdbService(guest, _execute)
+    assert _execute(guest, f"gdbserver {first}") == f"Waiting for gdb connection on device '{first}'\r\n"
+    own = gdb(str(tmp_path / "first"), "monitor gdbserver none", f"monitor gdbserver {second}", "detach")
+    assert own.count("gdb cannot end the server that it uses") == 2
+    assert guest.state is RunState.RUNNING
+    assert _execute(guest, f"gdbserver {second}") == f"Waiting for gdb connection on device '{second}'\r\n"
+    assert not (tmp_path / "first").exists()
+    assert "rip" in gdb(str(tmp_path / "second"), "info registers rip", "detach")
+    assert "Error: " in _execute(guest, "gdbserver tcp:0.0.0.0:1234")
+    assert "rip" in gdb(str(tmp_path / "second"), "info registers rip", "detach")
+    assert _execute(guest, "gdbserver none") == "Disabled gdbserver\r\n"
+    assert not (tmp_path / "second").exists()
+    service.end()
 
 
 def test_gdb_sees_and_changes_registers_and_memory_and_detaches(any_guest: rig.Guest, tmp_path: Path) -> None:

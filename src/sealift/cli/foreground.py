@@ -32,7 +32,7 @@ from sealift.vmm.events import (
     RunStateChanged,
     ShutdownCause,
 )
-from sealift.vmm.gdb.server import GdbServer, listen_for_gdb
+from sealift.vmm.gdb.server import GdbService, listen_for_gdb
 from sealift.vmm.guest import Guest
 from sealift.vmm.machine import GuestEnd
 from sealift.vmm.migration.status import MigrationStatus
@@ -126,8 +126,10 @@ def run_in_foreground(
         hosted = start()
         ending.callback(hosted.close)
         guest = hosted.guest
+        debugger = guest.debugging = GdbService(guest, _for_gdb)
+        ending.callback(debugger.end)
         if debugging is not None:
-            ending.callback(GdbServer(guest, debugging.listening, _for_gdb).close)
+            debugger.serve(debugging)
         guest.console.flush_by(control.later)
         if printer is not None:
             printer.put(guest.console.listen(printer.put))

@@ -75,6 +75,24 @@ class LateArrival(Protocol):
         """Await the source at `uri`."""
 
 
+class Debugging(Protocol):
+    """Serves gdb, where and for as long as somebody wants it."""
+
+    def serve_at(self, uri: str) -> str:
+        """Serve it at `uri`, and no longer where it was served before; the address.
+
+        Raises:
+            UserError: that cannot be listened at, or it is gdb itself that asks.
+        """
+
+    def end(self) -> None:
+        """Serve it nowhere.
+
+        Raises:
+            UserError: it is gdb itself that asks.
+        """
+
+
 class Guest:
     """One guest under control; methods may be called from any thread.
 
@@ -85,6 +103,7 @@ class Guest:
         dirty_rate: measures what it writes.
         destination: where the last migration goes or went.
         experience: of earlier migrations from this host, by this method to that place; None: there is none.
+        debugging: serves gdb; None: nobody does.
     """
 
     def __init__(self, name: str, parameters: Parameters, clock: Clock | None = None) -> None:
@@ -104,6 +123,7 @@ class Guest:
         self._dumping: threading.Thread | None = None
         self.destination: str | None = None
         self.experience: Callable[[Method, str], Experience | None] = lambda _, __: None
+        self.debugging: Debugging | None = None
         self._plan: Plan | None = None
         self._planned: Plan | None = None
         self.dirty_rate = DirtyRateMeter(self._clock)

@@ -8,7 +8,7 @@ import socket
 import threading
 from typing import Final
 
-from sealift.errors import SealiftError
+from sealift.errors import SealiftError, UserError
 from sealift.vmm.gdb.packet import Parser, Received, Signal, framed
 from sealift.vmm.gdb.session import Monitor, Session
 from sealift.vmm.guest import Guest
@@ -45,6 +45,11 @@ class GdbServer:
         self._thread = threading.Thread(target=self._serve, name="gdb", daemon=True)
         self._thread.start()
 
+    @property
+    def attends_to_this_thread(self) -> bool:
+        """Whether it is gdb's own request that is being carried out here."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """Let go of whoever is there, and listen no more."""
         self._wake.close()
@@ -80,6 +85,52 @@ class GdbServer:
                 case True if not connection.receive():
                     session.lost()
                     return
+
+
+class GdbService:
+    """Serves gdb for a guest at one place at a time, or nowhere (`sealift.vmm.guest.Debugging`).
+
+    Args:
+        guest, monitor: as for `GdbServer`.
+    """
+
+    def __init__(self, guest: Guest, monitor: Monitor) -> None:
+        self._guest = guest
+        self._monitor = monitor
+        self._lock = threading.Lock()
+        self._serving: tuple[Listener, GdbServer] | None = None
+
+    def serve(self, listener: Listener) -> None:
+        """Serve gdb at `listener`, which is closed with this."""
+        with self._lock:
+            self._end()
+            self._serving = listener, GdbServer(self._guest, listener.listening, self._monitor)
+
+    def serve_at(self, uri: str) -> str:
+        """See `sealift.vmm.guest.Debugging`."""
+        self._require_another()
+        listener = listen_for_gdb(uri)
+        self.serve(listener)
+        return str(listener.address)
+
+    def end(self) -> None:
+        """See `sealift.vmm.guest.Debugging`."""
+        self._require_another()
+        with self._lock:
+            self._end()
+
+    def _require_another(self) -> None:
+        """No thread waits for its own end."""
+        with self._lock:
+            if self._serving is not None and self._serving[1].attends_to_this_thread:
+                raise UserError("gdb cannot end the server that it uses; let it detach, and ask somewhere else")
+
+    def _end(self) -> None:
+        if self._serving is not None:
+            listener, server = self._serving
+            self._serving = None
+            server.close()
+            listener.close()
 
 
 class _Connection:

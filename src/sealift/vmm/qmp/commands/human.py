@@ -153,6 +153,18 @@ def _choose_cpu(call: Call) -> Iterator[str]:
     yield from ()
 
 
+def _gdbserver(call: Call) -> Iterator[str]:
+    device = call.words.get("device", "tcp::1234")
+    debugging = call.guest.debugging
+    if debugging is None:
+        raise UserError("gdb is not served for this guest")
+    if device == "none":
+        debugging.end()
+        yield "Disabled gdbserver"
+    else:
+        yield f"Waiting for gdb connection on device '{debugging.serve_at(device)}'"
+
+
 def _quit(call: Call) -> Iterator[str]:
     call.guest.end(ShutdownCause.HOST_QMP_QUIT)
     yield from ()
@@ -229,6 +241,12 @@ ACTIONS: Final = (
     HumanCommand(("stop", "s"), (), "stop emulation", _stop),
     HumanCommand(("cont", "c"), (), "resume emulation", _cont),
     HumanCommand(("cpu",), ("index",), "set the default CPU", _choose_cpu),
+    HumanCommand(
+        ("gdbserver",),
+        ("[device]",),
+        "start gdbserver on given device (default 'tcp::1234'), stop with 'none'",
+        _gdbserver,
+    ),
     HumanCommand(("quit", "q"), (), "end the VMM", _quit),
     HumanCommand(("system_powerdown",), (), "send system power down event", _power_down),
     HumanCommand(("migrate",), ("[-d]", "uri"), "migrate to URI, in the background", _migrate),
