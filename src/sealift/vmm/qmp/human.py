@@ -21,10 +21,14 @@ class Viewpoint:
 
     Attributes:
         cpu: the vCPU whose registers and address space are meant.
+        shown_as: the format of the last memory dump, one of ``oxduc``.
+        size: of its items, in bytes.
     """
 
     def __init__(self, cpu: int = 0) -> None:
         self.cpu = cpu
+        self.shown_as = "x"
+        self.size = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class HumanCommand:
 
     Attributes:
         names: what it is called, the usual name first.
-        parameters: what its words are, ``[in brackets]`` those that may be left out; ``[-d]`` is a flag.
+        parameters: what its words are, ``[in brackets]`` those that may be left out; ``[-d]`` is a flag, and
+            ``[/fmt]`` comes first if it is there.
         help: what it does, for people.
         run: does it; lines to be shown.
     """
@@ -75,6 +80,10 @@ class HumanCommand:
             if given[0] not in flags:
                 raise UserError(f"{self.names[0]}: unsupported option {given[0]}")
             found[given.pop(0)] = ""
+        if "[/fmt]" in places:
+            places.remove("[/fmt]")
+            if given and given[0].startswith("/"):
+                found["/fmt"] = given.pop(0).removeprefix("/")
         required = [place for place in places if not place.startswith("[")]
         if len(given) < len(required):
             raise UserError(f"{self.names[0]}: {required[len(given)]} expected")

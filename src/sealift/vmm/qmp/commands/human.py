@@ -15,7 +15,7 @@ from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Capability
 from sealift.vmm.migration.stats import MigrationInfo
 from sealift.vmm.migration.status import MigrationStatus
-from sealift.vmm.qmp.commands import human_memory
+from sealift.vmm.qmp.commands import human_look, human_memory
 from sealift.vmm.qmp.commands.control import version_info
 from sealift.vmm.qmp.commands.machine import query_cpus_fast, query_memory
 from sealift.vmm.qmp.commands.migration_parameters import MigrationParameters
@@ -153,6 +153,13 @@ def _choose_cpu(call: Call) -> Iterator[str]:
     yield from ()
 
 
+def _system_reset(call: Call) -> Iterator[str]:
+    raise UserError(
+        f"guest {call.guest.name} cannot be reset; quit, and run it again: that is another launch, which its owner "
+        "attests anew"
+    )
+
+
 def _gdbserver(call: Call) -> Iterator[str]:
     device = call.words.get("device", "tcp::1234")
     debugging = call.guest.debugging
@@ -248,6 +255,7 @@ ACTIONS: Final = (
         _gdbserver,
     ),
     HumanCommand(("quit", "q"), (), "end the VMM", _quit),
+    HumanCommand(("system_reset",), (), "refused: a guest is launched and attested anew", _system_reset),
     HumanCommand(("system_powerdown",), (), "send system power down event", _power_down),
     HumanCommand(("migrate",), ("[-d]", "uri"), "migrate to URI, in the background", _migrate),
     HumanCommand(
@@ -263,7 +271,9 @@ ACTIONS: Final = (
     ),
 )
 
-MONITOR: Final = HumanMonitor((*ACTIONS, *human_memory.ACTIONS), {"info": (*INFO, *human_memory.INFO)})
+MONITOR: Final = HumanMonitor(
+    (*ACTIONS, *human_memory.ACTIONS, *human_look.ACTIONS), {"info": (*INFO, *human_memory.INFO, *human_look.INFO)}
+)
 """Every command of the human monitor there is."""
 
 COMMANDS: Final = (Command("human-monitor-command", HumanMonitorArguments, human_monitor_command, Runs.IN_THREAD),)
