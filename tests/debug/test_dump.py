@@ -18,7 +18,7 @@ from sealift.address import PAGE_SHIFT, PAGE_SIZE
 from sealift.errors import UserError
 from sealift.guest.programs import program
 from sealift.sev.policy import DEFAULT_POLICY, Policy
-from sealift.vmm.debug.cpu import CpuRegisters, read_cpu
+from sealift.vmm.debug.cpu import GENERAL, CpuRegisters, read_cpu
 from sealift.vmm.debug.dump import Dump, DumpInfo, DumpStatus, DumpWishes
 from sealift.vmm.debug.elfcore import Load, head
 from sealift.vmm.debug.memory import debug_memory
@@ -106,7 +106,7 @@ def test_a_core_file_is_what_the_guest_is(paused: rig.Guest, tmp_path: Path) -> 
     said = gdb(core, "info threads", "info registers rip rsp rbx eflags fs_base", "x/2gx 0xa00000")
     assert "LWP 1" in said
     general = cpu.registers.general
-    for name, value in (("rip", cpu.registers.rip), ("rsp", general[7]), ("rbx", general[3])):
+    for name, value in (("rip", cpu.registers.rip), ("rsp", general[7]), ("rbx", general[GENERAL.index("rbx")])):
         assert re.search(rf"^{name}\s+{value:#x}\s", said, re.MULTILINE), (name, hex(value), said)
     first, second = struct.unpack("<2Q", debug_memory(paused.machine).read(0xA0_0000, 16))
     assert re.search(rf"0xa00000:\s+0x{first:016x}\s+0x{second:016x}", said), said
