@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import pytest
+
 import judges
 from migration import rig
 from sealift.sev.policy import Policy
+from sealift.vmm.debug.cpu import read_cpu
 from sealift.vmm.gdb.packet import Parser, framed
 from sealift.vmm.gdb.server import GdbServer, GdbService, listen_for_gdb
 from sealift.vmm.guest import Guest
@@ -32,7 +35,7 @@ def served(running: rig.Guest, path: Path) -> Iterator[tuple[Guest, str]]:
     guest = Guest(running.name, Parameters())
     guest.attach(running.machine, running.launched)
     listener = listen_for_gdb(f"unix:{path / 'gdb'}")
-    server = GdbServer(guest, listener.listening, _execute)
+    server = GdbServer(guest, listener.listening, MONITOR.execute)
     try:
         yield guest, str(path / "gdb")
     finally:
@@ -56,8 +59,8 @@ def gdb(where: str, *commands: str) -> str:
     return done.stdout + done.stderr
 
 
-def _execute(guest: Guest, line: str, cpu: int = 0) -> str:
-    return MONITOR.execute(guest, line, Viewpoint(cpu))
+def _execute(guest: Guest, line: str) -> str:
+    return MONITOR.execute(guest, line, Viewpoint())
 
 
 def test_the_monitor_starts_moves_and_ends_the_server(any_guest: rig.Guest, tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_the_monitor_starts_moves_and_ends_the_server(any_guest: rig.Guest, tmp_
     guest.attach(any_guest.machine, any_guest.launched)
     first, second = (f"unix:{tmp_path / name}" for name in ("first", "second"))
     assert _execute(guest, f"gdbserver {first}") == "Error: gdb is not served for this guest\r\n"
-    service = guest.debugging = GdbService(guest, _execute)
+    service = guest.debugging = GdbService(guest, MONITOR.execute)
     assert _execute(guest, f"gdbserver {first}") == f"Waiting for gdb connection on device '{first}'\r\n"
     own = gdb(str(tmp_path / "first"), "monitor gdbserver none", f"monitor gdbserver {second}", "detach")
     assert own.count("gdb cannot end the server that it uses") == 2
@@ -133,6 +136,35 @@ def test_memory_of_a_closed_guest_is_refused(closed: rig.World, tmp_path: Path) 
             assert b"bit 0, NODBG, is set" in say(b"ma00000,8")
             assert say(b"D") == b"OK"
     running.work(1)
+
+
+@pytest.mark.parametrize("policy", [Policy.ES, Policy.NODBG | Policy.ES])
+def test_the_monitor_shows_encrypted_registers_as_far_as_the_policy_allows(hosts: Path, policy: Policy) -> None:
+    with rig.world(hosts, rig.recipe(), policy) as world:
+        running = world.start()
+        guest = Guest(running.name, Parameters())
+        guest.attach(running.machine, running.launched)
+        shown = _execute(guest, "info registers")
+        if policy & Policy.NODBG:
+            assert "bit 0, NODBG, is set" in shown
+        else:
+            guest.stop()
+            assert f"RIP={read_cpu(running.machine, 0).registers.rip:016x}" in _execute(guest, "info registers")
+            guest.resume()
+        running.work(1)
+
+
+@pytest.mark.parametrize("command", ["break line_send", "hbreak line_send", f"watch *(long *){FREE:#x}"])
+def test_a_breakpoint_is_refused_and_the_guest_is_as_it_was(any_guest: rig.Guest, tmp_path: Path, command: str) -> None:
+    """Gdb would write it into the guest's code by itself if it heard that there are none here."""
+    any_guest.machine.resume()
+    with served(any_guest, tmp_path) as (guest, where):
+        code = "*(long *)line_send"
+        said = gdb(where, f"set $code = {code}", command, "continue", f"p $code == {code}", "detach")
+        assert "Command aborted" in said, said
+        assert "$1 = 1" in said, said
+        assert guest.state is RunState.RUNNING, said
+    any_guest.work(1)
 
 
 def test_a_step_is_refused_and_gdb_goes_on(any_guest: rig.Guest, tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import enum
+import re
 from typing import Final, TypeAlias
+
+import numpy as np
 
 PACKET_LIMIT: Final = 1 << 17
 """Bytes of a packet's content, as large as gdb asks for: room for 64 KiB of memory in hexadecimal digits."""
 
 _ESCAPE: Final = 0x7D
-_ESCAPED: Final = frozenset(b"#$}*")
+_SPECIAL: Final = re.compile(rb"[#$}*]")
 
 
 class Signal(enum.Enum):
@@ -26,10 +29,8 @@ Received: TypeAlias = bytes | Signal
 
 def framed(content: bytes) -> bytes:
     """A packet of `content`, in which the bytes with a meaning of their own are escaped."""
-    escaped = bytearray()
-    for byte in content:
-        escaped += bytes((_ESCAPE, byte ^ 0x20)) if byte in _ESCAPED else bytes((byte,))
-    return b"$%b#%02x" % (bytes(escaped), sum(escaped) & 0xFF)
+    escaped = _SPECIAL.sub(lambda found: bytes((_ESCAPE, found[0][0] ^ 0x20)), content)
+    return b"$%b#%02x" % (escaped, int(np.frombuffer(escaped, np.uint8).sum(dtype=np.uint64)) & 0xFF)
 
 
 class Parser:

@@ -88,7 +88,7 @@ class GdbServer:
 
 
 class GdbService:
-    """Serves gdb for a guest at one place at a time, or nowhere (`sealift.vmm.guest.Debugging`).
+    """Serves gdb for a guest at one place at a time, or nowhere (`sealift.vmm.collaborators.Debugging`).
 
     Args:
         guest, monitor: as for `GdbServer`.
@@ -107,30 +107,30 @@ class GdbService:
             self._serving = listener, GdbServer(self._guest, listener.listening, self._monitor)
 
     def serve_at(self, uri: str) -> str:
-        """See `sealift.vmm.guest.Debugging`."""
+        """See `sealift.vmm.collaborators.Debugging`."""
         self._require_another()
         listener = listen_for_gdb(uri)
         self.serve(listener)
         return str(listener.address)
 
     def end(self) -> None:
-        """See `sealift.vmm.guest.Debugging`."""
+        """See `sealift.vmm.collaborators.Debugging`."""
         self._require_another()
         with self._lock:
             self._end()
 
     def _require_another(self) -> None:
-        """No thread waits for its own end."""
-        with self._lock:
-            if self._serving is not None and self._serving[1].attends_to_this_thread:
-                raise UserError("gdb cannot end the server that it uses; let it detach, and ask somewhere else")
+        """No thread waits for its own end. Without the lock, which may be held by who waits for this thread's."""
+        serving = self._serving
+        if serving is not None and serving[1].attends_to_this_thread:
+            raise UserError("gdb cannot end the server that it uses; let it detach, and ask somewhere else")
 
     def _end(self) -> None:
         if self._serving is not None:
             listener, server = self._serving
-            self._serving = None
             server.close()
             listener.close()
+            self._serving = None
 
 
 class _Connection:

@@ -14,11 +14,12 @@ from sealift.vmm.events import ShutdownCause
 from sealift.vmm.gdb import target
 from sealift.vmm.gdb.packet import PACKET_LIMIT
 from sealift.vmm.guest import Guest
+from sealift.vmm.qmp.human import Viewpoint
 from sealift.vmm.runstate import RunState
 from sealift.wire import platform as wire
 
-Monitor = Callable[[Guest, str, int], str]
-"""Carries out a line of the human monitor as one vCPU sees it; what it shows."""
+Monitor = Callable[[Guest, str, Viewpoint], str]
+"""Carries out a line of the human monitor; what it shows."""
 
 _READ_LIMIT: Final = PACKET_LIMIT // 2 - 16
 """Bytes of memory that fit a reply."""
@@ -57,6 +58,8 @@ class Session:
             "c": self._continue,
             "s": self._step,
             "D": self._detach,
+            "Z": self._breakpoint,
+            "z": self._agree,
             "k": self._kill,
             "qSupported": self._supported,
             "QStartNoAckMode": self._agree,
@@ -137,6 +140,10 @@ class Session:
     def _step(self, _: str) -> bytes:
         """Gdb asks for this without asking whether it is there, and waits for ever for another answer."""
         raise UserError("this guest cannot be stepped through yet; let it run with `continue`, and stop it with Ctrl-C")
+
+    def _breakpoint(self, _: str) -> bytes:
+        """An empty reply would have gdb write INT3 into the guest, which dies of it."""
+        raise UserError("this guest cannot be given breakpoints yet")
 
     def _kill(self, _: str) -> None:
         self.over = True
@@ -246,7 +253,7 @@ class Session:
         return self._extra_info(self._thread(thread)).encode().hex().encode()
 
     def _command(self, line: str) -> bytes:
-        shown = self._monitor(self._guest, bytes.fromhex(line).decode("utf-8"), self._cpu)
+        shown = self._monitor(self._guest, bytes.fromhex(line).decode("utf-8"), Viewpoint(self._cpu))
         return shown.encode().hex().encode() or _OK
 
     def _extra_info(self, cpu: int) -> str:
