@@ -3,7 +3,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -54,5 +54,15 @@ def served(manufacturer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     base = tmp_path_factory.mktemp("qmp")
     places = Places(Host(base / "host"), base / "owner", manufacturer)
     options = GuestOptions(name="served", kernel="idle", memory=16 << 20)
+    with start_guest(options, places) as hosted, serving(hosted.guest, base / "qmp.sock") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def open_guest(manufacturer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The same; its policy lets its host look into it."""
+    base = tmp_path_factory.mktemp("open")
+    places = Places(Host(base / "host"), base / "owner", manufacturer)
+    options = replace(GuestOptions(name="open", kernel="idle", memory=16 << 20), policy="nosend")
     with start_guest(options, places) as hosted, serving(hosted.guest, base / "qmp.sock") as server:
         yield server

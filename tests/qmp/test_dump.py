@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from qemu.qmp import ExecuteError
 
-from qmp.conftest import Served, serving
+from qmp.conftest import Served
 from qmp.test_human import monitor
 from qmp.test_server import ask
-from sealift.cli.guest_options import GuestOptions
-from sealift.cli.places import Host, Places
-from sealift.cli.wiring import start_guest
 from sealift.errors import UserError
 from sealift.vmm.debug.dump import Dump, DumpWishes
 from sealift.vmm.debug.memory import debug_memory
@@ -24,16 +19,6 @@ from sealift.vmm.events import DumpEnded, GuestEvent
 
 KERNEL = 0xA0_0000
 RAM = 16 << 20
-
-
-@pytest.fixture(scope="module")
-def open_guest(manufacturer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A guest whose policy lets its host look into it."""
-    base = tmp_path_factory.mktemp("open")
-    places = Places(Host(base / "host"), base / "owner", manufacturer)
-    options = replace(GuestOptions(name="open", kernel="idle", memory=RAM), policy="nosend")
-    with start_guest(options, places) as hosted, serving(hosted.guest, base / "qmp.sock") as server:
-        yield server
 
 
 def test_a_dump_is_waited_for_and_told_of(open_guest: Served, tmp_path: Path) -> None:

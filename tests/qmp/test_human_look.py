@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from qmp.conftest import Served, serving
+from qmp.conftest import Served
 from qmp.test_human import monitor
 from qmp.test_server import ask
-from sealift.cli.guest_options import GuestOptions
-from sealift.cli.places import Host, Places
-from sealift.cli.wiring import start_guest
 from sealift.vmm.debug.memory import debug_memory
 from sealift.vmm.guest import Guest
 from sealift.vmm.qmp.commands.human import MONITOR
@@ -27,15 +21,9 @@ END = RAM - 16
 BIOS = bytes.fromhex("ea5be000f030362f32332f393900fc00")
 
 
-@pytest.fixture(scope="module")
-def open_guest(manufacturer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A guest whose policy lets its host look into it, with QEMU's bytes at the end of its memory."""
-    base = tmp_path_factory.mktemp("look")
-    places = Places(Host(base / "host"), base / "owner", manufacturer)
-    options = replace(GuestOptions(name="look", kernel="idle", memory=RAM), policy="nosend")
-    with start_guest(options, places) as hosted, serving(hosted.guest, base / "qmp.sock") as server:
-        debug_memory(hosted.guest.machine).write(END, BIOS)
-        yield server
+@pytest.fixture(scope="module", autouse=True)
+def _qemus_bytes(open_guest: Served) -> None:
+    debug_memory(open_guest.guest.machine).write(END, BIOS)
 
 
 class User:
@@ -113,7 +101,7 @@ def test_values_are_registers_and_numbers_added_up(open_guest: Served, user: Use
         ("print", "expr expected"),
         ("sum 0 0x10000000", "at most 16 MiB"),
         ("gpa2hva 0x1000", "GPA 0x1000 has no address in this process"),
-        ("system_reset", "guest look cannot be reset"),
+        ("system_reset", "guest open cannot be reset"),
     ],
 )
 def test_what_is_wrong_is_said(user: User, line: str, answer: str) -> None:
@@ -161,6 +149,11 @@ def test_the_machine_is_described(open_guest: Served, user: User) -> None:
     private, shared = (int(line.split()[1]) for line in shown if "pages" in line)
     assert private + shared == RAM >> 12
     assert shown[-1] == "debugging: allowed by the guest's policy"
+
+
+def test_registers_are_shown_of_a_guest_that_runs_and_runs_on(open_guest: Served, user: User) -> None:
+    assert user("info registers")[0] == "CPU#0"
+    assert ask(open_guest, "query-status")["running"]
 
 
 def test_where_the_policy_says_no_memory_is_not_shown(served: Served) -> None:

@@ -39,7 +39,6 @@ from sealift.vmm.migration.status import MigrationStatus
 from sealift.vmm.migration.transport import FileAddress, Listener, parse_uri
 from sealift.vmm.qmp.commands.human import MONITOR
 from sealift.vmm.qmp.endpoint import listen_for_monitor, listen_for_qmp
-from sealift.vmm.qmp.human import Viewpoint
 from sealift.vmm.qmp.human_server import HumanServer
 from sealift.vmm.qmp.server import QmpServer
 from sealift.vmm.runstate import RunState
@@ -126,7 +125,7 @@ def run_in_foreground(
         hosted = start()
         ending.callback(hosted.close)
         guest = hosted.guest
-        debugger = guest.debugging = GdbService(guest, _for_gdb)
+        debugger = guest.debugging = GdbService(guest, MONITOR.execute)
         ending.callback(debugger.end)
         if debugging is not None:
             debugger.serve(debugging)
@@ -145,10 +144,6 @@ def run_in_foreground(
     if foreground.ended:  # and everything that it printed is shown
         say(f"guest {name} ended")
     return status
-
-
-def _for_gdb(guest: Guest, line: str, cpu: int) -> str:
-    return MONITOR.execute(guest, line, Viewpoint(cpu))
 
 
 def _beside(printer: Printer, say: Say) -> Say:

@@ -305,7 +305,7 @@ class AwaitedGuest(HostedGuest):
 
 
 class _LateArrival:
-    """What a user can have done about missing pages (`sealift.vmm.guest.LateArrival`)."""
+    """What a user can have done about missing pages (`sealift.vmm.collaborators.LateArrival`)."""
 
     def __init__(self, filling: Filling, incoming: Incoming | FileIncoming) -> None:
         self._filling = filling

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from sealift.errors import LostError, UserError
+from sealift.vmm.collaborators import Debugging, LateArrival
 from sealift.vmm.console import Console
 from sealift.vmm.debug.dump import Dump, DumpInfo, DumpWishes
 from sealift.vmm.events import (
@@ -63,34 +64,6 @@ _DUMP_LIMIT_S: Final = 10.0
 
 _HANDOVER_LIMIT_S: Final = 10.0
 """How long the end of a guest waits for its migration's: a handover takes milliseconds, unless the target is lost."""
-
-
-class LateArrival(Protocol):
-    """What a user can have done about pages that come behind the guest (post-copy)."""
-
-    def pause(self) -> None:
-        """End the connections."""
-
-    def recover(self, uri: str) -> None:
-        """Await the source at `uri`."""
-
-
-class Debugging(Protocol):
-    """Serves gdb, where and for as long as somebody wants it."""
-
-    def serve_at(self, uri: str) -> str:
-        """Serve it at `uri`, and no longer where it was served before; the address.
-
-        Raises:
-            UserError: that cannot be listened at, or it is gdb itself that asks.
-        """
-
-    def end(self) -> None:
-        """Serve it nowhere.
-
-        Raises:
-            UserError: it is gdb itself that asks.
-        """
 
 
 class Guest:

@@ -10,6 +10,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from sealift.errors import UserError
+from sealift.vmm.debug.cpu import read_cpu
 from sealift.vmm.events import ShutdownCause
 from sealift.vmm.guest import Guest
 from sealift.vmm.migration.parameters import Capability
@@ -79,8 +80,9 @@ def _info_memory(call: Call) -> Iterator[str]:
 
 
 def _info_registers(call: Call) -> Iterator[str]:
-    """The platform refuses while the vCPU runs, and always for one whose registers are encrypted (SEV-ES)."""
-    registers = call.guest.machine.platform.registers(call.cpu)
+    """Of an SEV-ES guest those of the decrypted VMSA, as far as the policy allows."""
+    with call.guest.machine.stilled():
+        registers = read_cpu(call.guest.machine, call.cpu).registers
     yield f"CPU#{call.cpu}"
     yield from register_lines(registers)
 
@@ -238,7 +240,7 @@ INFO: Final = (
     HumanCommand(("version",), (), "show the version of the interface, and of Sealift", _info_version),
     HumanCommand(("cpus",), (), "show infos for each CPU", _info_cpus),
     HumanCommand(("memory_size_summary",), (), "show the amount of memory in bytes", _info_memory),
-    HumanCommand(("registers",), (), "show a stopped CPU's registers, unless the guest has SEV-ES", _info_registers),
+    HumanCommand(("registers",), (), "show the cpu registers", _info_registers),
     HumanCommand(("migrate",), (), "show migration status", _info_migrate),
     HumanCommand(("migrate_parameters",), (), "show current migration parameters", _info_parameters),
     HumanCommand(("migrate_capabilities",), (), "show current migration capabilities", _info_capabilities),
